@@ -1,0 +1,41 @@
+# make demo    the main job on the embedded world, from nothing to a report
+# make test    what continuous integration runs: style, types, tests
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type system clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(STAMP) ## make .venv with the tested versions
+
+# Made anew, not patched, when what it is made from changes: nothing left over can hide a missing
+# dependency. The stamp lies inside, so an interrupted installation starts again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup ## distil a student on the embedded world; writes out/demo
+	$(BIN)/drivekd demo
+
+test: setup lint type ## style, types and the default test suite
+	$(BIN)/pytest
+
+lint: setup ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## mypy --strict
+	$(BIN)/mypy
+
+system: ## Debian packages for rendering and for looking at the report (needs root)
+	@dpkg -s libx11-6 chromium >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends libx11-6 chromium; }
+
+clean: ## remove what was built, but neither .venv nor out
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,258 @@
+"""The command line: every verb imports what it needs and calls one function.
+
+A user's mistake ends in one line on stderr and exit code 2, an interrupt in exit code 130;
+`--debug` or DRIVEKD_DEBUG=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from drivekd import __version__
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+_PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,  # plain help needs no rich and shows in half the time
+    "pretty_exceptions_enable": False,
+}
+
+#: what typer raises for a wrong command line; it has no public name in every version of typer
+_USAGE: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+app = typer.Typer(help="Distil driving vision-language models from several teachers.", **_PLAIN)
+data_app = typer.Typer(help="Look at data files.", **_PLAIN)
+world_app = typer.Typer(help="Make and show scenes of the embedded world.", **_PLAIN)
+app.add_typer(data_app, name="data")
+app.add_typer(world_app, name="world")
+
+Split = Literal["train", "student", "val", "demo", "transfer", "test"]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder that image paths start from.")]
+Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"drivekd {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Distil driving vision-language models from several teachers."""
+
+
+@app.command(epilog="Example: drivekd demo --out out/demo")
+def demo(
+    out: Out = Path("out/demo"),
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps per arm; fewer for a quick look.")
+    ] = None,
+) -> None:
+    """Run the main job on the embedded world: distil, compare, report.
+
+    An interrupted run continues where it stopped.
+    """
+    from drivekd.demo import run
+
+    run(out, max_steps)
+
+
+@data_app.command("info", epilog="Example: drivekd data info train.json --json")
+def data_info(
+    path: Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")],
+    format: Annotated[
+        Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"], typer.Option()
+    ] = "auto",
+    root: Root = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
+) -> None:
+    """Count the samples of a data file by capability, template and number of images."""
+    import json
+
+    from drivekd.data.info import count, describe
+    from drivekd.data.readers import read
+
+    counts = count(read(path, format, root=root))
+    typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
+
+
+@world_app.command("make", epilog="Example: drivekd world make --scenes 100 --split train --out w")
+def world_make(
+    out: Out,
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")],
+    split: Annotated[Split, typer.Option(help="No two splits share a scene.")] = "train",
+    first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of a picture [px].")] = 96,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+    ] = None,
+) -> None:
+    """Write pictures, questions and ground truth; scenes already there are kept."""
+    from drivekd.world.make import make
+
+    typer.echo(make(out, scenes, split, first=first, size=size, workers=workers))
+
+
+@app.command(epilog="Example: drivekd train demo --set train.max_steps=20 --out out/try")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results (output_dir).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
+    ] = False,
+) -> None:
+    """Train a student by a recipe: with teachers, or by plain cross-entropy."""
+    from drivekd.recipe import load
+
+    output = [f"output_dir={out}"] if out is not None else []
+    resolved = load(recipe, [*(changes or []), *output])  # a slip is told before torch is loaded
+    from drivekd.distill.train import train as run
+
+    typer.echo(run(resolved, resume=resume))
+
+
+@app.command(
+    epilog="Example: drivekd evaluate --model out/try/final --data val.jsonl --out out/try/val"
+)
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="A JSON or JSONL file of a known format.")],
+    out: Out,
+    images: Annotated[
+        Literal["real", "grey", "other"], typer.Option(help="Or the blind and shuffled controls.")
+    ] = "real",
+    root: Root = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 32,
+    device: Annotated[str, typer.Option(help="For example cuda.")] = "cpu",
+) -> None:
+    """Answer the questions of a data file and score the answers by capability and template."""
+    from drivekd.evaluate.run import evaluate as run
+    from drivekd.evaluate.run import table
+
+    scores = run(
+        model, data, out, images=images, root=root, max_new_tokens=max_new_tokens, device=device
+    )
+    typer.echo(f"{table(scores)}\n{out / 'scores.json'}")
+
+
+@app.command(
+    epilog="Example: drivekd ask --model world:teacher_perception --image CAM_FRONT=a.png 'What?'"
+)
+def ask(
+    question: Annotated[str, typer.Argument()],
+    model: Model,
+    image: Annotated[
+        list[str], typer.Option(metavar="CAMERA=FILE", help="A picture; may be repeated.")
+    ],
+    attention: Annotated[
+        Path | None, typer.Option(help="Draw where the model looked into this PNG.")
+    ] = None,
+) -> None:
+    """Ask one question about some pictures and print the answer."""
+    from drivekd.ask import ask as run
+
+    typer.echo(run(model, _pictures(image), question, attention))
+
+
+def _pictures(images: Sequence[str]) -> dict[str, Path]:
+    pictures: dict[str, Path] = {}
+    for number, text in enumerate(images):
+        camera, separator, file = text.partition("=")
+        name, file = (camera, file) if separator else (f"image_{number}", text)
+        if name in pictures:
+            raise ValueError(f"--image {name} was given twice: name each camera once")
+        pictures[name] = Path(file)
+    return pictures
+
+
+@app.command(epilog="Example: drivekd report out/demo")
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+) -> None:
+    """Write the self-contained HTML page of a run and print its path."""
+    from drivekd.report.page import write_page
+
+    typer.echo(write_page(run_dir))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or os.environ.get("DRIVEKD_DEBUG") == "1"
+    given = [word for word in given if word != "--debug"]  # it may stand anywhere
+    if debug:
+        sys.exit(_run(given))
+    try:
+        sys.exit(_run(given))
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; the same command continues where that is possible", INTERRUPTED)
+    except _USAGE as error:
+        _fail(_usage(error), USER_MISTAKE)
+    except OSError as error:
+        _fail(_os_error(error), USER_MISTAKE)
+    except ValueError as error:  # pydantic's ValidationError is one
+        _fail(str(error), USER_MISTAKE)
+    except (ArithmeticError, MemoryError, RuntimeError) as error:
+        if not _foreseen(error):
+            raise
+        _fail(str(error) or "out of memory", 1)
+
+
+def _run(given: list[str]) -> int | None:
+    """Run one verb; without any the help is shown, but nothing was done."""
+    code: int | None = app(given or ["--help"], prog_name="drivekd", standalone_mode=False)
+    if code == INTERRUPTED:  # newer versions of typer turn the interrupt into this
+        raise KeyboardInterrupt
+    return code if given else USER_MISTAKE
+
+
+def _foreseen(error: BaseException) -> bool:
+    """Whether we raised it ourselves, so that its message explains it better than a traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+    return isinstance(error, MemoryError) or module.partition(".")[0] == "drivekd"
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and whose help explains it."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "drivekd"
+    return f"{error.format_message()} See `{command} --help`."
+
+
+def _os_error(error: OSError) -> str:
+    """What the system refused, and of what file."""
+    if error.strerror is None:  # one of ours, or a library's: it is a sentence already
+        return str(error)
+    named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{error.strerror}: {named}" if named else error.strerror
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"drivekd: error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

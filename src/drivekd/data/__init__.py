@@ -1,0 +1,1 @@
+"""Driving questions as data: one `Sample` per question, and the readers that make them."""

@@ -1,0 +1,122 @@
+"""Turns with `<image>` placeholders: Drive-KD's `messages` and LLaVA's `conversations`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.cameras import capability_of
+from drivekd.data.paths import camera_of, resolve
+from drivekd.data.rows import Row, need, optional_text
+from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Role, Sample
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+_OURS = {
+    "id", "messages", "conversations", "images", "image", "cameras", "question_type",
+    "capability", "template", "scene", "frame", "meta", "system",
+}  # fmt: skip
+
+
+def drivekd(row: Row) -> Sample:
+    """A row of `messages`, `images` and `question_type`; the embedded world's rows are such too.
+
+    A question type of DriveLM or DriveBench is mapped to its capability, any other stands as it
+    is: capabilities are named by the recipe, not by this reader.
+
+    Raises:
+        ValueError: a turn is malformed, or placeholders and images differ in number.
+    """
+    turns = need(row, "messages", list, "a list of {role, content}")
+    return _sample(row, tuple(_message(row, turn, "role", "content") for turn in turns))
+
+
+def sharegpt(row: Row) -> Sample:
+    """A row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
+
+    Raises:
+        ValueError: a turn is malformed, or placeholders and images differ in number.
+    """
+    turns = need(row, "conversations", list, "a list of {from, value}")
+    messages = tuple(_message(row, turn, "from", "value") for turn in turns)
+    if isinstance(system := row.value.get("system"), str) and system:
+        messages = (Message("system", system), *messages)
+    return _sample(row, messages)
+
+
+def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise ValueError(
+            f"{row.where}: a turn must be {{{role_key}, {text_key}}}, got {turn!r:.60}"
+        )
+    role = _ROLES.get(str(turn.get(role_key)))
+    if role is None:
+        raise ValueError(
+            f"{row.where}: `{role_key}` of a turn must be one of {', '.join(_ROLES)}, got "
+            f"{turn.get(role_key)!r}"
+        )
+    return Message(role, _text(row, turn.get(text_key), text_key))
+
+
+def _text(row: Row, value: Any, key: str) -> str:
+    """The text of a turn; a list of parts (`{type: image}`, `{type: text, text}`) is joined."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        return "".join(
+            IMAGE_PLACEHOLDER if part.get("type") == "image" else str(part.get("text", ""))
+            for part in value
+        )
+    raise ValueError(f"{row.where}: `{key}` of a turn must be text, got {value!r:.60}")
+
+
+def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
+    if not any(message.role == "user" for message in messages):
+        raise ValueError(f"{row.where}: no user turn, so nothing is asked")
+    texts = _image_texts(row)
+    places = sum(m.content.count(IMAGE_PLACEHOLDER) for m in messages if m.role == "user")
+    if places != len(texts):
+        raise ValueError(
+            f"{row.where}: {places} {IMAGE_PLACEHOLDER} in the user turns but {len(texts)} images; "
+            "write one placeholder per image, where it belongs"
+        )
+    kind = optional_text(row, "capability") or optional_text(row, "question_type")
+    meta = row.value.get("meta")
+    rest = {key: value for key, value in row.value.items() if key not in _OURS}
+    return Sample(
+        id=str(row.value.get("id") or row.where.rpartition(", row ")[2]),
+        messages=messages,
+        images=_images(row, texts),
+        capability=capability_of(kind) or (None if kind == "robust_qas" else kind),
+        template=optional_text(row, "template"),
+        scene=optional_text(row, "scene"),
+        frame=optional_text(row, "frame"),
+        source=row.where,
+        meta={**rest, "question_type": kind, **(meta if isinstance(meta, Mapping) else {})},
+    )
+
+
+def _image_texts(row: Row) -> list[str]:
+    value = row.value.get("images", row.value.get("image"))
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{row.where}: `images` must be a list of paths, got {value!r:.60}")
+    return texts
+
+
+def _images(row: Row, texts: list[str]) -> dict[str, Path]:
+    """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
+    cameras = row.value.get("cameras")
+    if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
+        raise ValueError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
+    names = [str(c) for c in cameras] if cameras else [camera_of(text) for text in texts]
+    if None in names or len(set(names)) < len(names):
+        names = [f"image_{number}" for number in range(len(texts))]
+    files = (resolve(text, row.folder, row.where) for text in texts)
+    return {str(name): file for name, file in zip(names, files, strict=True)}

@@ -1,0 +1,65 @@
+"""What a data file holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.sample import CAPABILITIES, Sample
+
+
+def count(samples: Iterable[Sample]) -> dict[str, Any]:
+    """Count samples by capability, template and number of images.
+
+    Returns:
+        `{"samples", "capabilities": {name: n}, "unassigned", "templates": {name: n},
+        "question_types": {name: n}, "images_per_sample": {"1": n, …}, "scenes", "frames",
+        "unanswered", "images", "images_missing"}`; the last two count files, each once.
+    """
+    capabilities: Counter[str | None] = Counter()
+    templates: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    images: Counter[int] = Counter()
+    scenes, frames, files = set[str](), set[str](), set[Path]()
+    unanswered = 0
+    for sample in samples:
+        capabilities[sample.capability] += 1
+        images[len(sample.images)] += 1
+        unanswered += sample.answer is None
+        files.update(sample.images.values())
+        templates.update([sample.template] if sample.template else [])
+        kinds.update([str(k)] if (k := sample.meta.get("question_type")) else [])
+        scenes.update([sample.scene] if sample.scene else [])
+        frames.update([sample.frame] if sample.frame else [])
+    named = sorted(filter(None, capabilities), key=_capability_order)
+    return {
+        "samples": capabilities.total(),
+        "capabilities": {name: capabilities[name] for name in named},
+        "unassigned": capabilities[None],
+        "templates": dict(sorted(templates.items())),
+        "question_types": dict(sorted(kinds.items())),
+        "images_per_sample": {str(n): images[n] for n in sorted(images)},
+        "scenes": len(scenes),
+        "frames": len(frames),
+        "unanswered": unanswered,
+        "images": len(files),
+        "images_missing": sum(not file.is_file() for file in files),
+    }
+
+
+def _capability_order(name: str) -> tuple[int, str]:
+    return (CAPABILITIES.index(name) if name in CAPABILITIES else len(CAPABILITIES), name)
+
+
+def describe(counts: dict[str, Any]) -> str:
+    """The counts as lines for people."""
+    lines = []
+    for key, value in counts.items():
+        shown = (
+            ", ".join(f"{k} {n}" for k, n in value.items()) if isinstance(value, dict) else value
+        )
+        if shown not in ("", 0) or key == "samples":
+            lines.append(f"{key.replace('_', ' '):<18} {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""Progress with an estimate of the time left: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: seconds between two plain lines when stderr is not a terminal [s]
+PLAIN_INTERVAL = 10.0
+
+
+def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
+    """Yield the items and show on stderr how many are done and how long the rest will take.
+
+    Args:
+        items: what to go through.
+        total: their number; taken from `len(items)` where it has one. Without a number the
+            count and the rate are shown, but no time left.
+        label: what is being done, e.g. `rendering scenes`.
+
+    Yields:
+        The items, unchanged and in order.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    return _bar(items, total, label) if sys.stderr.isatty() else _lines(items, total, label)
+
+
+def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+        task = progress.add_task(label, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+    started = shown = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - shown >= PLAIN_INTERVAL:
+            shown = now
+            _write(_line(label, done, total, now - started))
+    # The last line comes only where an earlier one did: quick work stays quiet.
+    if shown != started:
+        _write(_line(label, done, total, time.monotonic() - started))
+
+
+def _line(label: str, done: int, total: int | None, seconds: float) -> str:
+    """One plain line, e.g. `rendering scenes: 120/5000, 9.8/s, 8m18s left`."""
+    count = f"{done}/{total}" if total is not None else str(done)
+    parts = [count, f"{done / seconds:.1f}/s"]
+    if total is not None and done < total:
+        parts.append(f"{duration(seconds / done * (total - done))} left")
+    elif done == total:
+        parts.append(f"done in {duration(seconds)}")
+    return f"{label or 'progress'}: {', '.join(parts)}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `42s`, `8m18s`, `2h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,183 @@
+"""The main job in order: world, student runs, controls, scores, attention, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.recipe import Recipe, load, parse
+
+TRAIN_SCENES, DEMO_SCENES = 200, 120
+
+#: how every trained arm differs from recipes/demo.yaml; same start, steps and data order
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "drivekd": {},
+    "full_everywhere": {"signal": "full", "layers": "1..penultimate"},
+    "ce_only": {"capabilities": {}},
+    "blind": {"capabilities": {}, "images": "grey"},
+}
+
+Images = Literal["real", "grey", "other"]
+
+
+def arm_recipe(base: Recipe, arm: str, output_dir: Path) -> Recipe:
+    """The demo's recipe as one arm runs it.
+
+    Args:
+        base: the recipe that all arms share; `drivekd` is this recipe itself.
+        arm: a key of `ARMS`, or `mismatched` for the negative control of the study.
+        output_dir: where the arm writes.
+    """
+    raw = base.model_dump(mode="json")
+    change = {"mismatch": True} if arm == "mismatched" else ARMS[arm]
+    raw |= {"name": arm, "output_dir": str(output_dir)}
+    if "capabilities" in change:
+        raw |= {"capabilities": {}, "mixing": {}}
+    for capability in raw["capabilities"].values():
+        if "signal" in change:
+            capability["signal"] = change["signal"]
+            capability["student_layers"] = capability["teacher_layers"] = change["layers"]
+    raw["data"]["images"] = change.get("images", "real")
+    raw["data"]["mismatch"] = change.get("mismatch", False)
+    return parse(raw, arm)
+
+
+def run(out: Path, max_steps: int | None = None) -> Path:
+    """Run the demo; a second call continues where the first one stopped.
+
+    Args:
+        out: folder of all results.
+        max_steps: optimizer steps per arm; the recipe's own number if None.
+
+    Returns:
+        the path of the report.
+    """
+    from drivekd.data.readers import read
+    from drivekd.report.page import write_page
+    from drivekd.world.make import make
+
+    started = time.monotonic()
+    few = max_steps is not None and max_steps < 20
+    scenes = (16, 8) if few else (TRAIN_SCENES, DEMO_SCENES)
+    train_file = make(out / "world" / "student", scenes[0], "student")
+    demo_file = make(out / "world" / "demo", scenes[1], "demo")
+    changes = [f"data.train=[{train_file}, {train_file.with_name('dense.jsonl')}]"]
+    changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
+    base = load("demo", changes)
+    _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in ARMS])
+    _parallel(_evaluate_arm, [(out, demo_file, arm) for arm in _scored(base)])
+    _majority(out, list(read(train_file)), list(read(demo_file)))
+    _attention(out, base, list(read(demo_file)))
+    summary = _summary(out, time.monotonic() - started)
+    page = write_page(out)
+    _print_table(summary)
+    print(f"report: {page}\nmodel:  {out / 'drivekd' / 'final'} (loads in plain transformers)")
+    return page
+
+
+def _parallel(function: Any, jobs: Sequence[Any]) -> None:
+    """Run jobs in as many processes as there are cores, one torch thread each."""
+    workers = min(len(jobs), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(function, jobs))
+
+
+def _train_arm(recipe: Recipe) -> None:
+    from drivekd.distill.train import train
+
+    train(recipe, resume=True)
+
+
+def _scored(base: Recipe) -> list[str]:
+    return [*ARMS, "student_base", "teacher", "teacher_blind"]
+
+
+def model_of(out: Path, base: Recipe, arm: str, capability: str) -> str:
+    """Where the model of an arm is: a trained one in `out`, the others shipped."""
+    if arm == "student_base":
+        return base.student
+    if arm == "teacher":
+        return base.capabilities[capability].teacher
+    return "world:teacher_blind" if arm == "teacher_blind" else str(out / arm / "final")
+
+
+def _evaluate_arm(job: tuple[Path, Path, str]) -> None:
+    import torch
+
+    from drivekd.data.readers import read
+    from drivekd.evaluate.answer import answers
+    from drivekd.evaluate.score import score, write_scores
+    from drivekd.models.vlm import load as load_model
+
+    out, file, arm = job
+    torch.set_num_threads(1)
+    base, samples = load("demo"), list(read(file))
+    images: Images = "grey" if arm in ("blind", "teacher_blind") else "real"
+    given = []
+    sources = {c: model_of(out, base, arm, c) for c in CAPABILITIES}
+    for source in dict.fromkeys(sources.values()):
+        asked = [s for s in samples if sources[s.capability or ""] == source]
+        name = "answers.jsonl" if arm != "teacher" else f"answers_{source.split(':')[-1]}.jsonl"
+        given += answers(load_model(source), asked, images, out / arm / name)
+    write_scores(score(given), out / arm / "scores.json")
+
+
+def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    from drivekd.evaluate.score import majority, score, write_scores
+
+    write_scores(score(majority(train, test)), out / "majority" / "scores.json")
+
+
+def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
+    """Teacher and students looking at the same questions, some of them answered wrongly."""
+    from drivekd.looking import attention_cases
+    from drivekd.models.vlm import load as load_model
+
+    teachers = {c: load_model(model_of(out, base, "teacher", c)) for c in CAPABILITIES}
+    models = {arm: load_model(str(out / arm / "final")) for arm in ("ce_only", "drivekd")}
+    attention_cases({"teacher": teachers, **models}, chosen(samples), out / "attention")
+
+
+def chosen(samples: Sequence[Sample], per_template: int = 1) -> list[Sample]:
+    """The first questions of every template, each of a scene of its own where possible."""
+    picked: dict[str | None, list[Sample]] = {}
+    scenes: set[str | None] = set()
+    for sample in samples:
+        of_template = picked.setdefault(sample.template, [])
+        if len(of_template) < per_template and sample.scene not in scenes:
+            of_template.append(sample)
+            scenes.add(sample.scene)
+    return [sample for group in picked.values() for sample in group]
+
+
+def _summary(out: Path, seconds: float) -> dict[str, Any]:
+    """Gather the scores of all arms into `summary.json`."""
+    order = ("majority", "blind", "student_base", "ce_only", "drivekd", "full_everywhere")
+    scores, counts = {}, {}
+    for arm in (*order, "teacher", "teacher_blind"):
+        found = json.loads((out / arm / "scores.json").read_text())
+        scores[arm] = {c: found["capabilities"][c]["accuracy"] for c in CAPABILITIES}
+        scores[arm]["average"] = found["average"]["accuracy"]
+        counts = {c: found["capabilities"][c]["n"] for c in CAPABILITIES}
+    summary = {"scores": scores, "n": counts, "seconds": seconds}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def _print_table(summary: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Right answers on held-out demo scenes, percent")
+    for column in ("arm", *CAPABILITIES, "average"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, row in summary["scores"].items():
+        table.add_row(arm, *(f"{row[c]:.1f}" for c in (*CAPABILITIES, "average")))
+    Console().print(table)

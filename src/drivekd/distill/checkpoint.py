@@ -1,0 +1,315 @@
+"""Checkpoints of a run: written whole or not at all, and resumed only where they belong.
+
+A folder `checkpoint-<step>/` holds the model and its processor as plain transformers loads them,
+and beside them
+- `optimizer.pt`: the optimizer's state, read back with `weights_only=True`;
+- `trainer_state.json`: step, weighting, pending log means, and what identifies the run: the
+  resolved recipe, the teachers, the data. The learning rate and every random draw are functions
+  of the recipe, the seed and the step (order.py), so there is no further state to keep;
+- `recipe.yaml`: the resolved recipe, for the reader.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drivekd.models import vlm as vlms
+
+FINAL = "final"
+"""Name of the folder of the finished model."""
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is at one moment, apart from weights and optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        total_steps: of the whole run.
+        recipe: the resolved recipe as plain data.
+        teachers: identity of each capability's teacher, see teacher.identity.
+        data: digest of the training rows, see `digest`.
+        trained: names of the trained parameters, in the optimizer's order.
+        weighting: the state of the loss weighting.
+        totals: sums for the log since the last logged step.
+        seconds: wall time spent so far [s].
+        questions: samples seen so far.
+    """
+
+    step: int
+    total_steps: int
+    recipe: Mapping[str, Any]
+    teachers: Mapping[str, Mapping[str, str]]
+    data: str
+    trained: list[str]
+    weighting: Mapping[str, Any] = field(default_factory=dict)
+    totals: Mapping[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    questions: int = 0
+
+
+def digest(parts: Iterable[str]) -> str:
+    """sha256 over a sequence of texts, for example the ids of the training samples."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode())
+        total.update(b"\0")
+    return total.hexdigest()
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def save(
+    folder: Path, *, vlm: vlms.Vlm, optimizer: torch.optim.Optimizer, state: State, keep: int | None
+) -> Path:
+    """Write `folder/checkpoint-<step>` and drop all but the newest `keep` checkpoints.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left and the earlier ones are intact.
+    """
+
+    def fill(target: Path) -> None:
+        write_model(target, vlm, state.recipe)
+        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        _write_state(target, state)
+
+    written = write_whole(folder / f"checkpoint-{state.step}", fill)
+    if keep is not None:
+        for old in _checkpoints(folder)[: -max(keep, 1)]:
+            shutil.rmtree(old)
+    return written
+
+
+def save_final(folder: Path, *, vlm: vlms.Vlm, state: State) -> Path:
+    """Write `folder/final`, the model without what only a running training needs."""
+
+    def fill(target: Path) -> None:
+        write_model(target, vlm, state.recipe)
+        _write_state(target, state)
+
+    return write_whole(folder / FINAL, fill)
+
+
+def _write_state(target: Path, state: State) -> None:
+    text = json.dumps(asdict(state), indent=1)
+    (target / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_model(target: Path, vlm: vlms.Vlm, recipe: Mapping[str, Any]) -> None:
+    """The model as plain transformers loads it, and the recipe that made it."""
+    import yaml
+
+    vlms.save(vlm, target)
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    (target / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Make a folder appear complete or not at all: temporary name, fsync, rename.
+
+    Raises:
+        OSError: with the folder, the reason and the space left, in one line.
+    """
+    draft = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        fill(draft)
+        for path in sorted(draft.rglob("*")):
+            _sync(path)
+        _sync(draft)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        _sync(target.parent)
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(_complaint(target, error)) from error
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _complaint(target: Path, error: Exception) -> str:
+    place = next((p for p in target.parents if p.exists()), Path("/"))
+    free = shutil.disk_usage(place).free / 2**20
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{target} could not be written: {reason} ({free:.0f} MiB free). Earlier checkpoints are "
+        f"intact: make room or choose another output_dir, then resume."
+    )
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
+    numbered = [(int(match[1]), path) for match, path in found if match]
+    return [path for _, path in sorted(numbered) if (path / "trainer_state.json").exists()]
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run's folder, None where there is none."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def starting_point(folder: Path, resume: bool | Path) -> Path | None:
+    """Where a run goes on: a checkpoint, the finished model, or None for a new run.
+
+    Args:
+        folder: of the run.
+        resume: True: the latest of `folder`, if any; a path: this checkpoint (or the latest of
+            this run's folder); False: start anew.
+
+    Raises:
+        ValueError: a new run would overwrite an earlier one, or the path holds no checkpoint.
+    """
+    finished = folder / FINAL / "trainer_state.json"
+    if resume is True:
+        return finished.parent if finished.exists() else latest(folder)
+    if resume is False:
+        held = finished.parent if finished.exists() else latest(folder)
+        if held is not None:
+            raise ValueError(
+                f"output_dir {folder} holds {held.name} of an earlier run: resume it, delete the "
+                f"folder, or choose another output_dir"
+            )
+        return None
+    found = Path(resume) if (Path(resume) / "trainer_state.json").exists() else latest(resume)
+    if found is None:
+        raise ValueError(f"resume: {resume} is no checkpoint and holds none; expected checkpoint-*")
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; the system lets go of it when the process ends.
+
+    Raises:
+        ValueError: another run holds it.
+        OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise ValueError(
+                f"output_dir {folder} is in use by another run (process {handle.read().strip()}): "
+                f"wait for it, or choose another output_dir"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def read_state(checkpoint: Path) -> State:
+    """The state stored in a checkpoint.
+
+    Raises:
+        ValueError: the folder is no checkpoint of ours.
+    """
+    path = checkpoint / "trainer_state.json"
+    try:
+        return State(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of drivekd train ({path.name}: {error}): "
+            f"expected a folder checkpoint-<step> inside a run's output_dir"
+        ) from error
+
+
+def read_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state; no code in the file is ever run."""
+    path = checkpoint / "optimizer.pt"
+    optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+#: What may differ between a checkpoint and the run that resumes it: names of places (the weights
+#: and rows behind them are compared by content) and how often something is written.
+FREE = (
+    "name",
+    "output_dir",
+    "data.train",
+    "data.eval",
+    "data.root",
+    "capabilities.*.teacher",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.report_to",
+    "train.num_threads",
+    "train.cache_features",
+)
+
+
+def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
+    """Refuse to continue a run with other teachers, other data or another method.
+
+    Raises:
+        ValueError: naming every difference.
+    """
+    old, new = _leaves(saved.recipe), _leaves(now.recipe)
+    differences = [
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    for name in sorted(saved.teachers.keys() | now.teachers.keys()):
+        then, here = saved.teachers.get(name, {}), now.teachers.get(name, {})
+        if then.get("sha256") != here.get("sha256"):
+            differences.append(f"teacher of {name}: {_who(then)} then, {_who(here)} now")
+    if saved.data != now.data:
+        differences.append("data: other training samples, or another order of them")
+    if saved.trained != now.trained:
+        differences.append("student: another set of trained parameters")
+    if differences:
+        raise ValueError(
+            f"{checkpoint} belongs to another run and cannot be resumed: "
+            + "; ".join(differences)
+            + ". Restore these settings, or start anew in another output_dir."
+        )
+
+
+def _who(teacher: Mapping[str, str]) -> str:
+    return f"{teacher['source']} ({teacher['sha256'][:8]})" if teacher else "none"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value for everything that must not change."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if any(re.fullmatch(free.replace(".", r"\.").replace("*", "[^.]+"), name) for free in FREE):
+            continue
+        if isinstance(value, Mapping):
+            leaves.update(_leaves(value, f"{name}."))
+        else:
+            leaves[name] = value
+    return leaves

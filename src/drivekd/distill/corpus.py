@@ -1,0 +1,114 @@
+"""The samples of a run: read, drawn, encoded once, checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from drivekd.data.progress import track
+from drivekd.data.readers import exclude_frames, read
+from drivekd.data.sample import Sample
+from drivekd.distill.order import Row, group_rows, select
+from drivekd.distill.teacher import Term
+from drivekd.models.batch import Encoded, encode
+from drivekd.models.vlm import Vlm
+from drivekd.recipe import Recipe
+
+#: Samples named in an error before it says "and so many more".
+NAMED = 5
+
+
+def training_samples(recipe: Recipe) -> list[Sample]:
+    """Read the training files and draw the seed's scenes and samples from them.
+
+    Raises:
+        ValueError: there are no training files, or nothing is left of them.
+    """
+    data = recipe.data
+    if not data.train:
+        raise ValueError(f"recipe {recipe.name}: data.train names no file; expected at least one")
+    samples = list(exclude_frames(_read_all(data.train, data.root), data.exclude_frames))
+    drawn = select(
+        samples, seed=recipe.seed, max_scenes=data.max_scenes, max_samples=data.max_samples
+    )
+    if not drawn:
+        raise ValueError(
+            f"recipe {recipe.name}: no training sample is left of {', '.join(data.train)} after "
+            f"excluding {len(data.exclude_frames)} frames; check data.exclude_frames"
+        )
+    return drawn
+
+
+def evaluation_samples(recipe: Recipe) -> list[Sample]:
+    """The samples whose loss is logged and that are never trained on."""
+    return list(_read_all(recipe.data.eval, recipe.data.root))
+
+
+def _read_all(paths: Iterable[str], root: str | None) -> Iterable[Sample]:
+    for path in paths:
+        yield from read(Path(path), root=root)
+
+
+def encode_all(vlm: Vlm, samples: Sequence[Sample]) -> list[Encoded]:
+    """Tokenise every sample once, up front."""
+    return [encode(vlm, sample) for sample in track(samples, label="reading samples")]
+
+
+def rows(encoded: Sequence[Encoded], *, pack: bool) -> tuple[Row, ...]:
+    """Which samples share a row: those with the same images and the same prefix, if packed."""
+    if not pack:
+        return tuple((index,) for index in range(len(encoded)))
+    return group_rows(
+        [
+            (each.images, tuple(each.input_ids[: each.prefix].tolist())) if each.prefix else index
+            for index, each in enumerate(encoded)
+        ]
+    )
+
+
+def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> None:
+    """Refuse data on which the recipe's teachers would teach nothing, or not what was meant.
+
+    Raises:
+        ValueError: naming samples without a capability, samples whose capability has no row in Π,
+            or a capability whose term no sample has.
+    """
+    if not terms:
+        return
+    samples = [each.sample for each in encoded]
+    _refuse(
+        [s for s in samples if s.capability is None],
+        lambda s: s.id,
+        "have no capability, so no row of Π applies to them; assign one of "
+        + ", ".join(recipe.mixing)
+        + " (question_type), or train on cross-entropy alone (no capabilities)",
+    )
+    _refuse(
+        [s for s in samples if s.capability not in recipe.mixing],
+        lambda s: f"{s.id} ({s.capability})",
+        "have a capability without a row in mixing; add the row, or leave these samples out",
+    )
+    for term in terms:
+        if not any(has_term(term, each) and share(recipe, term, each) > 0 for each in encoded):
+            raise ValueError(
+                f"capabilities.{term.capability}: none of the {len(encoded)} training samples has "
+                f"this term: a text_to_vision signal needs images, and Π a share above 0 for the "
+                f"samples' capabilities; give it such samples, or leave the capability out"
+            )
+
+
+def has_term(term: Term, encoded: Encoded) -> bool:
+    """Whether a sample can have this term: text→vision needs image tokens."""
+    return term.whole or bool(encoded.is_image.any())
+
+
+def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:
+    """Π[c_b, t]."""
+    return recipe.mixing[str(encoded.sample.capability)][term.capability]
+
+
+def _refuse(faulty: Sequence[Sample], show: Callable[[Sample], str], fault: str) -> None:
+    if faulty:
+        more = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
+        names = ", ".join(show(sample) for sample in faulty[:NAMED])
+        raise ValueError(f"training samples {names}{more} (from {faulty[0].source}) {fault}")

@@ -1,0 +1,88 @@
+"""The record of a run: one JSON line per logged step in `log.jsonl`, and TensorBoard on request.
+
+A quantity that did not occur is a missing key, never 0.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+Totals = dict[str, list[float]]
+"""Per name: the weighted sum and the weight collected since the last logged step."""
+
+
+def add(totals: Totals, name: str, value: float, weight: float = 1.0) -> None:
+    """Count `value` with `weight` towards the mean of `name`; nothing happens for weight 0."""
+    if weight > 0:
+        entry = totals.setdefault(name, [0.0, 0.0])
+        entry[0] += value * weight
+        entry[1] += weight
+
+
+def add_all(totals: Totals, values: Mapping[str, float]) -> None:
+    """Count each value once."""
+    for name, value in values.items():
+        add(totals, name, value)
+
+
+def means(totals: Totals) -> dict[str, float]:
+    """The mean of each name that occurred."""
+    return {name: total / weight for name, (total, weight) in totals.items()}
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An open record: the file of lines and, where asked for, the TensorBoard writer."""
+
+    lines: IO[str]
+    board: Any | None
+
+
+def start(folder: Path, *, tensorboard: bool, after: int) -> Journal:
+    """Open the record of a run that has done `after` steps; later lines of a lost run are cut.
+
+    Args:
+        folder: of the run; receives `log.jsonl` and `tensorboard/`.
+        tensorboard: also write event files.
+        after: optimizer steps already done (0 = a new run).
+    """
+    path = folder / "log.jsonl"
+    kept = [line for line in _complete(path) if json.loads(line)["step"] <= after] if after else []
+    path.write_text("".join(kept), encoding="utf-8")
+    lines = path.open("a", encoding="utf-8")
+    return Journal(lines, _board(folder / "tensorboard", after) if tensorboard else None)
+
+
+def _complete(path: Path) -> list[str]:
+    """Lines that end in a newline: a killed run may leave half a line behind."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in text if line.endswith("\n")]
+
+
+def _board(folder: Path, after: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+
+def write(journal: Journal, record: Mapping[str, float | int]) -> None:
+    """Append one line and flush it, so that a report can follow a running training."""
+    journal.lines.write(json.dumps(dict(record)) + "\n")
+    journal.lines.flush()
+    if journal.board is not None:
+        for name, value in record.items():
+            if name != "step":
+                journal.board.add_scalar(name, value, int(record["step"]))
+
+
+def close(journal: Journal) -> None:
+    """Close both records."""
+    journal.lines.close()
+    if journal.board is not None:
+        journal.board.close()

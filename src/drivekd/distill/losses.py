@@ -1,0 +1,201 @@
+"""Losses between a student's and a teacher's head-averaged attention maps.
+
+The plain forms say what is meant, one mask and one mean; `packed_loss` computes the same for many
+samples that share rows of a batch, which is what training uses. Maps are head-averaged softmax
+attention, at least float32: raw map differences are 1e-7 … 1e-3, and counts of map entries
+overflow half precision.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Signal = Literal["text_to_vision", "full"]
+Distance = Literal["mse", "cosine"]
+Reachable = Bool[Tensor, "n n"] | Bool[Tensor, "B n n"] | bool | None
+
+
+def text_to_vision_mask(
+    is_image: Bool[Tensor, "B n"],
+    valid: Bool[Tensor, "B n"] | None = None,
+    reachable: Reachable = None,
+) -> Bool[Tensor, "B n n"]:
+    """Mark the pairs text row × image column.
+
+    M[r, c] = valid_r · ¬image_r · image_c · valid_c. By default pairs count that causality forbids
+    (a text row before an image), where both maps are 0. [release; figure agrees]
+
+    Args:
+        is_image: image tokens; everything else is text.
+        valid: everything but padding; all by default.
+        reachable: True, or a mask of the pairs that attention can reach, counts only those; True
+            means column ≤ row. [ours]
+    """
+    valid = torch.ones_like(is_image) if valid is None else valid
+    mask = (valid & ~is_image)[:, :, None] & (valid & is_image)[:, None, :]
+    return _restrict(mask, reachable)
+
+
+def full_mask(valid: Bool[Tensor, "B n"], reachable: Reachable = None) -> Bool[Tensor, "B n n"]:
+    """Mark all pairs without padding: upper triangle too [release], not if `reachable` [ours]."""
+    return _restrict(valid[:, :, None] & valid[:, None, :], reachable)
+
+
+def _restrict(mask: Bool[Tensor, "B n n"], reachable: Reachable) -> Bool[Tensor, "B n n"]:
+    if reachable is None or reachable is False:
+        return mask
+    if reachable is True:
+        return mask.tril()
+    return mask & reachable
+
+
+def attention_mse(
+    student_map: Float[Tensor, "B n n"],
+    teacher_map: Float[Tensor, "B n n"],
+    mask: Bool[Tensor, "B n n"],
+) -> Float[Tensor, " B"]:
+    """Mean squared difference over the masked pairs of each sample, Σ M (S−T)² / Σ M [release].
+
+    Raises:
+        ValueError: a sample's mask is empty: such a term is absent and not zero.
+    """
+    count = _count(mask)
+    squares = (_accurate(student_map) - _accurate(teacher_map)).square()
+    return torch.where(mask, squares, 0.0).sum(dim=(1, 2)) / count
+
+
+def attention_cosine(
+    student_map: Float[Tensor, "B n n"],
+    teacher_map: Float[Tensor, "B n n"],
+    mask: Bool[Tensor, "B n n"],
+) -> Float[Tensor, " B"]:
+    """1 − cos between the masked maps of each sample, flattened [ours].
+
+    Raises:
+        ValueError: a sample's mask is empty, or a map vanishes on it and has no direction.
+    """
+    _count(mask)
+    student = torch.where(mask, _accurate(student_map), 0.0).flatten(1)
+    teacher = torch.where(mask, _accurate(teacher_map), 0.0).flatten(1)
+    length = torch.linalg.vector_norm
+    norms: Tensor = length(student, dim=1) * length(teacher, dim=1)
+    if (norms == 0).any():
+        raise ValueError(
+            "attention_cosine: a map is zero on its whole mask (text before the image?) and has no "
+            "direction; leave such terms out or use loss 'mse'"
+        )
+    cos = (student * teacher).sum(dim=1) / norms
+    return torch.ones_like(cos) - cos
+
+
+def _count(mask: Bool[Tensor, "B n n"]) -> Float[Tensor, " B"]:
+    count = mask.sum(dim=(1, 2))
+    empty = (count == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"attention loss: the mask of samples {empty} of {len(count)} is empty, expected at "
+            "least one pair; leave terms without image tokens out beforehand (they are absent, "
+            "not zero)"
+        )
+    return count.to(torch.float64 if mask.shape[-1] > 4096 else torch.float32)
+
+
+def packed_loss(
+    student: Float[Tensor, "B R n"],
+    teacher: Float[Tensor, "B R n"],
+    *,
+    rows: Int[Tensor, " R"] | None,
+    columns: Bool[Tensor, "B n"] | None,
+    row: Int[Tensor, " S"],
+    members: Bool[Tensor, "S n"],
+    is_image: Bool[Tensor, "B n"],
+    signal: Signal,
+    loss: Distance = "mse",
+    reachable: bool = False,
+) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
+    """One attention loss per sample, where several samples may share a row of the batch.
+
+    Sample s is what `members[s]` marks of batch row `row[s]`: a prefix that the samples of this
+    row share, and its own tokens. Its loss is that of `attention_mse` (or `attention_cosine`) on
+    the sample alone: numerators are sums over its rows of per-row sums, denominators count the
+    pairs of its own members only, and the prefix counts in every sample. [release: the losses;
+    ours: packed]
+
+    Exact because a token attends to its own sample and nothing else: both maps must be 0 wherever
+    a column is no member of the row's sample, as a softmax under such a mask is. For the same
+    reason `reachable` changes denominators only.
+
+    Args:
+        student: head-averaged maps of the rows given by `rows`.
+        teacher: the target, same rows and columns; receives no gradient from here.
+        rows: positions of the map's rows; None: all n. Must contain every row the signal needs.
+        columns: columns that count; None: the image tokens for `text_to_vision`, all for `full`.
+        row: batch row of each sample.
+        members: positions that make up each sample, without padding.
+        is_image: image tokens of the batch rows.
+        signal: `text_to_vision`: rows are members that are no image tokens; `full`: all members.
+        loss: `mse`, or `cosine` (1 − cos of the flattened block).
+        reachable: count only pairs with column ≤ row.
+
+    Returns:
+        The loss of each sample (float32, float64 for float64 maps; exactly 0 and without gradient
+        where absent), and whether it is present: it has pairs, and for `cosine` both maps have a
+        direction.
+
+    Raises:
+        ValueError: `rows` lacks a row that some sample needs.
+    """
+    own_columns, own_rows = members, members
+    if signal == "text_to_vision":
+        columns = is_image if columns is None else columns
+        own_rows = members & ~is_image[row]
+    if columns is not None:
+        own_columns = members & columns[row]
+    picked = own_rows if rows is None else own_rows[:, rows]
+    if rows is not None:
+        _check_rows(own_rows, rows)
+    student, teacher = _accurate(student), _accurate(teacher).detach()
+    pairs = _pairs(own_rows, own_columns, reachable)
+
+    def total(product: Tensor) -> Tensor:
+        """Σ over each sample's own pairs; elementwise, because autocast would round a matmul."""
+        inside = product if columns is None else product * columns[:, None, :]
+        return (inside.sum(dim=-1)[row] * picked).sum(dim=-1)
+
+    if loss == "mse":
+        present = pairs > 0
+        return total((student - teacher).square()) / pairs.clamp(min=1).to(student.dtype), present
+    ss, tt, st = total(student.square()), total(teacher.square()), total(student * teacher)
+    present = (pairs > 0) & (ss > 0) & (tt > 0)
+    # Both branches of `where` are differentiated: the absent ones must not divide by zero.
+    cos = st / torch.where(present, ss, 1.0).sqrt() / torch.where(present, tt, 1.0).sqrt()
+    return torch.where(present, 1.0 - cos, 0.0), present
+
+
+def _pairs(
+    own_rows: Bool[Tensor, "S n"], own_columns: Bool[Tensor, "S n"], reachable: bool
+) -> Int[Tensor, " S"]:
+    """Number of pairs of each sample: its rows times its columns, or only columns ≤ row."""
+    if reachable:
+        return (own_columns.cumsum(dim=1) * own_rows).sum(dim=1)
+    return own_rows.sum(dim=1) * own_columns.sum(dim=1)
+
+
+def _check_rows(own_rows: Bool[Tensor, "S n"], rows: Int[Tensor, " R"]) -> None:
+    covered = torch.zeros(own_rows.shape[1], dtype=torch.bool, device=own_rows.device)
+    covered[rows] = True
+    lacking = (own_rows & ~covered).any(dim=1)
+    if bool(lacking.any()):
+        raise ValueError(
+            f"attention loss: the map has {len(rows)} rows and lacks some that samples "
+            f"{lacking.nonzero().flatten().tolist()} need; capture every row that is text in any "
+            "sample, or all rows for the full map"
+        )
+
+
+def _accurate(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

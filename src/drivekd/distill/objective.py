@@ -1,0 +1,148 @@
+"""From one batch to the sums that are differentiated: the K+1 losses and who carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drivekd.distill import attention, corpus, log, teacher
+from drivekd.distill.log import Totals
+from drivekd.distill.losses import packed_loss
+from drivekd.distill.plan import Plan
+from drivekd.distill.teacher import Maps, Term
+from drivekd.models import vlm as vlms
+from drivekd.models.batch import Batch, answer_loss, collate, forward
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of the S samples of one batch.
+
+    Attributes:
+        answers: cross-entropy CE_b.
+        terms: L_{t,b} of every capability.
+        carried: Π[c_b,t] where the term is present, 0 where it is absent.
+    """
+
+    answers: Float[Tensor, " S"]
+    terms: Float[Tensor, "K S"]
+    carried: Float[Tensor, "K S"]
+
+    def sums(self) -> list[Tensor | None]:
+        """Σ_b CE_b, then Σ_b Π[c_b,t] L_{t,b} per capability, None where no sample carries it.
+
+        Sums, not means: they add up over batches, so 1 × 8 = 8 × 1. [ours]
+        """
+        weighted = self.carried * self.terms
+        carried = (self.carried > 0).any(1).tolist()
+        return [
+            self.answers.sum(),
+            *(row.sum() if any_ else None for row, any_ in zip(weighted, carried, strict=True)),
+        ]
+
+
+def batch_of(plan: Plan, indices: Sequence[int]) -> Batch:
+    """The samples with these indices as tensors."""
+    return collate(plan.student, [plan.encoded[i] for i in indices], pack=plan.recipe.data.pack)
+
+
+@contextmanager
+def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
+    """Run student and teachers on a batch and compare them, per sample.
+
+    Differentiate inside the block: with gradient checkpointing the layers run again, and their
+    maps with them.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    rows = teacher.text_rows(batch)
+    wanted = teacher.wanted(plan.terms, rows, of_teacher=False)
+    device = batch.input_ids.device.type
+    with attention.capture(vlms.decoder_layers(plan.student), wanted) as maps:
+        with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
+            goals = teacher.targets(plan.teachers, batch, rows, mismatch=plan.recipe.data.mismatch)
+            hidden = forward(plan.student, batch, plan.features)
+            answers = answer_loss(plan.student, hidden, batch)
+        terms, carried = _attention_losses(plan, batch, rows, maps, goals)
+        _check_finite(plan, batch, answers, terms)
+        yield Losses(answers, terms, carried)
+
+
+def _attention_losses(
+    plan: Plan, batch: Batch, rows: Tensor, maps: Maps, goals: Mapping[str, Maps]
+) -> tuple[Tensor, Tensor]:
+    """L_{t,b} and Π[c_b,t] · present, both [K, S]."""
+    if not plan.terms:
+        none = torch.zeros(0, len(batch.samples), device=batch.input_ids.device)
+        return none, none
+    each = [_term_loss(term, batch, rows, maps, goals[term.capability]) for term in plan.terms]
+    shares = torch.stack([plan.mixing[sample.capability] for sample in batch.samples], dim=1)
+    present = torch.stack([present for _, present in each])
+    return torch.stack([values for values, _ in each]), shares * present
+
+
+def _term_loss(
+    term: Term, batch: Batch, rows: Tensor, maps: Maps, goals: Maps
+) -> tuple[Tensor, Tensor]:
+    """The mean over the term's student layers, and where all of them are present, both [S]."""
+    found = [
+        packed_loss(
+            teacher.seen(maps[layer], term, rows),
+            goal,
+            rows=None if term.whole else rows,
+            columns=None,
+            row=batch.row,
+            members=batch.members,
+            is_image=batch.is_image,
+            signal="full" if term.whole else "text_to_vision",
+            loss=term.loss,
+            reachable=term.reachable,
+        )
+        for layer, goal in goals.items()
+    ]
+    values, present = zip(*found, strict=True)
+    return torch.stack(values).mean(0), torch.stack(present).all(0)
+
+
+def tally(totals: Totals, plan: Plan, found: Losses) -> None:
+    """Count losses for the log: means over the samples that have the term and a share in it."""
+    log.add(totals, "loss/ce", float(found.answers.detach().mean()), len(found.answers))
+    for name, values, carried in zip(plan.capabilities, found.terms, found.carried, strict=True):
+        carriers = int((carried > 0).sum())
+        if carriers:
+            mean = float(values.detach()[carried > 0].mean())
+            log.add(totals, f"loss/attn/{name}", mean, carriers)
+
+
+@torch.no_grad()
+def held_out_loss(plan: Plan) -> float:
+    """Mean cross-entropy over the evaluation samples."""
+    rows = corpus.rows(plan.held_out, pack=plan.recipe.data.pack)
+    trained = vlms.language_model(plan.student)
+    was_training, total = trained.training, 0.0
+    trained.eval()
+    for row in rows:
+        batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
+        hidden = forward(plan.student, batch, plan.features)
+        total += float(answer_loss(plan.student, hidden, batch).sum())
+    trained.train(was_training)
+    return total / len(plan.held_out)
+
+
+def _check_finite(plan: Plan, batch: Batch, answers: Tensor, terms: Tensor) -> None:
+    table = torch.cat([answers[None], terms]).detach().isfinite()
+    if bool(table.all()):
+        return
+    names = ("ce", *(f"attn/{name}" for name in plan.capabilities))
+    bad = [name for name, row in zip(names, table.tolist(), strict=True) if not all(row)]
+    where = [s.id for s, ok in zip(batch.samples, table.all(0).tolist(), strict=True) if not ok]
+    raise RuntimeError(
+        f"the loss {', '.join(bad)} of samples {', '.join(where[:5])} is not a finite number; "
+        f"lower train.learning_rate or look at these samples"
+    )

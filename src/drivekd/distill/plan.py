@@ -1,0 +1,244 @@
+"""Everything that is decided before the first step: models, terms, order, what is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from drivekd.data.progress import track
+from drivekd.distill import attention, corpus, teacher
+from drivekd.distill.checkpoint import digest
+from drivekd.distill.order import Order, windows
+from drivekd.distill.teacher import Teacher, Term
+from drivekd.models import vlm as vlms
+from drivekd.models.batch import Encoded
+from drivekd.models.features import FeatureCache
+from drivekd.recipe import Capability, Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to start.
+
+    Attributes:
+        recipe: what was asked for.
+        student: the model that is trained, in place.
+        features: its cache of visual features; None where its vision tower is trained or caching
+            is off.
+        teachers: the distinct frozen models.
+        terms: one per capability, in the recipe's order: the columns of Π.
+        mixing: Π, a row of K shares [K] per capability of a sample.
+        names: of the trained parameters.
+        parameters: the trained parameters; tied ones once.
+        encoded: the training samples.
+        held_out: the evaluation samples.
+        order: of the training samples.
+        total_steps: optimizer steps of the whole run.
+    """
+
+    recipe: Recipe
+    student: vlms.Vlm
+    features: FeatureCache | None
+    teachers: tuple[Teacher, ...]
+    terms: tuple[Term, ...]
+    mixing: Mapping[str | None, Tensor]
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    encoded: Sequence[Encoded]
+    held_out: Sequence[Encoded]
+    order: Order
+    total_steps: int
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Names of the teachers' columns."""
+        return tuple(term.capability for term in self.terms)
+
+    @property
+    def data(self) -> str:
+        """Digest of the training samples and how they share rows."""
+        ids = (f"{each.sample.id} {each.sample.capability}" for each in self.encoded)
+        return digest([*ids, repr(self.order.rows)])
+
+
+def build(
+    recipe: Recipe, student: vlms.Vlm | None = None, given: Mapping[str, vlms.Vlm] | None = None
+) -> Plan:
+    """Load what the recipe names, check it, and decide everything that the loop needs.
+
+    Args:
+        recipe: of the run.
+        student: used instead of loading `recipe.student`; trained in place.
+        given: teachers to use instead of loading them, by the name the recipe gives them.
+
+    Raises:
+        ValueError: the recipe, the data and the models do not fit together.
+    """
+    _refuse_unsupported(recipe)
+    samples = corpus.training_samples(recipe)
+    if student is None:
+        student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
+    attention.install(student.model)
+    encoded = corpus.encode_all(student, samples)
+    teachers = _teachers(recipe, student, encoded, given or {})
+    by_name = {term.capability: term for each in teachers for term in each.terms}
+    terms = tuple(by_name[name] for name in recipe.capabilities)
+    corpus.check(recipe, terms, encoded)
+    names, parameters = _trained(recipe, student)
+    order = Order(
+        corpus.rows(encoded, pack=recipe.data.pack),
+        recipe.seed,
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.data.questions_per_row,
+    )
+    return Plan(
+        recipe=recipe,
+        student=student,
+        features=_cache(recipe) if recipe.train.trainable == "language_model" else None,
+        teachers=teachers,
+        terms=terms,
+        mixing=_mixing(recipe, terms, student.device),
+        names=names,
+        parameters=parameters,
+        encoded=encoded,
+        held_out=corpus.encode_all(student, corpus.evaluation_samples(recipe)),
+        order=order,
+        total_steps=_total_steps(recipe, order),
+    )
+
+
+def device() -> torch.device:
+    """Where models go that the plan loads itself."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _refuse_unsupported(recipe: Recipe) -> None:
+    if recipe.combine.granularity == "micro_batch" and recipe.data.pack and recipe.capabilities:
+        raise ValueError(
+            "combine.granularity: micro_batch projects the gradients of single samples, but "
+            "data.pack puts all questions of a scene into one batch; set data.pack: false or "
+            "combine.granularity: step"
+        )
+    if recipe.train.trainable == "everything" and recipe.data.images != "real":
+        raise ValueError(
+            f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "
+            "train.trainable: everything trains it. Use trainable: language_model"
+        )
+
+
+# -------------------------------------------------------------------------------- who teaches
+
+
+def _teachers(
+    recipe: Recipe,
+    student: vlms.Vlm,
+    encoded: Sequence[Encoded],
+    given: Mapping[str, vlms.Vlm],
+) -> tuple[Teacher, ...]:
+    """One `Teacher` per distinct name, each with the terms of all its capabilities."""
+    uses: dict[str, dict[str, Capability]] = {}
+    for name, capability in recipe.capabilities.items():
+        uses.setdefault(capability.teacher, {})[name] = capability
+    dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
+    teachers = []
+    for source, taught in uses.items():
+        if source in given:
+            vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
+        else:
+            vlm = teacher.load(source, taught.values(), device=student.device, dtype=dtype)
+            depth = teacher.depth(source)
+        teacher.check_agreement(student, vlm, ", ".join(taught), encoded)
+        own = len(vlms.decoder_layers(student))
+        terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
+        teachers.append(Teacher(teacher.freeze(vlm), terms, _cache(recipe)))
+    return tuple(teachers)
+
+
+def _mixing(
+    recipe: Recipe, terms: Sequence[Term], device: torch.device
+) -> dict[str | None, Tensor]:
+    return {
+        capability: torch.tensor([row[term.capability] for term in terms], device=device)
+        for capability, row in recipe.mixing.items()
+    }
+
+
+def _cache(recipe: Recipe) -> FeatureCache | None:
+    grey = recipe.data.images == "grey"  # without a cache the real picture would be read
+    cached = recipe.train.cache_features or grey
+    return FeatureCache(image_mode=recipe.data.images) if cached else None
+
+
+def fill_caches(plan: Plan) -> None:
+    """Compute visual features before the first step, in an order that resuming does not change.
+
+    A cache filled on the way would see other groups of pictures after resuming, and rounding
+    depends on what is computed together.
+    """
+    seen = {
+        index
+        for window in windows(plan.order, 0, plan.total_steps)
+        for batch in window.batches
+        for index in batch
+    }
+    pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
+    held_out = list(dict.fromkeys(each.images for each in plan.held_out))
+    jobs = [(plan.student, plan.features, pictures + held_out)]
+    jobs += [(each.vlm, each.features, pictures) for each in plan.teachers]
+    for vlm, cache, images in jobs:
+        if cache is not None:
+            for files in track(images, label=f"visual features of {vlm.source}"):
+                cache.precompute(vlm, [files])
+
+
+# ------------------------------------------------------------------------------ what is trained
+
+
+def _trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
+    """Names and parameters of what is trained; everything else is frozen.
+
+    [paper figure] The language model with its head, without vision tower, projector and input
+    embeddings; where the head is the embedding (tied), it is trained. [release] everything.
+
+    Raises:
+        ValueError: a trained weight is not float32: steps of 5e-5 vanish in half precision.
+    """
+    model = student.model
+    model.requires_grad_(False)
+    everything = recipe.train.trainable == "everything"
+    parts = [model] if everything else [vlms.language_model(student), vlms.lm_head(student)]
+    chosen = {id(p) for part in parts for p in part.parameters()}
+    embedding, head = model.get_input_embeddings().weight, vlms.lm_head(student).weight
+    if not everything and embedding is not head:
+        chosen.discard(id(embedding))
+    elif not everything:
+        logger.warning("the head is tied to the input embeddings: the embeddings are trained")
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in chosen]
+    for name, parameter in named:
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"student {student.source}: {name} is {parameter.dtype}, expected float32 masters "
+                f"(half precision rounds small steps away); load it in float32 and set "
+                f"train.bf16 for speed"
+            )
+        parameter.requires_grad_(True)
+    return tuple(name for name, _ in named), tuple(parameter for _, parameter in named)
+
+
+def trains_embeddings(plan: Plan) -> bool:
+    """Whether the input embeddings are trained: on request, or because the head is tied to them."""
+    embeddings = plan.student.model.get_input_embeddings().weight
+    return any(parameter is embeddings for parameter in plan.parameters)
+
+
+def _total_steps(recipe: Recipe, order: Order) -> int:
+    if recipe.train.max_steps >= 0:
+        return recipe.train.max_steps
+    return max(1, round(recipe.train.num_train_epochs * order.steps_per_epoch))

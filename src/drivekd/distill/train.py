@@ -1,0 +1,329 @@
+"""The training loop: one gradient per loss, one Gram matrix, one update.
+
+`step` is the method; everything it calls was chosen before the first step (plan.py). Plain
+cross-entropy is the same step with no teachers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drivekd.data.progress import track
+from drivekd.distill import checkpoint, log, teacher, update
+from drivekd.distill import plan as plans
+from drivekd.distill.checkpoint import State
+from drivekd.distill.log import Totals
+from drivekd.distill.objective import batch_of, held_out_loss, losses, tally
+from drivekd.distill.order import Window, stream, windows
+from drivekd.distill.plan import Plan
+from drivekd.distill.weighting import Weigh
+from drivekd.models import vlm as vlms
+from drivekd.recipe import Recipe, to_yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan with the state that training changes.
+
+    Attributes:
+        plan: what was decided beforehand.
+        optimizer: AdamW over the trained parameters.
+        weigh: Gram matrix → λ, see weighting.py.
+        memory: what `weigh` remembers of earlier units.
+        unit: the gradients being collected.
+        update: the flat update; the parameters' `grad` are views of it.
+        totals: for the log, since the last logged step.
+    """
+
+    plan: Plan
+    optimizer: torch.optim.Optimizer
+    weigh: Weigh
+    unit: update.Unit
+    update: Float[Tensor, " P"]
+    memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    totals: Totals = field(default_factory=dict)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool | Path = False,
+    student: vlms.Vlm | None = None,
+    teachers: Mapping[str, vlms.Vlm] | None = None,
+) -> Path:
+    """Train a student by a recipe.
+
+    `output_dir` receives `log.jsonl`, `run.json` (what was trained, by whom), checkpoints and
+    `final/`, the model as plain transformers loads it.
+
+    Args:
+        recipe: of the run.
+        resume: go on from the latest checkpoint of `output_dir` if there is one, or from the
+            checkpoint named; a finished run is not repeated.
+        student: used instead of loading `recipe.student`, and trained in place.
+        teachers: used instead of loading them, by the name that the recipe gives them.
+
+    Returns:
+        The folder of the final model.
+
+    Raises:
+        ValueError: recipe, data, models or checkpoint do not fit together.
+        RuntimeError: a loss or gradient is not finite; the step and the samples are named.
+        OSError: the disk is full, or another process writes to `output_dir`.
+    """
+    folder = Path(recipe.output_dir)
+    with checkpoint.locked(folder), _settings(recipe):
+        found = checkpoint.starting_point(folder, resume)
+        if found is not None:
+            student = _restored(found, recipe, student)
+        run = prepare(plans.build(recipe, student, teachers))
+        state = _initial_state(run)
+        if found is not None:
+            state = _resume(run, state, found)
+        if found != folder / checkpoint.FINAL:
+            _loop(run, state, folder)
+        run.plan.student.model.train(False)
+        return folder / checkpoint.FINAL
+
+
+def step(run: Run, window: Window) -> None:
+    """One optimizer step.
+
+    [paper] For each unit: g_0 = ∇CE and g_t = ∇ of teacher t's attention loss; project; sum.
+    [ours] K+1 sums, one gradient each, one Gram matrix, one linear combination. The unit is all
+    batches of the step (granularity: step) or each of them (micro_batch; their updates are
+    averaged by their number of samples).
+    """
+    plan, unit = run.plan, run.unit
+    by_batch = plan.recipe.combine.granularity == "micro_batch"
+    units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
+    total = sum(len(batch) for batch in window.batches)
+    torch.manual_seed(int(stream(plan.recipe.seed, "dropout", window.step).integers(2**63)))
+    run.update.zero_()
+    for number, batches in enumerate(units):
+        update.clear(unit)
+        for indices in batches:
+            with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
+                update.accumulate(unit, found, plan.parameters)
+                tally(run.totals, plan, found)
+        with _located(plan, window, [index for batch in batches for index in batch]):
+            solved = update.solve(plan, unit, run.weigh, run.memory, (window.step, number))
+        run.update.add_(solved.update, alpha=unit.samples[0] / total)
+        run.memory.update(solved.memory)
+        log.add_all(run.totals, solved.logged)
+    norm = clip(run.update, plan.recipe.train.max_grad_norm)
+    log.add(run.totals, "grad_norm", norm)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
+    run.optimizer.step()
+
+
+@contextmanager
+def _located(plan: Plan, window: Window, indices: list[int] | tuple[int, ...]) -> Iterator[None]:
+    """Say in which step and on which samples something failed; nothing was updated by then."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        ids = [plan.encoded[index].sample.id for index in indices]
+        more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+        where = f"step {window.step + 1}, samples {', '.join(ids[:8])}{more}"
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{where}: {error}") from error
+
+
+def clip(flat: Float[Tensor, " P"], limit: float | None) -> float:
+    """Scale an update down to a norm in place; returns the norm it had."""
+    norm = float(flat.norm())
+    if limit is not None and norm > limit:
+        flat.mul_(limit / norm)
+    return norm
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """The learning rate of a 0-based step: linear warm-up, then cosine to `lr_end` at the last.
+
+    [release] The cosine; [ours] its length follows from the data. A function of the step alone,
+    so that a resumed run needs no state of a scheduler.
+    """
+    settings = recipe.train
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    if settings.lr_scheduler_type == "constant":
+        return settings.learning_rate
+    through = (step - settings.warmup_steps) / max(1, total_steps - 1 - settings.warmup_steps)
+    height = 0.5 * (1.0 + math.cos(math.pi * min(1.0, through)))
+    return settings.learning_rate * (settings.lr_end + (1.0 - settings.lr_end) * height)
+
+
+# ---------------------------------------------------------------------------------- before it
+
+
+def prepare(plan: Plan) -> Run:
+    """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
+    settings = plan.recipe.train
+    _set_modes(plan)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in plan.parameters if p.ndim > 1]},
+        {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    unit = update.new_unit(plan.parameters, len(plan.terms))
+    flat = torch.zeros_like(unit.gradients[0])
+    for parameter, view in zip(plan.parameters, update.views(flat, plan.parameters), strict=True):
+        parameter.grad = view
+    return Run(plan, optimizer, update.weighting_of(plan.recipe), unit, flat)
+
+
+def _set_modes(plan: Plan) -> None:
+    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
+    model, settings = plan.student.model, plan.recipe.train
+    model.train(False)
+    trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
+    trained.train()
+    if settings.gradient_checkpointing:
+        enable: Any = model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
+@contextmanager
+def _settings(recipe: Recipe) -> Iterator[None]:
+    """Threads and random state of a run; what was set before is restored afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.train.num_threads)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _initial_state(run: Run) -> State:
+    plan = run.plan
+    who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
+    return State(
+        step=0,
+        total_steps=plan.total_steps,
+        recipe=plan.recipe.model_dump(mode="json"),
+        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
+        data=plan.data,
+        trained=list(plan.names),
+    )
+
+
+def _restored(found: Path, recipe: Recipe, student: vlms.Vlm | None) -> vlms.Vlm:
+    """The student with the weights of a checkpoint."""
+    device = student.device if student else plans.device()
+    saved = vlms.load(found, device=device, dtype=torch.float32)
+    if student is None:
+        return replace(saved, source=recipe.student)
+    student.model.load_state_dict(saved.model.state_dict())
+    return student
+
+
+def _resume(run: Run, now: State, found: Path) -> State:
+    """Continue where a checkpoint stopped, if it belongs to this run."""
+    saved = checkpoint.read_state(found)
+    checkpoint.check_resumable(saved, now, found)
+    if found.name != checkpoint.FINAL:
+        checkpoint.read_optimizer(found, run.optimizer)
+        run.memory.update(saved.weighting)
+        run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
+    return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
+
+
+# ---------------------------------------------------------------------------------- around it
+
+
+def _loop(run: Run, state: State, folder: Path) -> None:
+    """All remaining steps with log and checkpoints, then the final model."""
+    plan = run.plan
+    plans.fill_caches(plan)
+    _describe(plan, state, folder)
+    board = plan.recipe.train.report_to == "tensorboard"
+    journal = log.start(folder, tensorboard=board, after=state.step)
+    try:
+        remaining = windows(plan.order, state.step, plan.total_steps)
+        left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
+        for window in track(remaining, total=left, label=label):
+            started = time.monotonic()
+            step(run, window)
+            state = _advanced(run, state, window, time.monotonic() - started)
+            _report(run, state, window, journal, folder)
+    finally:
+        log.close(journal)
+    checkpoint.save_final(folder, vlm=plan.student, state=state)
+
+
+def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
+    samples = sum(len(batch) for batch in window.batches)
+    log.add(run.totals, "seconds_per_question", seconds / samples, samples)
+    return replace(
+        state,
+        step=window.step + 1,
+        seconds=state.seconds + seconds,
+        questions=state.questions + samples,
+    )
+
+
+def _report(run: Run, state: State, window: Window, journal: log.Journal, folder: Path) -> None:
+    """What is due after a step: a line of the record, the held-out loss, a checkpoint."""
+    plan, settings = run.plan, run.plan.recipe.train
+    last, saves = state.step == plan.total_steps, state.step % settings.save_steps == 0
+    if last or state.step % settings.logging_steps == 0:
+        log.write(journal, _record(run, state, window))
+    if plan.held_out and (last or saves):
+        log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
+    if saves and not last:
+        saved = replace(state, weighting=run.memory, totals=run.totals)
+        limit = settings.save_total_limit
+        model, optimizer = plan.student, run.optimizer
+        checkpoint.save(folder, vlm=model, optimizer=optimizer, state=saved, keep=limit)
+
+
+def _record(run: Run, state: State, window: Window) -> dict[str, float]:
+    """One line: means since the last line, learning rate of this step, and how fast it went."""
+    means = log.means(run.totals)
+    run.totals.clear()
+    speed = 1.0 / means.pop("seconds_per_question")
+    return {
+        "step": state.step,
+        "epoch": window.epoch,
+        **means,
+        "lr": learning_rate(run.plan.recipe, window.step, run.plan.total_steps),
+        "questions_per_second": speed,
+        "seconds": state.seconds,
+    }
+
+
+def _describe(plan: Plan, state: State, folder: Path) -> None:
+    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
+    about = {
+        "student": plan.student.source,
+        "teachers": state.teachers,
+        "trained_parameters": sum(p.numel() for p in plan.parameters),
+        "embeddings_trained": plans.trains_embeddings(plan),
+        "samples": len(plan.encoded),
+        "rows": len(plan.order.rows),
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "layers": {term.capability: dict(term.matches) for term in plan.terms},
+    }
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

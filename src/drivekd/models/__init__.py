@@ -1,0 +1,1 @@
+"""Vision-language models: families, loading, samples to tensors, one forward, generation."""

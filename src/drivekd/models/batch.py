@@ -1,0 +1,274 @@
+"""Encoded samples to rows of tensors, one forward of the decoder, the answers' cross-entropy.
+
+Packing: the questions of one scene share one row. Its first tokens, the images, are computed
+once; each question is a segment behind them that attends to the images and to itself and has the
+positions it would have alone. Logits equal those of single samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from drivekd.data.sample import Sample
+from drivekd.models.encode import IGNORE, Encoded, encode
+from drivekd.models.features import FeatureCache, image_features
+from drivekd.models.vlm import Vlm, language_model, lm_head
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Encoded",
+    "answer_loss",
+    "answer_positions",
+    "collate",
+    "embed",
+    "encode",
+    "forward",
+    "prefix_positions",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one or several samples each, padded on the right.
+
+    Attributes:
+        input_ids: token ids.
+        position_ids: positions, with three axes (time, height, width) for Qwen2.5-VL.
+        attention_mask: True where a row position may attend to a column; padding attends itself
+            only, because a row of nothing but False is not a number after softmax.
+        labels: see `Encoded`; `IGNORE` in the shared prefix and in padding.
+        is_image: True at visual tokens.
+        valid: False at padding.
+        images: files of each row, in the order of their tokens.
+        row: the row of each sample.
+        members: positions of the row that make up the sample: shared prefix and own segment.
+        samples: in the order given to `collate`.
+    """
+
+    input_ids: Int[Tensor, "b n"]
+    position_ids: Int[Tensor, "*axes b n"]
+    attention_mask: Bool[Tensor, "b 1 n n"]
+    labels: Int[Tensor, "b n"]
+    is_image: Bool[Tensor, "b n"]
+    valid: Bool[Tensor, "b n"]
+    images: tuple[tuple[Path, ...], ...]
+    row: Int[Tensor, " s"]
+    members: Bool[Tensor, "s n"]
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a row is made of: a shared prefix and the samples (by index) that follow it."""
+
+    prefix: int
+    members: tuple[int, ...]
+
+
+def collate(
+    vlm: Vlm, encoded: Sequence[Encoded], *, pack: bool, max_row_tokens: int | None = None
+) -> Batch:
+    """Lay samples out in rows on the model's device.
+
+    Args:
+        vlm: for padding and position ids.
+        encoded: at least one sample.
+        pack: let samples with identical prefix tokens and images share a row; otherwise each
+            sample has a row of its own.
+        max_row_tokens: split a packed row before it grows longer (a single sample never is).
+            Attention costs the square of the row, so cutting very long rows saves time.
+
+    Raises:
+        ValueError: without any sample.
+    """
+    if not encoded:
+        raise ValueError("collate: no samples; expected at least one")
+    rows = _rows(encoded, pack, max_row_tokens)
+    laid = [_lay_out(vlm, row, encoded) for row in rows]
+    pad = vlm.tokenizer.pad_token_id or 0
+    input_ids = pad_sequence([ids for ids, *_ in laid], True, pad)
+    labels = pad_sequence([labels for _, labels, *_ in laid], True, IGNORE)
+    segment = pad_sequence([segment for *_, segment, _ in laid], True, -1)
+    positions = pad_sequence([positions.T for *_, positions in laid], True, 0).permute(2, 0, 1)
+    row_of = torch.empty(len(encoded), dtype=torch.long)
+    number = torch.empty(len(encoded), dtype=torch.long)
+    for r, row in enumerate(rows):
+        for k, index in enumerate(row.members):
+            row_of[index], number[index] = r, k + 1
+    own = segment[row_of]
+    device = vlm.device
+    return Batch(
+        input_ids=input_ids.to(device),
+        position_ids=(positions if vlm.family.rope_axes == 3 else positions[0]).to(device),
+        attention_mask=_attention_mask(segment.to(device)),
+        labels=labels.to(device),
+        is_image=((input_ids == vlm.image_token_id) & (segment >= 0)).to(device),
+        valid=(segment >= 0).to(device),
+        images=tuple(encoded[row.members[0]].images for row in rows),
+        row=row_of.to(device),
+        members=((own == 0) | (own == number[:, None])).to(device),
+        samples=tuple(e.sample for e in encoded),
+    )
+
+
+def forward(vlm: Vlm, batch: Batch, features: FeatureCache | None = None) -> Float[Tensor, "b n d"]:
+    """Hidden states behind the decoder's last norm; the language-model head is not run.
+
+    Args:
+        vlm: the model.
+        batch: rows made for this model's family.
+        features: take visual tokens from this cache; None runs the vision tower, with gradient
+            where enabled, once per distinct file of the batch.
+    """
+    paths = [path for row in batch.images for path in row]
+    embeds = embed(vlm, batch.input_ids, batch.is_image, paths, features)
+    output = language_model(vlm)(
+        inputs_embeds=embeds,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def embed(
+    vlm: Vlm,
+    input_ids: Int[Tensor, "b n"],
+    is_image: Bool[Tensor, "b n"],
+    paths: Sequence[Path],
+    features: FeatureCache | None,
+) -> Float[Tensor, "b n d"]:
+    """Token embeddings with the visual tokens of `paths`, row after row, put in their places."""
+    embeds: Tensor = vlm.model.get_input_embeddings()(input_ids)
+    if not paths:
+        return embeds
+    if features is not None:
+        tokens = features.features(vlm, paths)
+    else:
+        distinct = list(dict.fromkeys(paths))
+        made = dict(zip(distinct, image_features(vlm, distinct), strict=True))
+        tokens = [made[path] for path in paths]
+    visual = torch.cat(tokens).to(embeds)
+    assert len(visual) == int(is_image.sum()), "visual tokens do not match the ids"
+    return embeds.masked_scatter(is_image[..., None], visual)
+
+
+def answer_positions(
+    batch: Batch,
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """Sample, row and position of every supervised token, ordered by sample.
+
+    The hidden state that predicts the token is one position to the left in the same row: an
+    answer never comes first in its segment, its role header does.
+    """
+    sample, position = (batch.members & (batch.labels[batch.row] != IGNORE)).nonzero().unbind(1)
+    return sample, batch.row[sample], position
+
+
+def answer_loss(vlm: Vlm, hidden: Float[Tensor, "b n d"], batch: Batch) -> Float[Tensor, " s"]:
+    """Cross-entropy of each sample, the mean over its supervised tokens, in float32 [ours].
+
+    CE_b = (1/|A_b|) Σ_{i in A_b} -log p(x_i | x_<i), A_b = answer tokens and end of turn. The
+    language-model head runs on the positions that predict them only.
+
+    Raises:
+        ValueError: naming samples without any supervised token.
+    """
+    sample, row, position = answer_positions(batch)
+    count = torch.bincount(sample, minlength=len(batch.samples))
+    if not bool(count.all()):
+        empty = [s.id for s, n in zip(batch.samples, count.tolist(), strict=True) if n == 0]
+        raise ValueError(
+            f"samples {', '.join(map(repr, empty[:5]))} have no supervised token, so no "
+            "cross-entropy; expected samples encoded with their answers"
+        )
+    logits = lm_head(vlm)(hidden[row, position - 1]).float()
+    each = functional.cross_entropy(logits, batch.labels[row, position], reduction="none")
+    return torch.zeros(len(count), device=each.device).index_add(0, sample, each) / count
+
+
+def _rows(encoded: Sequence[Encoded], pack: bool, limit: int | None) -> list[_Row]:
+    """Group samples into rows; groups in the order of their first sample."""
+    groups: dict[object, list[int]] = {}
+    for i, e in enumerate(encoded):
+        shared = (tuple(e.input_ids[: e.prefix].tolist()), e.images)
+        groups.setdefault(shared if pack and e.prefix else i, []).append(i)
+    rows: list[_Row] = []
+    for group in groups.values():
+        prefix = encoded[group[0]].prefix
+        own = [len(encoded[i].input_ids) - prefix for i in group]
+        rows += [_Row(prefix, tuple(group[part])) for part in _split(own, prefix, limit)]
+    return rows
+
+
+def _split(own: Sequence[int], prefix: int, limit: int | None) -> list[slice]:
+    """Cut a group into as few equal parts as keep every row within the limit.
+
+    Equal parts, because the rows of a batch are padded to the longest.
+    """
+    total = len(own)
+    for parts in range(1, total + 1):
+        cuts = [total * k // parts for k in range(parts + 1)]
+        slices = [slice(start, stop) for start, stop in pairwise(cuts)]
+        if limit is None or all(prefix + sum(own[part]) <= limit for part in slices):
+            return slices
+    return [slice(k, k + 1) for k in range(total)]
+
+
+def _lay_out(
+    vlm: Vlm, row: _Row, encoded: Sequence[Encoded]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids, labels, segment numbers (0 = prefix) and positions [axes, n] of one row."""
+    first, prefix = encoded[row.members[0]], row.prefix
+    own = [encoded[i] for i in row.members]
+    lengths = torch.tensor([prefix, *(len(e.input_ids) - prefix for e in own)])
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    start = prefix_positions(vlm, first)
+    after = int(start.max()) + 1 if prefix else 0
+    behind = [torch.arange(after, after + int(n)).expand(len(start), -1) for n in lengths[1:]]
+    return (
+        torch.cat([first.input_ids[:prefix], *(e.input_ids[prefix:] for e in own)]),
+        torch.cat([first.labels[:prefix], *(e.labels[prefix:] for e in own)]),
+        segment,
+        torch.cat([start, *behind], dim=1),
+    )
+
+
+def prefix_positions(vlm: Vlm, encoded: Encoded) -> Int[Tensor, "axes p"]:
+    """Positions of the prefix; everything behind it is text and counts on from their maximum."""
+    axes, prefix = vlm.family.rope_axes, encoded.prefix
+    if axes == 1 or not prefix:
+        return torch.arange(prefix).expand(axes, -1)
+    ids = encoded.input_ids[None, :prefix]
+    merge = vlm.image_processor.merge_size
+    grid = torch.tensor([[1, rows * merge, columns * merge] for rows, columns in encoded.grids])
+    model: Any = vlm.model.get_submodule("model")
+    extra = {"mm_token_type_ids": encoded.is_image[None, :prefix].int()}
+    known = inspect.signature(model.get_rope_index).parameters
+    # Without the token types newer releases count visual tokens as text, silently.
+    kwargs = {name: value for name, value in extra.items() if name in known}
+    positions: Tensor = model.get_rope_index(input_ids=ids, image_grid_thw=grid, **kwargs)[0]
+    return positions[:, 0]
+
+
+def _attention_mask(segment: Int[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+    """Causal, to the prefix (segment 0) and the own segment; padding (-1) to itself only."""
+    query, key = segment[:, :, None], segment[:, None, :]
+    seen = ((query == key) | (key == 0)) & (query >= 0)
+    n = segment.shape[1]
+    causal = torch.ones(n, n, dtype=torch.bool, device=segment.device).tril()
+    itself = torch.eye(n, dtype=torch.bool, device=segment.device)
+    return ((seen & causal) | itself)[:, None]

@@ -1,0 +1,120 @@
+"""Visual tokens of image files, and a cache that runs a frozen vision tower once per picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from drivekd.models.images import ImageMode, pixels, token_grid
+from drivekd.models.vlm import Vlm, vision_parts
+
+Progress = Callable[[int, int], None]
+
+
+def image_features(
+    vlm: Vlm,
+    paths: Sequence[Path],
+    image_mode: ImageMode = "real",
+    other: Mapping[Path, Path] | None = None,
+) -> list[Tensor]:
+    """Visual tokens [m, d] of each file, after the projector; gradients flow where enabled.
+
+    Raises:
+        ValueError: for an unreadable file or a missing stand-in.
+    """
+    if not paths:
+        return []
+    inputs = pixels(vlm, paths, image_mode, other)
+    model: Any = vlm.model.get_submodule("model")
+    output = model.get_image_features(**inputs)
+    # Releases differ: a tensor, a tuple, or an output object with either under `pooler_output`.
+    features = getattr(output, "pooler_output", output)
+    if isinstance(features, Tensor) and features.ndim == 2:
+        lengths = [rows * columns for rows, columns in (token_grid(vlm, p) for p in paths)]
+        return list(torch.split(features, lengths))
+    return list(features)
+
+
+@dataclass(eq=False)
+class _Tokens:
+    """What is known of one model, and the state of its vision weights when it was computed."""
+
+    version: int
+    of: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class FeatureCache:
+    """Visual tokens by model and file, kept on the model's device in the model's precision.
+
+    One cache may serve a student and its teachers: entries belong to the model they were made
+    with. They are dropped when that model's vision weights change in place (an optimizer step,
+    `load_state_dict`); a change through `.data` is not noticed: call `clear`.
+
+    Attributes:
+        image_mode: which picture stands for a file.
+        other: for image mode `other`, each file to its stand-in.
+        chunk: pictures per run of the vision tower.
+    """
+
+    image_mode: ImageMode = "real"
+    other: Mapping[Path, Path] | None = None
+    chunk: int = 24
+    _store: WeakKeyDictionary[PreTrainedModel, _Tokens] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+
+    def features(self, vlm: Vlm, paths: Sequence[Path]) -> list[Tensor]:
+        """Visual tokens [m, d] of each file, without gradient, computed if not yet known.
+
+        Raises:
+            ValueError: if the vision tower is being trained, or for an unreadable file.
+        """
+        weights = [p for part in vision_parts(vlm) for p in part.parameters()]
+        if torch.is_grad_enabled() and any(p.requires_grad for p in weights):
+            raise ValueError(
+                f"model {vlm.source!r}: cached image features carry no gradient, but its vision "
+                "tower or projector is to be trained. Freeze them (models.vlm.freeze_vision) or "
+                "pass no cache (recipe: train.cache_features: false)"
+            )
+        known = self._known(vlm, sum(p._version for p in weights))
+        missing = {self._key(vlm, p): p for p in paths if self._key(vlm, p) not in known}
+        keys, files = list(missing), list(missing.values())
+        for start in range(0, len(files), self.chunk):
+            part = slice(start, start + self.chunk)
+            with torch.no_grad():
+                made = image_features(vlm, files[part], self.image_mode, self.other)
+            known.update(zip(keys[part], made, strict=True))
+        return [known[self._key(vlm, p)] for p in paths]
+
+    def precompute(
+        self, vlm: Vlm, images: Iterable[Sequence[Path]], progress: Progress | None = None
+    ) -> None:
+        """Fill the cache for many image tuples; `progress(done, total)` counts pictures."""
+        files = list(dict.fromkeys(path for paths in images for path in paths))
+        for start in range(0, len(files), self.chunk):
+            with torch.no_grad():
+                self.features(vlm, files[start : start + self.chunk])
+            if progress is not None:
+                progress(min(start + self.chunk, len(files)), len(files))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._store.clear()
+
+    def _known(self, vlm: Vlm, version: int) -> dict[Hashable, Tensor]:
+        tokens = self._store.get(vlm.model)
+        if tokens is None or tokens.version != version:
+            tokens = self._store[vlm.model] = _Tokens(version)
+        return tokens.of
+
+    def _key(self, vlm: Vlm, path: Path) -> Hashable:
+        # All grey pictures of one token grid are the same picture.
+        return token_grid(vlm, path) if self.image_mode == "grey" else path

@@ -1,0 +1,208 @@
+"""Greedy answers, equal token for token to `model.generate`, with one prefix per scene.
+
+Questions about the same images share the cached keys and values of those images: the prefix runs
+once, its cache is repeated, the questions follow padded on the right with explicit positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from drivekd.data.sample import Sample
+from drivekd.models.batch import embed, prefix_positions
+from drivekd.models.encode import Encoded, encode
+from drivekd.models.features import FeatureCache
+from drivekd.models.vlm import Vlm, language_model, lm_head
+
+
+def generate(
+    vlm: Vlm,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int = 32,
+    features: FeatureCache | None = None,
+    batch_size: int = 32,
+) -> list[str]:
+    """Answer each sample greedily; an answer that the sample may already hold is not read.
+
+    Args:
+        vlm: the model; it generates in evaluation mode and is left in the mode it had.
+        samples: questions; those with the same images and the same text before the end of the
+            last image share that part's computation, wherever they stand in the list.
+        max_new_tokens: upper bound on the answer's length [tokens].
+        features: take visual tokens from this cache.
+        batch_size: most questions that run side by side, each with a copy of the cached prefix.
+
+    Returns:
+        One text per sample, in order, without special tokens.
+
+    Raises:
+        ValueError: for counts below one, or a sample that cannot be encoded.
+    """
+    tokens = generate_ids(
+        vlm, samples, max_new_tokens=max_new_tokens, features=features, batch_size=batch_size
+    )
+    return [str(vlm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+
+
+def generate_ids(
+    vlm: Vlm,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int = 32,
+    features: FeatureCache | None = None,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """What `generate` decodes: new token ids per sample, the end-of-turn token included."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"generate: {name} is {value}, expected at least 1")
+    encoded = [encode(vlm, sample, add_answer=False) for sample in samples]
+    answers: list[list[int]] = [[] for _ in samples]
+    with torch.no_grad(), _evaluating(vlm.model):
+        for group in _groups(encoded):
+            prefix = _run_prefix(vlm, encoded[group[0]], features)
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                last = start + batch_size >= len(group)
+                cache = prefix.cache if last else copy.deepcopy(prefix.cache)
+                questions = [encoded[i].input_ids[prefix.length :] for i in part]
+                for i, ids in zip(
+                    part, _continue(vlm, prefix, cache, questions, max_new_tokens), strict=True
+                ):
+                    answers[i] = ids
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """A shared beginning: its cached keys and values, its length and the position behind it."""
+
+    cache: DynamicCache
+    length: int
+    after: int
+
+
+def _groups(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Indices of samples by shared prefix; all without images form one group."""
+    groups: dict[object, list[int]] = {}
+    for i, e in enumerate(encoded):
+        groups.setdefault((tuple(e.input_ids[: e.prefix].tolist()), e.images), []).append(i)
+    return list(groups.values())
+
+
+def _run_prefix(vlm: Vlm, encoded: Encoded, features: FeatureCache | None) -> _Prefix:
+    cache = DynamicCache(config=vlm.model.config.get_text_config())
+    length = encoded.prefix
+    if not length:
+        return _Prefix(cache, 0, 0)
+    ids = encoded.input_ids[None, :length].to(vlm.device)
+    is_image = encoded.is_image[None, :length].to(vlm.device)
+    positions = prefix_positions(vlm, encoded).to(vlm.device)
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=vlm.device).tril()
+    embeds = embed(vlm, ids, is_image, encoded.images, features)
+    _decode(vlm, embeds, positions[:, None], causal, cache)
+    return _Prefix(cache, length, int(positions.max()) + 1)
+
+
+def _continue(
+    vlm: Vlm,
+    prefix: _Prefix,
+    cache: DynamicCache,
+    questions: Sequence[Tensor],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """New tokens of each question [m_i] behind the prefix; the cache is used up."""
+    device, many = vlm.device, len(questions)
+    if prefix.length:
+        cache.batch_repeat_interleave(many)
+    ids = pad_sequence(list(questions), True, vlm.tokenizer.pad_token_id or 0).to(device)
+    lengths = torch.tensor([len(q) for q in questions], device=device)
+    steps = torch.arange(ids.shape[1], device=device)
+    known = steps[None] < lengths[:, None]
+    hidden = _decode(
+        vlm,
+        embed(vlm, ids, torch.zeros_like(known), (), None),
+        _axes(vlm, (prefix.after + steps).expand(many, -1)),
+        _question_mask(prefix.length, known),
+        cache,
+    )
+    hidden = hidden[torch.arange(many, device=device), lengths - 1]
+    visible = torch.cat([known.new_ones(many, prefix.length), known], dim=1)
+    ends = _end_tokens(vlm)
+    finished = torch.zeros(many, dtype=torch.bool, device=device)
+    answers: list[list[int]] = [[] for _ in questions]
+    for step in count(1):
+        token = lm_head(vlm)(hidden).argmax(-1)
+        for answer, new, done in zip(answers, token.tolist(), finished.tolist(), strict=True):
+            if not done:
+                answer.append(new)
+        finished |= torch.isin(token, ends)
+        if step == max_new_tokens or bool(finished.all()):
+            return answers
+        visible = torch.cat([visible, visible.new_ones(many, 1)], dim=1)
+        embeds = embed(vlm, token[:, None], torch.zeros_like(visible[:, :1]), (), None)
+        position = _axes(vlm, (prefix.after + lengths + step - 1)[:, None])
+        hidden = _decode(vlm, embeds, position, visible[:, None, None], cache)[:, 0]
+    raise AssertionError("unreachable")
+
+
+def _decode(
+    vlm: Vlm,
+    embeds: Float[Tensor, "b n d"],
+    positions: Int[Tensor, "axes b n"],
+    mask: Bool[Tensor, "b 1 n m"],
+    cache: DynamicCache,
+) -> Float[Tensor, "b n d"]:
+    """Run the decoder on new tokens; their keys and values are appended to the cache."""
+    hidden: Tensor = language_model(vlm)(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions if vlm.family.rope_axes == 3 else positions[0],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden
+
+
+def _axes(vlm: Vlm, positions: Int[Tensor, "b n"]) -> Int[Tensor, "axes b n"]:
+    """The same position on every axis, as behind images all tokens are text."""
+    return positions.expand(vlm.family.rope_axes, -1, -1)
+
+
+def _question_mask(prefix: int, known: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1 m n"]:
+    """Every question token sees the prefix and its own past; padding also sees itself."""
+    many, length = known.shape
+    causal = torch.ones(length, length, dtype=torch.bool, device=known.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=known.device)
+    own = (causal & known[:, None]) | itself
+    return torch.cat([own.new_ones(many, length, prefix), own], dim=2)[:, None]
+
+
+def _end_tokens(vlm: Vlm) -> Int[Tensor, " e"]:
+    ends = vlm.model.generation_config.eos_token_id
+    if ends is None:
+        ends = vlm.tokenizer.eos_token_id
+    return torch.tensor([ends] if isinstance(ends, int) else list(ends), device=vlm.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

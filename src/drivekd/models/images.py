@@ -1,0 +1,149 @@
+"""Image files to pixel tensors, one tile per image, and how many visual tokens a file takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from drivekd.models.vlm import Vlm
+
+#: `real` the picture itself; `grey` a mid-grey one of the same size; `other` another scene's.
+#: Zeroed features are no control: a norm layer blows them up to nonsense.
+ImageMode = Literal["real", "grey", "other"]
+IMAGE_MODES: tuple[ImageMode, ...] = ("real", "grey", "other")
+
+_GREY = (128, 128, 128)
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a picture as upright RGB.
+
+    Raises:
+        ValueError: naming the file, if it is missing, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height [px] of a picture as it stands upright, from its header alone.
+
+    Raises:
+        ValueError: naming the file, if it is missing or no picture.
+    """
+    try:
+        status = path.stat()
+        return _size(path, status.st_mtime_ns, status.st_size)
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def token_grid(vlm: Vlm, path: Path) -> tuple[int, int]:
+    """Rows and columns of the visual tokens that the model makes of a file.
+
+    The file is opened only where the family adapts to the size of the picture.
+    """
+    if vlm.family.one_size:
+        config = vlm.model.config
+        (height, width), patch = config.vision_config.image_size, config.vision_config.patch_size
+        ratio = config.downsample_ratio
+        return int(height // patch[0] * ratio), int(width // patch[1] * ratio)
+    processor = vlm.image_processor
+    limits = (processor.size["shortest_edge"], processor.size["longest_edge"])
+    return _adaptive_grid(_Key(processor), limits, image_size(path))
+
+
+def pixels(
+    vlm: Vlm,
+    paths: Sequence[Path],
+    image_mode: ImageMode = "real",
+    other: Mapping[Path, Path] | None = None,
+) -> dict[str, Tensor]:
+    """Processor output for files: `pixel_values`, and `image_grid_thw` where the family has it.
+
+    Args:
+        vlm: whose image processor is used.
+        paths: the files, in order.
+        image_mode: see `ImageMode`.
+        other: for `other`: each file to the file whose picture takes its place; it is stretched
+            to the original's size where the number of visual tokens depends on it.
+
+    Raises:
+        ValueError: for an unreadable file, an unknown mode, or a file without a stand-in.
+    """
+    pictures = [_picture(vlm, path, image_mode, other) for path in paths]
+    output = vlm.image_processor(images=pictures, return_tensors="pt")
+    names = ("pixel_values", "image_grid_thw")
+    return {name: output[name].to(vlm.device) for name in names if name in output}
+
+
+def _picture(
+    vlm: Vlm, path: Path, image_mode: ImageMode, other: Mapping[Path, Path] | None
+) -> Image.Image:
+    if image_mode == "real":
+        return read_image(path)
+    if image_mode == "grey":
+        size = (32, 32) if vlm.family.one_size else image_size(path)
+        return Image.new("RGB", size, _GREY)
+    if image_mode != "other":
+        raise ValueError(
+            f"image mode {image_mode!r} is unknown; expected one of {', '.join(IMAGE_MODES)}"
+        )
+    if other is None or path not in other:
+        raise ValueError(
+            f"image {path}: image mode 'other' needs a stand-in for every file and has none for "
+            "this one; complete the mapping `other`"
+        )
+    picture = read_image(other[path])
+    return picture if vlm.family.one_size else picture.resize(image_size(path))
+
+
+class _Key:
+    """An image processor as a cache key: same object, same key."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __hash__(self) -> int:
+        return id(self.processor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other.processor is self.processor
+
+
+@lru_cache(maxsize=4096)
+def _adaptive_grid(key: _Key, limits: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Ask the processor itself, with a blank picture: its resize rule is not ours to copy."""
+    del limits  # part of the key only: they change the answer
+    width, height = size
+    blank = np.zeros((height, width, 3), dtype=np.uint8)
+    grid = key.processor(images=[blank], return_tensors="pt")["image_grid_thw"][0].tolist()
+    merge = key.processor.merge_size
+    return grid[1] // merge, grid[2] // merge
+
+
+@lru_cache(maxsize=1 << 17)
+def _size(path: Path, modified: int, length: int) -> tuple[int, int]:
+    del modified, length  # part of the key only: a file written anew is read anew
+    with Image.open(path) as image:
+        sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+        width, height = image.size
+    return (height, width) if sideways else (width, height)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"image {path}: cannot be read as a picture ({error}); expected a whole JPEG or PNG file. "
+        "Check the path and the image root, or restore the file"
+    )

@@ -1,0 +1,297 @@
+"""Tiny models of each family, built in memory from configuration: for tests and for the world.
+
+They are instances of the real classes, so they save, load and generate in plain transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RawTokenizer
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from drivekd.models.vlm import FAMILIES, Vlm
+
+hf: Any = transformers  # its constructors are annotated in part only
+
+#: Mean and spread of ImageNet's colours, which InternVL normalises by.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: One token per (camera, cell of a 4x4 grid): 6 cameras x 16 cells.
+REGION_TOKENS = tuple(f"<r{k}>" for k in range(96))
+
+PAD = "<|endoftext|>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+
+_NAMED_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
+
+# Words with at most one leading mark, single digits, runs of marks, line breaks, other space:
+# the cut that Qwen2 tokenizers make, so re-reading the file with their class changes nothing.
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def build_tokenizer(
+    texts: Iterable[str] = (), vocab_size: int = 1024, *, family: str = "internvl"
+) -> Tokenizer:
+    """A byte-level BPE tokenizer with chat, image and region tokens and a chat template.
+
+    Any text can be written in it: bytes are the alphabet. Digits are always tokens of their own.
+    Region tokens `<r0>` … `<r95>` are ordinary text when decoded; markers are special.
+
+    Args:
+        texts: what to learn merges from; without any, one token per byte.
+        vocab_size: upper bound on the number of tokens, special ones included.
+        family: whose image markers the template writes for structured (non-string) content.
+
+    Raises:
+        ValueError: if `vocab_size` has no room for bytes and special tokens.
+    """
+    special = (PAD, TURN_START, TURN_END, *_NAMED_TOKENS.values())
+    room = vocab_size - len(special) - len(REGION_TOKENS)
+    if room < 256:
+        least = 256 + len(special) + len(REGION_TOKENS)
+        raise ValueError(f"vocab_size is {vocab_size}, expected at least {least}")
+    raw = RawTokenizer(models.BPE())
+    raw.normalizer = normalizers.NFC()
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=room,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    raw.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    raw.add_tokens([AddedToken(t, normalized=False) for t in REGION_TOKENS])
+    tokenizer: Tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token=TURN_END,
+        pad_token=PAD,
+        extra_special_tokens=dict(_NAMED_TOKENS),
+        chat_template=_chat_template(family),
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+    return tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Measures of a tiny model; one image takes (image_size / patch_size / 2)² tokens.
+
+    Attributes:
+        text_hidden: width of the decoder.
+        text_layers: its layers.
+        text_intermediate: width of its gated MLP; None is 3 times `text_hidden`.
+        heads: its query heads.
+        kv_heads: its key and value heads.
+        vision_hidden: width of the vision tower; its MLP is 4 times as wide.
+        vision_layers: its layers.
+        vision_heads: its heads.
+        image_size: side of the square image [px].
+        patch_size: side of a patch [px].
+        tie_embeddings: one tensor for input embeddings and language-model head.
+        rope_theta: base of the rotary positions.
+        initializer_range: standard deviation of random weights.
+        position_std: standard deviation of the vision tower's position embeddings (InternVL).
+    """
+
+    text_hidden: int = 64
+    text_layers: int = 2
+    text_intermediate: int | None = None
+    heads: int = 4
+    kv_heads: int = 2
+    vision_hidden: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    image_size: int = 96
+    patch_size: int = 12
+    tie_embeddings: bool = False
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.02
+    position_std: float = 0.3
+
+
+def tiny_vlm(
+    family: str = "internvl", *, tokenizer: Tokenizer | None = None, seed: int = 0, **sizes: Any
+) -> Vlm:
+    """A small random model of a family.
+
+    The InternVL tower is set up to be trainable from scratch: layer scale 1 (stock 0.1), the final
+    norm kept (stock configuration drops it) and random position embeddings (stock zeros) [ours].
+
+    Args:
+        family: a name in `FAMILIES`.
+        tokenizer: from `build_tokenizer`; a byte-level one is made if None.
+        seed: of the random weights; the global random state is left as it was.
+        **sizes: fields of `Sizes`, for instance `text_hidden=128`.
+
+    Raises:
+        ValueError: for an unknown family, an unknown size or sizes that do not divide.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r} is unknown; expected one of {', '.join(FAMILIES)}")
+    size = _sizes(sizes)
+    tokenizer = build_tokenizer(family=family) if tokenizer is None else tokenizer
+    build, cls = {
+        "internvl": (_internvl_config, hf.InternVLForConditionalGeneration),
+        "qwen2_5_vl": (_qwen_config, hf.Qwen2_5_VLForConditionalGeneration),
+    }[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = cls._from_config(build(size, tokenizer), attn_implementation="sdpa")
+        for name, parameter in model.named_parameters():
+            if name.endswith("vision_tower.embeddings.position_embeddings"):
+                torch.nn.init.normal_(parameter, std=size.position_std)
+    model.generation_config = hf.GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    processor = _image_processor(family, size)
+    return Vlm(model.eval(), tokenizer, processor, FAMILIES[family], f"tiny:{family}")
+
+
+def _sizes(given: dict[str, Any]) -> Sizes:
+    known = [f.name for f in fields(Sizes)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"size {unknown[0]!r} is unknown; expected one of {', '.join(known)}")
+    size = Sizes(**given)
+    for whole, part, why in (
+        ("image_size", 2 * size.patch_size, "four patches are joined to one visual token"),
+        ("text_hidden", 2 * size.heads, "heads share it and rotary positions turn pairs"),
+        ("vision_hidden", 4 * size.vision_heads, "heads share it, with pairs on two axes"),
+        ("heads", size.kv_heads, "key heads are shared by equally many query heads"),
+    ):
+        if getattr(size, whole) % part:
+            raise ValueError(
+                f"{whole} is {getattr(size, whole)}, expected a multiple of {part}: {why}"
+            )
+    return size
+
+
+def _text_config(size: Sizes, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.text_hidden,
+        "intermediate_size": size.text_intermediate or 3 * size.text_hidden,
+        "num_hidden_layers": size.text_layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "initializer_range": size.initializer_range,
+        "tie_word_embeddings": size.tie_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _internvl_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+    return hf.InternVLConfig(
+        text_config=hf.Qwen2Config(**_text_config(size, tokenizer)),
+        vision_config=hf.InternVLVisionConfig(
+            hidden_size=size.vision_hidden,
+            intermediate_size=4 * size.vision_hidden,
+            num_hidden_layers=size.vision_layers,
+            num_attention_heads=size.vision_heads,
+            image_size=(size.image_size, size.image_size),
+            patch_size=(size.patch_size, size.patch_size),
+            initializer_range=size.initializer_range,
+            layer_scale_init_value=1.0,
+            use_mean_pooling=False,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids(FAMILIES["internvl"].image_token),
+        image_seq_length=(size.image_size // size.patch_size // 2) ** 2,
+        tie_word_embeddings=size.tie_embeddings,
+    )
+
+
+def _qwen_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+    text = _text_config(size, tokenizer)
+    half = size.text_hidden // size.heads // 2
+    spatial = (
+        half * 3 // 8
+    )  # of the frequencies: the share of each spatial axis, as in the original
+    text["rope_parameters"]["mrope_section"] = [half - 2 * spatial, spatial, spatial]
+    ids = {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(_NAMED_TOKENS[name])
+        for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    }
+    return hf.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": 4 * size.vision_hidden,
+            "num_heads": size.vision_heads,
+            "patch_size": size.patch_size,
+            "out_hidden_size": size.text_hidden,
+            "window_size": 4 * size.patch_size,
+            "fullatt_block_indexes": [size.vision_layers - 1],
+            "initializer_range": size.initializer_range,
+        },
+        tie_word_embeddings=size.tie_embeddings,
+        **ids,
+    )
+
+
+def _image_processor(family: str, size: Sizes) -> Any:
+    """The Pillow image processor with one tile of `image_size` (Qwen: about as many pixels)."""
+    cls = getattr(hf, FAMILIES[family].image_processor)
+    side = size.image_size
+    if family == "internvl":
+        return cls(
+            size={"height": side, "width": side},
+            crop_to_patches=False,
+            image_mean=list(IMAGENET_MEAN),
+            image_std=list(IMAGENET_STD),
+        )
+    return cls(
+        size={"shortest_edge": side * side, "longest_edge": side * side},
+        patch_size=size.patch_size,
+        merge_size=2,
+        temporal_patch_size=2,
+    )
+
+
+def _chat_template(family: str) -> str:
+    """Turns between markers; string content as it is, structured content with image markers."""
+    row = FAMILIES[family]
+    # AutoProcessor users: InternVL's processor adds the frame around <IMG_CONTEXT> itself.
+    image = (
+        row.image_token + "\\n"
+        if family == "internvl"
+        else row.image_start + row.image_token + row.image_end
+    )
+    return (
+        "{% for message in messages %}"
+        "{{ '" + TURN_START + "' + message['role'] + '\\n' }}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '" + image + "' }}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}"
+        "{{ '" + TURN_END + "\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '" + TURN_START + "assistant\\n' }}{% endif %}"
+    )

@@ -1,0 +1,299 @@
+"""Model families as rows of data; loading, saving and the named parts of a loaded model.
+
+Only checkpoints in the layout of transformers itself are read (`*-hf` InternVL, Qwen2.5-VL), so
+whatever is saved here loads in plain transformers and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers.utils import logging
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+WORLD = "world:"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What differs between model families, as data.
+
+    Attributes:
+        name: how recipes and errors call the family.
+        model_type: `config.model_type` of its checkpoints.
+        image_start: token in front of every image.
+        image_token: the token that is repeated once per visual token.
+        image_end: token behind every image.
+        image_processor: class of the Pillow back end (the other one needs torchvision).
+        processor: class named in the saved processor file, for users of `AutoProcessor`.
+        video_processor: the same for videos.
+        vision: modules that turn pixels into visual tokens, in order.
+        rope_axes: 1 for plain positions, 3 for time, height and width.
+        one_size: True where every image is resized to one square and takes equally many tokens.
+    """
+
+    name: str
+    model_type: str
+    image_start: str
+    image_token: str
+    image_end: str
+    image_processor: str
+    processor: str
+    video_processor: str
+    vision: tuple[str, ...]
+    rope_axes: int
+    one_size: bool
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="internvl",
+            model_type="internvl",
+            image_start="<img>",
+            image_token="<IMG_CONTEXT>",  # noqa: S106  a marker, no secret
+            image_end="</img>",
+            image_processor="GotOcr2ImageProcessorPil",
+            processor="InternVLProcessor",
+            video_processor="InternVLVideoProcessor",
+            vision=("model.vision_tower", "model.multi_modal_projector"),
+            rope_axes=1,
+            one_size=True,
+        ),
+        Family(
+            name="qwen2_5_vl",
+            model_type="qwen2_5_vl",
+            image_start="<|vision_start|>",
+            image_token="<|image_pad|>",  # noqa: S106
+            image_end="<|vision_end|>",
+            image_processor="Qwen2VLImageProcessorPil",
+            processor="Qwen2_5_VLProcessor",
+            video_processor="Qwen2VLVideoProcessor",
+            vision=("model.visual",),
+            rope_axes=3,
+            one_size=False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vlm:
+    """A model with all that is needed to feed it."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    image_processor: Any
+    family: Family
+    source: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings live; batches are made there."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return torch.device(embeddings.weight.device)
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the token that stands for one visual token."""
+        return int(self.model.config.image_token_id)
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    num_layers: int | None = None,
+    max_image_tokens: int = 256,
+    trust_remote_code: bool = False,
+) -> Vlm:
+    """Load a model, its tokenizer and its image processor, in evaluation mode.
+
+    Args:
+        source: a folder, a hub id, or `world:NAME` for a model shipped with this package.
+        device: where the weights go.
+        dtype: of the weights.
+        num_layers: keep only that many decoder layers (a teacher whose upper layers nobody
+            reads); attention of the layers kept is unchanged [ours].
+        max_image_tokens: cap on visual tokens per image where the family adapts to the size of
+            the image; without it Qwen2.5-VL spends 1,222 on a 1600x900 camera [ours].
+        trust_remote_code: run code that comes with the checkpoint; never by default.
+
+    Raises:
+        ValueError: for a source that is no model, an unsupported family or a layer count that the
+            model does not have.
+    """
+    place = locate(source)
+    config = _read_config(source, place, trust_remote_code)
+    family = family_of(config, str(source))
+    if num_layers is not None:
+        _cut_layers(config.text_config, num_layers, str(source))
+    with _quiet():
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        # By name: AutoImageProcessor of older releases asks for torchvision.
+        image_processor = getattr(transformers, family.image_processor).from_pretrained(place)
+    tokenizer.padding_side = "right"
+    _single_tile(image_processor, family, config, max_image_tokens)
+    return Vlm(model.to(device).eval(), tokenizer, image_processor, family, str(source))
+
+
+def save(vlm: Vlm, folder: str | Path) -> None:
+    """Write model (safetensors), tokenizer, image processor and processor files into a folder.
+
+    The processor files make `AutoProcessor` work for users who have torchvision; they are written
+    by hand because the processor classes cannot be built without it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        vlm.model.save_pretrained(folder)
+    vlm.tokenizer.save_pretrained(folder)
+    vlm.image_processor.save_pretrained(folder)
+    processor: dict[str, Any] = {"processor_class": vlm.family.processor}
+    video: dict[str, Any] = {"video_processor_type": vlm.family.video_processor}
+    if vlm.family.one_size:
+        processor["image_seq_length"] = vlm.model.config.image_seq_length
+        video["size"] = _square(vlm.model.config)
+    else:
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            video[name] = getattr(vlm.image_processor, name)
+    for name, content in (("processor_config", processor), ("video_preprocessor_config", video)):
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def locate(source: str | Path) -> str:
+    """Resolve `world:NAME` to the folder inside this package; leave everything else alone.
+
+    Raises:
+        ValueError: if the package ships no model of that name.
+    """
+    text = str(source)
+    if not text.startswith(WORLD):
+        return text
+    folder = ASSETS / text.removeprefix(WORLD)
+    if not (folder / "config.json").is_file():
+        shipped = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
+        raise ValueError(
+            f"model {text!r}: no model of that name is shipped; "
+            f"expected one of {', '.join(WORLD + name for name in shipped) or '(none)'}"
+        )
+    return str(folder)
+
+
+def family_of(config: Any, source: str) -> Family:
+    """The row of `FAMILIES` that a model configuration belongs to.
+
+    Raises:
+        ValueError: for a family that is not supported.
+    """
+    for family in FAMILIES.values():
+        if config.model_type == family.model_type:
+            return family
+    supported = ", ".join(f.model_type for f in FAMILIES.values())
+    raise ValueError(
+        f"model {source!r}: model_type {config.model_type!r} is not supported; expected one of "
+        f"{supported}. Use a checkpoint in transformers' own layout (its name often ends in -hf)."
+    )
+
+
+def language_model(vlm: Vlm) -> nn.Module:
+    """The decoder without its head."""
+    return vlm.model.get_submodule("model.language_model")
+
+
+def decoder_layers(vlm: Vlm) -> nn.ModuleList:
+    """The decoder's layers, first to last."""
+    layers = vlm.model.get_submodule("model.language_model.layers")
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def lm_head(vlm: Vlm) -> nn.Module:
+    """The map from hidden states to vocabulary logits."""
+    return vlm.model.get_submodule("lm_head")
+
+
+def vision_parts(vlm: Vlm) -> list[nn.Module]:
+    """The modules that turn pixels into visual tokens (vision tower and projector)."""
+    return [vlm.model.get_submodule(name) for name in vlm.family.vision]
+
+
+def freeze_vision(vlm: Vlm) -> None:
+    """Stop vision tower and projector from being trained, which makes their output cacheable."""
+    for part in vision_parts(vlm):
+        part.requires_grad_(False)
+
+
+def _read_config(source: str | Path, place: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model {str(source)!r} cannot be read; expected a folder with config.json, a hub id "
+            f"or world:NAME ({first})"
+        ) from error
+
+
+def _cut_layers(text_config: Any, num_layers: int, source: str) -> None:
+    depth = text_config.num_hidden_layers
+    if not 1 <= num_layers <= depth:
+        raise ValueError(
+            f"model {source!r}: num_layers={num_layers}, expected 1 to {depth}, which it has"
+        )
+    text_config.num_hidden_layers = num_layers
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = list(text_config.layer_types)[:num_layers]
+
+
+def _single_tile(image_processor: Any, family: Family, config: Any, max_image_tokens: int) -> None:
+    """One tile per image at the tower's own size, or a cap on the number of visual tokens."""
+    if family.one_size:
+        image_processor.crop_to_patches = False
+        image_processor.size = type(image_processor)(size=_square(config)).size
+        return
+    cell = (image_processor.patch_size * image_processor.merge_size) ** 2
+    longest = min(int(image_processor.size["longest_edge"]), max_image_tokens * cell)
+    shortest = min(int(image_processor.size["shortest_edge"]), longest)
+    size = {"shortest_edge": shortest, "longest_edge": longest}
+    image_processor.size = type(image_processor)(size=size).size
+
+
+def _square(config: Any) -> dict[str, int]:
+    height, width = config.vision_config.image_size
+    return {"height": int(height), "width": int(width)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and reports of left-out layers, then restore both."""
+    log: Any = logging  # its functions are not annotated
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,397 @@
+"""A run as data: the pydantic models of a recipe, YAML in and out, dotted overrides.
+
+Defaults are the paper's assignment where the paper states one, the release's where only the
+release does, ours otherwise; each field says which.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from drivekd.data.sample import CAPABILITIES
+from drivekd.recipe_errors import explain
+
+_BOUND = r"\s*(first|penultimate|last|\d+)(\s*[+-]\s*\d+)?\s*"
+_PART = rf"(\s*all\s*|{_BOUND}(\.\.{_BOUND})?)"
+_LAYERS = re.compile(rf"{_PART}(,{_PART})*", re.IGNORECASE)
+
+Combiner = Literal["agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "sum_ce3"]
+Signal = Literal["text_to_vision", "full"]
+
+
+def _layer_spec(spec: int | str) -> int | str:
+    if not _LAYERS.fullmatch(str(spec)):
+        raise ValueError(
+            f"{spec!r} names no layers; write first, penultimate, last, all, a number counted from "
+            "1, a range such as 1..penultimate, or several of these with commas"
+        )
+    return spec
+
+
+LayerSpec = Annotated[int | str, AfterValidator(_layer_spec)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    """Every part of a recipe is frozen and knows all of its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(_Part):
+    """Where the samples come from and how they are put into batches.
+
+    Attributes:
+        train: files of training samples, any format that `drivekd.data.readers.read` knows.
+        eval: files whose loss is logged, never trained on.
+        images: the real pictures, or mid-grey ones of the same size (the blind control).
+        pack: questions with the identical prefix share one row [ours].
+        questions_per_row: at most so many questions of a packed row per visit, drawn anew each
+            time; all of them where absent [ours].
+        max_scenes: use only so many scenes, drawn by the seed.
+        max_samples: use only so many samples, drawn by the seed.
+        root: folder that relative image paths start from, where it is not the file's own.
+        mismatch: take each sample's teacher maps from another row (the negative control) [ours].
+        exclude_frames: frame tokens never trained on, such as those of the test set.
+    """
+
+    train: tuple[str, ...] = ()
+    eval: tuple[str, ...] = ()
+    images: Literal["real", "grey"] = "real"
+    pack: bool = True
+    questions_per_row: Count | None = None
+    max_scenes: Count | None = None
+    max_samples: Count | None = None
+    root: str | None = None
+    mismatch: bool = False
+    exclude_frames: tuple[str, ...] = ()
+
+    @field_validator("train", "eval", "exclude_frames", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Capability(_Part):
+    """One teacher: which maps of which layers the student is drawn to.
+
+    Attributes:
+        teacher: path, hub id or `world:NAME`; equal names share one forward pass.
+        student_layers: layers of the student, e.g. `first`, `1..penultimate` [paper].
+        teacher_layers: the same on the teacher; the student's specification where absent.
+        signal: the text→vision block or the full map [paper].
+        loss: mean squared error [paper] or cosine [ours].
+        grouping: how student layers are matched to teacher layers: window [release] or
+            proportional [ours].
+        rho: gradient norm of this loss relative to cross-entropy's, before Π [ours].
+        reachable_only: leave out pairs that causality forbids [ours].
+    """
+
+    teacher: str
+    student_layers: LayerSpec
+    teacher_layers: LayerSpec
+    signal: Signal
+    loss: Literal["mse", "cosine"] = "mse"
+    grouping: Literal["window", "proportional"] = "window"
+    rho: NonNegative = 5.4
+    reachable_only: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_layers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "student_layers" in values:
+            return {"teacher_layers": values["student_layers"], **values}
+        return values
+
+
+class Weighting(_Part):
+    """How the teachers' weights λ are set.
+
+    Attributes:
+        mode: by gradient norms [ours], by plain numbers [release's form] or online [release].
+        w_ce: weight of cross-entropy.
+        decay: of the running means of gradient norms [ours].
+        cap: λ never exceeds so many times its first value [ours].
+        fixed: λ per capability under `mode: fixed`.
+    """
+
+    mode: Literal["grad_norm", "fixed", "online"] = "grad_norm"
+    w_ce: Positive = 1.0
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    cap: Positive = 30.0
+    fixed: dict[str, NonNegative] = Field(default_factory=dict)
+
+
+class Combine(_Part):
+    """How one update is made of the gradients.
+
+    Attributes:
+        combiner: asymmetric gradient projection [paper] or one of its ablations.
+        ce_count: cross-entropy counted once per active teacher [release] or once [ours].
+        granularity: one projection per optimizer step [ours] or per micro-batch [release].
+    """
+
+    combiner: Combiner = "agp"
+    ce_count: Literal["per_capability", "once"] = "per_capability"
+    granularity: Literal["step", "micro_batch"] = "step"
+
+
+class Train(_Part):
+    """The optimizer and its schedule; names as in the ecosystem, defaults of the release.
+
+    Attributes:
+        trainable: the language model without its input embeddings [paper's figure], or everything
+            [release].
+        lr_end: the cosine ends at this share of the learning rate [release].
+        per_device_train_batch_size: samples, or rows when packed.
+        max_steps: optimizer steps; -1 = as many as the epochs give.
+        bf16: autocast over fp32 masters.
+        fp16: refused, see the error; the key exists so that the refusal can say why.
+        num_threads: torch threads of this process.
+        cache_features: run the frozen vision tower once per scene.
+    """
+
+    trainable: Literal["language_model", "everything"] = "language_model"
+    learning_rate: Positive = 5e-5
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
+    lr_end: Annotated[float, Field(ge=0, le=1)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    max_grad_norm: Positive | None = 1.0
+    per_device_train_batch_size: Count = 4
+    gradient_accumulation_steps: Count = 1
+    num_train_epochs: Positive = 1.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    logging_steps: Count = 10
+    save_steps: Count = 500
+    save_total_limit: Count | None = 2
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    num_threads: Count = 1
+    cache_features: bool = True
+
+    @model_validator(mode="after")
+    def _no_fp16(self) -> Train:
+        if self.fp16:
+            raise ValueError(
+                "fp16 is refused: a gradient scaler does not see hand-made gradients, and "
+                "attention losses of 1e-7 underflow; use bf16: true or leave both out for float32"
+            )
+        return self
+
+
+class Recipe(_Part):
+    """Everything that a run is made of.
+
+    Attributes:
+        name: of the run.
+        seed: data order, projection order and dropout each draw from a stream derived from it.
+        student: path, hub id or `world:NAME`.
+        output_dir: where checkpoints, logs and the resolved recipe go.
+        data: see `Data`.
+        capabilities: one teacher each; none = plain cross-entropy.
+        mixing: Π, a row per capability of a sample, a column per teacher; rows are normalised.
+            Rows not given have .8 on the diagonal and .1 elsewhere [release].
+        weighting: see `Weighting`.
+        combine: see `Combine`.
+        train: see `Train`.
+    """
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    student: str
+    output_dir: str
+    data: Data = Field(default_factory=Data)
+    capabilities: dict[str, Capability] = Field(default_factory=dict)
+    mixing: dict[str, dict[str, NonNegative]] = Field(default_factory=dict)
+    weighting: Weighting = Field(default_factory=Weighting)
+    combine: Combine = Field(default_factory=Combine)
+    train: Train = Field(default_factory=Train)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_mixing(cls, values: Any) -> Any:
+        given = values.get("mixing") if isinstance(values, dict) else None
+        teachers = values.get("capabilities") if isinstance(values, dict) else None
+        if not isinstance(teachers, Mapping) or not isinstance(given, Mapping | None):
+            return values
+        return {**values, "mixing": _mixing(given or {}, tuple(teachers))}
+
+    @model_validator(mode="after")
+    def _known_capabilities(self) -> Recipe:
+        known = tuple(self.capabilities)
+        for row, shares in self.mixing.items():
+            if row not in known and row not in CAPABILITIES:
+                raise ValueError(f"mixing.{row}: no such capability; there are {_names(known)}")
+            for column in shares:
+                if column not in known:
+                    raise ValueError(
+                        f"mixing.{row}.{column}: no such teacher; there are {_names(known)}"
+                    )
+        for name in self.weighting.fixed:
+            if name not in known:
+                raise ValueError(
+                    f"weighting.fixed.{name}: no such capability; there are {_names(known)}"
+                )
+        missing = [name for name in known if name not in self.weighting.fixed]
+        if self.weighting.mode == "fixed" and missing:
+            raise ValueError(f"weighting.fixed lacks a number for {_names(missing)}")
+        return self
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe without `.yaml`, e.g. `demo` or
+            `ablations/sum_ceK`.
+        overrides: changes such as `train.max_steps=2`; the value is read as YAML.
+
+    Raises:
+        FileNotFoundError: there is no such file or shipped recipe.
+        ValueError: a key or value is wrong; the message is one line that names it.
+    """
+    text, where = _text(path_or_name)
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader with two corrections
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: expected keys and values at the top, got {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, where)
+
+
+def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Make a recipe of plain dictionaries, with errors of one line; `where` starts them.
+
+    Raises:
+        ValueError: a key or value is wrong.
+    """
+    try:
+        return Recipe.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error, Recipe)}") from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load` of it gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("drivekd") / "recipes"
+    with resources.as_file(folder) as root:
+        return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that reads 5e-5 as a number and refuses a key written twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def _text(path_or_name: str | Path) -> tuple[str, str]:
+    """The YAML text and the name to call it by in errors."""
+    name = str(path_or_name)
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"no recipe file {name}; shipped recipes: {_names(shipped())}")
+        return path.read_text(encoding="utf-8"), name
+    if name not in shipped():
+        close = difflib.get_close_matches(name, shipped(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {_names(shipped())}"
+        raise FileNotFoundError(f"no shipped recipe {name!r}, and no name of a .yaml file; {hint}")
+    return (resources.files("drivekd") / "recipes" / f"{name}.yaml").read_text("utf-8"), name
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key of a nested dictionary, in place."""
+    dotted, separator, value = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"override {override!r}: expected KEY=VALUE, e.g. train.max_steps=2")
+    part = raw
+    for key in keys[:-1]:
+        if part.get(key) is None:
+            part[key] = {}
+        part = part[key]
+        if not isinstance(part, dict):
+            raise ValueError(f"override {override!r}: {key} holds a value, not further keys")
+    try:
+        part[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: the value is no valid YAML") from None
+
+
+def _mixing(given: Mapping[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:
+    """The full table Π: given rows normalised, absent ones .8 / .1 [release]."""
+    rows: dict[str, Any] = {
+        row: {column: 0.8 if column == row else 0.1 for column in teachers} for row in teachers
+    }
+    rows |= given
+    return {row: _normalised(row, shares, teachers) for row, shares in rows.items()}
+
+
+def _normalised(row: str, shares: Any, teachers: tuple[str, ...]) -> Any:
+    if not isinstance(shares, Mapping) or not all(_is_number(x) for x in shares.values()):
+        return shares  # pydantic says what is wrong with it
+    if any(x < 0 for x in shares.values()) or not sum(shares.values()) > 0:
+        raise ValueError(
+            f"mixing.{row}: shares must be non-negative and not all zero, got {dict(shares)}"
+        )
+    total = sum(shares.values())
+    scale = 1.0 if abs(total - 1) < 1e-9 else total  # so that a written recipe reads back equal
+    return dict.fromkeys(teachers, 0.0) | {k: x / scale for k, x in shares.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

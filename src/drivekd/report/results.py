@@ -1,0 +1,157 @@
+"""Reads the result files of a run; what is not there is None, what is broken is an error.
+
+The files are described in drivekd.report.page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivekd.data.sample import CAPABILITIES
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How the page names an arm and what it says about it."""
+
+    key: str
+    name: str
+    what: str
+    control: bool = False
+
+
+#: the arms of the demo, in the order of the table
+ARMS: tuple[Arm, ...] = (
+    Arm("majority", "Majority answer", "most frequent training answer of each template", True),
+    Arm("blind", "Trained blind", "cross-entropy, the same steps on grey pictures", True),
+    Arm("student_base", "Student before", "the start of all four students"),
+    Arm("ce_only", "Cross-entropy only", "the same steps without a teacher"),
+    Arm("drivekd", "Drive-KD", "three teachers and AGP, the paper's assignment of layers"),
+    Arm("full_everywhere", "Full maps", "full attention maps for all three capabilities"),
+    Arm("mismatched", "Mismatched maps", "Drive-KD with the teachers' maps of other rows", True),
+    Arm("teacher", "Teacher", "each capability's own teacher"),
+    Arm("teacher_blind", "Teacher, blind", "the teachers' recipe on grey pictures", True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What was found in the folder of a run."""
+
+    folder: Path
+    summary: Row | None
+    about: Row
+    scores: Mapping[str, Row]
+    logs: Mapping[str, Sequence[Row]]
+    answers: Mapping[str, Sequence[Row]]
+    scenes: Sequence[Row] | None
+    cases: Sequence[Row] | None
+    maps: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Arms that have scores, known ones first and in order."""
+        found = dict.fromkeys([*(self.summary or {}).get("scores", {}), *self.scores])
+        known = [arm for arm in ARMS if arm.key in found]
+        names = {arm.key for arm in ARMS}
+        return known + [Arm(key, key.replace("_", " "), "") for key in found if key not in names]
+
+
+def read_results(folder: Path) -> Results:
+    """Reads everything that a run left in its folder.
+
+    Raises:
+        ValueError: the folder is not there, holds no result at all, or a file in it is broken.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"report of {folder}: no such folder; expected the output folder of a run, such as"
+            " out/demo"
+        )
+    arms = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    cases = _json(folder / "attention" / "cases.json", list)
+    results = Results(
+        folder=folder,
+        summary=_json(folder / "summary.json", dict),
+        about=_json(folder / "about.json", dict) or {},
+        scores=_found(folder, arms, "scores.json", lambda path: _json(path, dict)),
+        logs=_found(folder, arms, "log.jsonl", _lines),
+        answers=_found(folder, arms, "answers.jsonl", _lines),
+        scenes=_json(folder / "scenes.json", list),
+        cases=cases,
+        maps=_arrays(folder / "attention" / "maps.npz") if cases else {},
+    )
+    if results.summary is None and not (results.scores or results.logs):
+        raise ValueError(
+            f"report of {folder}: no summary.json and no arm with scores.json or log.jsonl;"
+            " expected the output folder of a run, such as out/demo"
+        )
+    return results
+
+
+def _found(folder: Path, arms: Sequence[str], name: str, read: Any) -> dict[str, Any]:
+    found = {arm: read(folder / arm / name) for arm in arms}
+    return {arm: content for arm, content in found.items() if content}
+
+
+def _json(path: Path, kind: type) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"result file {path}: is not JSON ({error}); delete it or run that part again"
+        ) from error
+    if not isinstance(content, kind):
+        raise ValueError(
+            f"result file {path}: expected a JSON {'object' if kind is dict else 'list'}, got"
+            f" {type(content).__name__}; delete it or run that part again"
+        )
+    return content
+
+
+def _lines(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a JSONL file; a last line without its line break is still being written."""
+    if not path.is_file():
+        return None
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"result file {path}, line {number}: is not JSON ({error.msg}); delete the line"
+            ) from error
+    return rows
+
+
+def _arrays(path: Path) -> dict[str, NDArray[np.floating]]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the logged rows that have a quantity."""
+    points = [(float(row["step"]), float(row[key])) for row in rows if key in row and "step" in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def capabilities_logged(logs: Mapping[str, Sequence[Row]], prefix: str) -> list[str]:
+    """Names X for which some log has `prefix`X, the three known ones first."""
+    keys = {key for rows in logs.values() for row in rows for key in row if key.startswith(prefix)}
+    names = {key.removeprefix(prefix) for key in keys}
+    return [c for c in CAPABILITIES if c in names] + sorted(names - set(CAPABILITIES))

@@ -1,0 +1,1 @@
+"""The embedded driving world: traffic, six cameras, questions with exact answers."""

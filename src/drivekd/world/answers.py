@@ -1,0 +1,262 @@
+"""How the answer to each kind of question is found in a scene's ground truth.
+
+Every finder is given a scene, what the cameras show of it, and a random generator that chooses
+where a scene offers several questions of a kind. It returns the answer and the things that the
+question names, or None where the scene offers no such question.
+
+Source: [ours].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from drivekd.world.scene import Scene, distance
+from drivekd.world.sight import Sighting, rear_visible, status
+from drivekd.world.traffic import Action
+
+Found = tuple[str, tuple[Sighting, ...]] | None
+Finder = Callable[[Scene, Sequence[Sighting], np.random.Generator], Found]
+
+_DRIVERS = ("car", "truck", "bus", "cyclist")
+_ROAD_USERS = (*_DRIVERS, "pedestrian")
+
+
+def _draw(
+    groups: dict[str, list[Sighting]],
+    rng: np.random.Generator,
+    share: dict[str, float] | None = None,
+) -> Found:
+    """Draw an answer first and then a thing with that answer, so that answers stay balanced.
+
+    Args:
+        groups: things by the answer to the question about them.
+        rng: draws.
+        share: of answers that are asked for less often than others.
+    """
+    if not groups:
+        return None
+    answer = sorted(groups)[int(rng.integers(len(groups)))]
+    things = groups[answer]
+    thing = things[int(rng.integers(len(things)))]
+    return None if _thin(answer, share or {}, rng) is None else (answer, (thing,))
+
+
+def _grouped(
+    seen: Sequence[Sighting], answer: Callable[[Sighting], str | None]
+) -> dict[str, list[Sighting]]:
+    """Things by what is said of them; None leaves a thing out."""
+    groups: dict[str, list[Sighting]] = {}
+    for s in seen:
+        said = answer(s)
+        if said is not None:
+            groups.setdefault(said, []).append(s)
+    return groups
+
+
+def _drivers_from_behind(scene: Scene, seen: Sequence[Sighting]) -> list[Sighting]:
+    """Drivers whose lamps can be seen and whose future is known."""
+    return [
+        s
+        for s in seen
+        if s.thing.kind in _DRIVERS
+        and s.thing.id in scene.futures
+        and rear_visible(scene.frame, s.thing)
+    ]
+
+
+def _thin(found: str, share: dict[str, float], rng: np.random.Generator) -> Found:
+    """Ask less often where the answer is a frequent one, so that guessing it does not pay."""
+    return (found, ()) if rng.random() < share.get(found, 1.0) else None
+
+
+# --- perception ---------------------------------------------------------------------------------
+
+
+def colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    return _draw(
+        _grouped(seen, lambda s: s.thing.colour if s.thing.kind in _ROAD_USERS else None), rng
+    )
+
+
+def kind(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    return _draw(_grouped(seen, lambda s: s.thing.kind), rng)
+
+
+def status_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    groups = _grouped(_drivers_from_behind(scene, seen), lambda s: status(s.thing))
+    return _draw(groups, rng, {"going ahead": 0.5})
+
+
+def weather(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    return scene.frame.weather, ()
+
+
+def road(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    return scene.road_type, ()
+
+
+def light(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    lights = [s for s in seen if s.thing.kind == "light"]
+    if lights:
+        return lights[0].thing.light or "none", ()
+    return _thin("none", {"none": 0.12}, rng)
+
+
+def camera(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """The camera that shows a kind of road user best, where all of the kind are in the same one."""
+    of_kind = _grouped(seen, lambda s: s.thing.kind if s.thing.kind in _ROAD_USERS else None)
+    alone = [things[0] for things in of_kind.values() if len({s.camera for s in things}) == 1]
+    groups = _grouped(alone, lambda s: s.camera)
+    return _draw(groups, rng)
+
+
+def lead_colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """The colour of the vehicle in front, in the ego's own lane."""
+    ego = scene.frame.ego
+    ahead = [
+        s
+        for s in _drivers_from_behind(scene, seen)
+        if s.thing.x > ego.x and abs(s.thing.y - ego.y) < 1.2 and s.camera == "CAM_FRONT"
+    ]
+    nearest = min(ahead, key=lambda s: s.thing.x, default=None)
+    return None if nearest is None else (nearest.thing.colour, ())
+
+
+# --- reasoning ----------------------------------------------------------------------------------
+
+
+def future(scene: Scene, thing_id: int) -> str | None:
+    """What a road user does within the horizon while the ego keeps its speed; None if unclear."""
+    after = scene.futures[thing_id]
+    if abs(after.sideways) > 2.0:
+        return "move left" if after.sideways > 0 else "move right"
+    if after.speed_change < -2.5:
+        return "slow down"
+    return "keep going" if after.speed_change > -1.0 and abs(after.sideways) < 0.8 else None
+
+
+def future_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    drivers = _drivers_from_behind(scene, seen)
+    groups = _grouped(drivers, lambda s: future(scene, s.thing.id))
+    return _draw(groups, rng, {"keep going": 0.5})
+
+
+def _pair(first: Sighting, second: Sighting, rng: np.random.Generator, answer: str = "") -> Found:
+    """Name two things in random order; the answer is the first one unless one is given."""
+    if rng.random() < 0.5:
+        return answer or "c1", (first, second)
+    return answer or "c2", (second, first)
+
+
+def which_slows(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    futures = _grouped(_drivers_from_behind(scene, seen), lambda s: future(scene, s.thing.id))
+    slowing = futures.get("slow down", [])
+    others = [s for said, things in futures.items() if said != "slow down" for s in things]
+    if not slowing or not others:
+        return None
+    first, second = (side[int(rng.integers(len(side)))] for side in (slowing, others))
+    return _pair(first, second, rng)
+
+
+def nearer(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """Two things at the same height of their pictures, so that the height does not tell."""
+    users = [s for s in seen if s.thing.kind in _ROAD_USERS]
+    pairs = [
+        (a, b)
+        for a in users
+        for b in users
+        if 1.35 * distance(scene.frame, a.thing) < distance(scene.frame, b.thing)
+        and abs(a.v - b.v) < 0.08
+    ]
+    if not pairs:
+        return None
+    return _pair(*pairs[int(rng.integers(len(pairs)))], rng)
+
+
+def same_plan(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """Whether two drivers are going to do the same."""
+    drivers = [s for s in _drivers_from_behind(scene, seen) if future(scene, s.thing.id)]
+    same = rng.random() < 0.5
+    pairs = [
+        (a, b)
+        for i, a in enumerate(drivers)
+        for b in drivers[i + 1 :]
+        if (future(scene, a.thing.id) == future(scene, b.thing.id)) == same
+    ]
+    if not pairs:
+        return None
+    return _pair(*pairs[int(rng.integers(len(pairs)))], rng, "yes" if same else "no")
+
+
+def in_path(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """Whether a driver in another lane will be in the ego's path: its indicator tells."""
+    ego = scene.frame.ego
+
+    def enters(s: Sighting) -> str | None:
+        if abs(s.thing.y - ego.y) < 1.8:
+            return None
+        return "yes" if scene.futures[s.thing.id].in_ego_path else "no"
+
+    beside = [s for s in _drivers_from_behind(scene, seen) if abs(s.thing.y - ego.y) < 5.5]
+    return _draw(_grouped(beside, enters), rng, {"no": 0.25})
+
+
+def cause(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    shown = {s.thing.id for s in seen}
+    if scene.cause_id and scene.cause_id not in shown:
+        return None  # the pictures do not show the reason
+    return _thin(scene.cause, {"nothing": 0.5}, rng)
+
+
+# --- planning -----------------------------------------------------------------------------------
+
+
+def safe(scene: Scene, action: Action) -> bool | None:
+    """Whether an action is safe; None where it is too close to call or the lane is not there."""
+    outcome = scene.outcomes[action]
+    if outcome.left_lane:
+        return None
+    if outcome.collision or outcome.ran_red or outcome.time_to_collision < 1.2:
+        return False
+    return True if outcome.time_to_collision > 2.0 and outcome.gap > 3.0 else None
+
+
+def action(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    return (scene.best, ()) if scene.margin > 0.02 else None
+
+
+def safe_lane(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """The lanes beside the ego, told apart by the answer: left, right, both or none."""
+    left, right = scene.outcomes["lane left"], scene.outcomes["lane right"]
+    if (not left.left_lane and safe(scene, "lane left") is None) or (
+        not right.left_lane and safe(scene, "lane right") is None
+    ):
+        return None
+    names = {(True, True): "both", (True, False): "left", (False, True): "right"}
+    found = bool(safe(scene, "lane left")), bool(safe(scene, "lane right"))
+    return _thin(names.get(found, "none"), {"none": 0.5}, rng)
+
+
+def may(action: Action, share_of_no: float) -> Finder:
+    """A finder for whether an action is safe; `share_of_no` of the scenes where it is not."""
+
+    def find(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+        answer = safe(scene, action)
+        if answer is None:
+            return None
+        return _thin("yes" if answer else "no", {"no": share_of_no}, rng)
+
+    return find
+
+
+def collision(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+    """Whether going on at the same speed ends in a collision with a thing ahead."""
+    hit = scene.outcomes["keep speed"].collision
+    ahead = [
+        s for s in seen if s.camera == "CAM_FRONT" and s.thing.kind != "light" and 0.25 < s.u < 0.75
+    ]
+    groups = _grouped(ahead, lambda s: "yes" if s.thing.id == hit else "no")
+    return _draw(groups, rng, {"no": 0.45})

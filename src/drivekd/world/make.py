@@ -1,0 +1,267 @@
+"""Make a data set of the embedded world: pictures, questions and the ground truth beside them.
+
+Layout of the folder: `images/<seed>/<CAMERA>.png`, `truth/<seed>.json` (one per scene, written
+last, so that an interrupted run goes on where it stopped), `questions.jsonl` and `dense.jsonl`
+(Drive-KD rows) and `world.json` (what the folder holds).
+
+Source: [ours].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from drivekd.data.progress import track
+from drivekd.data.sample import CAMERAS
+from drivekd.world.camera import Renderer, open_renderer, render
+from drivekd.world.dense import dense_questions
+from drivekd.world.questions import ask, camera_prefix
+from drivekd.world.rig import size_of
+from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
+from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
+
+FORMAT = 1
+DENSE = 24  # short questions about cells, per scene
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every scene of a data set shares."""
+
+    out: Path
+    size: int
+    wordings: tuple[int, ...]
+
+
+def make(
+    out: Path,
+    scenes: int,
+    split: Split = "train",
+    *,
+    first: int = 0,
+    size: int = 96,
+    workers: int | None = None,
+    wordings: tuple[int, ...] = (0, 1),
+) -> Path:
+    """Write `scenes` scenes of a split; scenes that are already there are kept.
+
+    Args:
+        out: folder of the data set.
+        scenes: how many.
+        split: train, student, val, demo, transfer or test; their seeds never meet.
+        first: offset of the first scene within the split.
+        size: side of a picture [px].
+        workers: processes; by default one per core.
+        wordings: which of the three wordings of a question to use; 2 is never trained on.
+
+    Returns:
+        the path of `questions.jsonl`.
+
+    Raises:
+        ValueError: for an unknown split, scenes that it does not have, a folder made with other
+            settings, or a damaged file of truth.
+        OSError: where the folder cannot be written, the disk is full, or libX11 is missing.
+        MemoryError: the system ended a worker process.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
+    if first < 0 or scenes < 1 or first + scenes > SPLIT_SIZE:
+        raise ValueError(
+            f"expected scenes between 0 and {SPLIT_SIZE - 1} of split {split}, got {scenes} from "
+            f"{first} on: choose fewer, or another first one"
+        )
+    size_of(size)  # before a folder is claimed for a size that cannot be drawn
+    job = Job(Path(out), size, wordings)
+    seeds = range(SPLITS[split] + first, SPLITS[split] + first + scenes)
+    with _writing(job.out):
+        _claim(job, split)
+        missing = [s for s in seeds if not _truth(job, s).exists()]
+        count = workers or os.cpu_count() or 1
+        for _ in track(_made(job, missing, count), len(missing), f"world {split}"):
+            pass
+        return _write_questions(job, seeds)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say which folder could not be written, and that nothing finished is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours: a sentence already
+            raise
+        place = f"{out} (at {error.filename})" if error.filename else f"{out}"
+        raise OSError(
+            error.errno,
+            f"cannot write the world to {place}: {error.strerror}; complete scenes are kept, "
+            "and once there is room and permission the same command makes the others",
+        ) from error
+    except BrokenProcessPool:
+        raise MemoryError(
+            f"making the world in {out}: the system ended a worker process, most likely for want "
+            "of memory; complete scenes are kept, try the same command with one worker"
+        ) from None
+
+
+def _claim(job: Job, split: str) -> None:
+    """Note the settings in the folder, or refuse a folder that was made with others."""
+    for folder in ("images", "truth"):
+        (job.out / folder).mkdir(parents=True, exist_ok=True)
+    settings = {
+        "format": FORMAT,
+        "split": split,
+        "size": job.size,
+        "wordings": list(job.wordings),
+        "attributes": {name: list(values) for name, values in ATTRIBUTES.items()},
+    }
+    note = job.out / "world.json"
+    if not note.exists():
+        _write(note, [json.dumps(settings, indent=1)])
+        return
+    found = _read(note)
+    differing = [k for k in settings if found.get(k) != settings[k]]
+    if differing:
+        raise ValueError(
+            f"{job.out} holds a world made with another {', '.join(differing)}: "
+            "choose another folder or remove this one"
+        )
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    """Write a file that is there either as a whole or not at all."""
+    unfinished = path.with_suffix(".part")
+    try:
+        with unfinished.open("w") as file:
+            file.writelines(pieces)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged, expected a JSON object: delete it and run again")
+    return found
+
+
+def _made(job: Job, seeds: list[int], workers: int) -> Iterator[int]:
+    """Make scenes in this process or in several; yields each seed when its files are complete."""
+    if workers == 1 or len(seeds) < 8:
+        for seed in seeds:
+            yield make_one(job, seed)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with _deaf():
+            made = pool.map(make_one, [job] * len(seeds), seeds, chunksize=4)
+        yield from made
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Worker processes started in here never see Ctrl-C: this one does, and lets them end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _truth(job: Job, seed: int) -> Path:
+    return job.out / "truth" / f"{seed}.json"
+
+
+@lru_cache(maxsize=1)  # opening a graphics engine takes longer than a scene
+def _renderer(size: int) -> Renderer:
+    return open_renderer(size)
+
+
+def make_one(job: Job, seed: int) -> int:
+    """Make one scene's pictures and truth."""
+    scene = make_scene(seed)
+    views = render(_renderer(job.size), scene.frame)
+    folder = job.out / "images" / str(seed)
+    folder.mkdir(exist_ok=True)
+    for view in views:
+        Image.fromarray(view.rgb).save(folder / f"{view.camera}.png", compress_level=1)
+    seen = sightings(scene.frame, {v.camera: v.ids for v in views})
+    rng = np.random.default_rng([seed, 29])
+    labels = cells(scene.frame, [v.ids for v in views])
+    truth = truth_of(scene, seen)
+    truth["cells"] = labels.ravel().tolist()
+    truth["questions"] = [
+        _row(seed, f"q{i}", q.capability, q.template, q.text, q.answer)
+        for i, q in enumerate(ask(scene, seen, rng, wordings=job.wordings))
+    ]
+    truth["dense"] = [
+        _row(seed, f"d{i}", "perception", f"cell_{d.attribute}", d.text, d.answer)
+        for i, d in enumerate(dense_questions(labels, DENSE, rng))
+    ]
+    _write(_truth(job, seed), [json.dumps(truth)])
+    return seed
+
+
+def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
+    """Everything that is known about a scene, as plain data."""
+    return {
+        "frame": asdict(scene.frame),
+        "road_type": scene.road_type,
+        "event": scene.event,
+        "best": scene.best,
+        "margin": scene.margin,
+        "cause": scene.cause,
+        "cause_id": scene.cause_id,
+        "outcomes": {a: asdict(o) for a, o in scene.outcomes.items()},
+        "futures": {str(i): asdict(f) for i, f in scene.futures.items()},
+        "sightings": [
+            {"id": s.thing.id, "camera": s.camera, "u": s.u, "v": s.v, "pixels": s.pixels}
+            | {"box": s.box, "region": s.region}
+            for s in seen
+        ],
+    }
+
+
+def _row(
+    seed: int, number: str, capability: str, template: str, text: str, answer: str
+) -> dict[str, Any]:
+    """A Drive-KD row: messages, images and question_type, with what only this world knows."""
+    return {
+        "id": f"w{seed}-{number}",
+        "messages": [
+            {"role": "user", "content": camera_prefix() + text},
+            {"role": "assistant", "content": answer},
+        ],
+        "images": [f"images/{seed}/{camera}.png" for camera in CAMERAS],
+        "cameras": list(CAMERAS),
+        "question_type": capability,
+        "template": template,
+        "scene": f"w{seed}",
+        "frame": f"w{seed}",
+    }
+
+
+def _write_questions(job: Job, seeds: range) -> Path:
+    """Gather the rows of every scene, in the order of the seeds, into the two files."""
+    for part in ("dense", "questions"):
+        path = job.out / f"{part}.jsonl"
+        truths = (_read(_truth(job, seed)) for seed in seeds)
+        _write(path, (json.dumps(row) + "\n" for truth in truths for row in truth[part]))
+    return path

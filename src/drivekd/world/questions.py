@@ -1,0 +1,248 @@
+"""The kinds of questions about a scene, and how they are worded, in the manner of DriveBench.
+
+Every answer is short, exact and follows from the scene's ground truth (see `answers`). Which
+templates survive, and what a model that never sees the pictures scores on each, is in
+docs/world.md.
+
+Source: [ours].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drivekd.data.sample import CAMERAS
+from drivekd.world import answers
+from drivekd.world.answers import Finder
+from drivekd.world.scene import Scene
+from drivekd.world.sight import Sighting
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A kind of question: its capability, three wordings (the last is held out), its answer."""
+
+    capability: str
+    wordings: tuple[str, str, str]
+    find: Finder
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a template with its short exact answer."""
+
+    template: str
+    capability: str
+    text: str
+    answer: str
+
+
+TEMPLATES: dict[str, Template] = {
+    "colour": Template(
+        "perception",
+        (
+            "What is the colour of {0}?",
+            "Which colour does {0} have?",
+            "Name the colour of the object at {0}.",
+        ),
+        answers.colour,
+    ),
+    "kind": Template(
+        "perception",
+        ("What is {0}?", "What kind of object is {0}?", "Name the category of {0}."),
+        answers.kind,
+    ),
+    "status": Template(
+        "perception",
+        (
+            "What is the moving status of {0}?",
+            "What do the lamps of {0} show?",
+            "Describe the current status of {0}.",
+        ),
+        answers.status_of,
+    ),
+    "weather": Template(
+        "perception",
+        (
+            "What are the weather and light like?",
+            "Under which conditions is the ego vehicle driving?",
+            "Describe the conditions of this drive.",
+        ),
+        answers.weather,
+    ),
+    "road": Template(
+        "perception",
+        (
+            "What kind of road is this?",
+            "On which type of road is the ego vehicle?",
+            "Name the road type.",
+        ),
+        answers.road,
+    ),
+    "light": Template(
+        "perception",
+        (
+            "What does the traffic light show?",
+            "What is the state of the traffic light?",
+            "Name the colour of the traffic light, if there is one.",
+        ),
+        answers.light,
+    ),
+    "camera": Template(
+        "perception",
+        (
+            "Which camera shows a {kind}?",
+            "In which camera is the {kind}?",
+            "Name the camera with a {kind}.",
+        ),
+        answers.camera,
+    ),
+    "lead_colour": Template(
+        "perception",
+        (
+            "What is the colour of the vehicle in front of the ego vehicle?",
+            "Which colour does the vehicle ahead in the same lane have?",
+            "Name the colour of the leading vehicle.",
+        ),
+        answers.lead_colour,
+    ),
+    "future": Template(
+        "reasoning",
+        (
+            "What will {0} do next?",
+            "What is the future motion of {0}?",
+            "Predict the behaviour of {0}.",
+        ),
+        answers.future_of,
+    ),
+    "which_slows": Template(
+        "reasoning",
+        (
+            "Which one will slow down, {0} or {1}?",
+            "Of {0} and {1}, which is going to slow down?",
+            "Name the one of {0} and {1} that will lose speed.",
+        ),
+        answers.which_slows,
+    ),
+    "nearer": Template(
+        "reasoning",
+        (
+            "Which is nearer to the ego vehicle, {0} or {1}?",
+            "Of {0} and {1}, which should be noticed first as the nearer one?",
+            "Name the closer one of {0} and {1}.",
+        ),
+        answers.nearer,
+    ),
+    "same_plan": Template(
+        "reasoning",
+        (
+            "Will {0} and {1} do the same next?",
+            "Do {0} and {1} have the same future motion?",
+            "Is the predicted behaviour of {0} and {1} alike?",
+        ),
+        answers.same_plan,
+    ),
+    "in_path": Template(
+        "reasoning",
+        (
+            "Will {0} be in the path of the ego vehicle?",
+            "Is {0} going to enter the lane of the ego vehicle?",
+            "Predict whether {0} gets in the way.",
+        ),
+        answers.in_path,
+    ),
+    "cause": Template(
+        "reasoning",
+        (
+            "What must the ego vehicle react to?",
+            "What is the reason for the ego vehicle to be careful?",
+            "Name what matters most for the ego vehicle's next move.",
+        ),
+        answers.cause,
+    ),
+    "action": Template(
+        "planning",
+        (
+            "What should the ego vehicle do?",
+            "Which action is best for the ego vehicle?",
+            "Name the safe action for the ego vehicle.",
+        ),
+        answers.action,
+    ),
+    "safe_lane": Template(
+        "planning",
+        (
+            "To which side can the ego vehicle change lane safely?",
+            "Which lane change is safe?",
+            "Name the side that is free for a lane change.",
+        ),
+        answers.safe_lane,
+    ),
+    "safe_keep": Template(
+        "planning",
+        (
+            "Is it safe to keep the speed?",
+            "Can the ego vehicle go on at the same speed?",
+            "May the ego vehicle hold its speed?",
+        ),
+        answers.may("keep speed", 0.5),
+    ),
+    "safe_accelerate": Template(
+        "planning",
+        (
+            "Is it safe to accelerate?",
+            "Can the ego vehicle speed up?",
+            "May the ego vehicle go faster?",
+        ),
+        answers.may("accelerate", 0.35),
+    ),
+    "collision": Template(
+        "planning",
+        (
+            "Will keeping the speed lead to a collision with {0}?",
+            "Does the ego vehicle hit {0} if it goes on like this?",
+            "Is {0} hit at the present speed?",
+        ),
+        answers.collision,
+    ),
+}
+
+
+def ask(
+    scene: Scene,
+    seen: Sequence[Sighting],
+    rng: np.random.Generator,
+    *,
+    wordings: Sequence[int] = (0, 1),
+    names: Sequence[str] = tuple(TEMPLATES),
+) -> list[Question]:
+    """Every question that a scene offers, one per template, in the templates' order.
+
+    Args:
+        scene: the ground truth.
+        seen: what the cameras show of it.
+        rng: draws wordings, and answers where a scene offers several.
+        wordings: which of the three wordings to draw from (2 is held out from training).
+        names: the templates to ask.
+    """
+    questions = []
+    for name in names:
+        template = TEMPLATES[name]
+        found = template.find(scene, seen, rng)
+        wording = template.wordings[wordings[int(rng.integers(len(wordings)))]]
+        if found is None:
+            continue
+        answer, objects = found
+        tags = [s.tag(i) for i, s in enumerate(objects, 1)]
+        named = objects[0].thing.kind if objects else ""
+        text = wording.format(*tags, kind=named) if "{" in wording else wording
+        questions.append(Question(name, template.capability, text, answer))
+    return questions
+
+
+def camera_prefix() -> str:
+    """The labelled placeholders that every question of the world begins with."""
+    return "".join(f"{camera}: <image>\n" for camera in CAMERAS)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from drivekd.data import progress
+from drivekd.data.progress import duration, track
+
+
+def test_items_pass_through_and_quick_work_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(7), label="x")) == list(range(7))
+    assert list(track(iter("ab"))) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plain_lines_come_at_most_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    list(track(range(11), label="scenes"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "scenes: 4/11, 0.3/s, 21s left",
+        "scenes: 8/11, 0.3/s, 9s left",
+        "scenes: 11/11, 0.3/s, done in 36s",
+    ]
+
+
+def test_without_a_total_there_is_a_rate_but_no_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    list(track(iter(range(2)), label="rows"))
+    assert "left" not in capsys.readouterr().err
+
+
+def test_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    assert list(track([1, 2, 3], label="scenes")) == [1, 2, 3]
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (498, "8m18s"), (7500, "2h05m")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivekd.data.drivelm import frame_tokens
+from drivekd.data.info import count, describe
+from drivekd.data.readers import exclude_frames, read
+from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER
+
+LEAKED = "1b45a97a0e5e49fe9cd345dd4bd729c3"
+
+
+def write(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in value))
+    else:
+        path.write_text(json.dumps(value))
+    return path
+
+
+def messages(question: str = "<image>Where?", **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "There."}]
+    return {"messages": turns, "images": ["a.jpg"], "question_type": "perception"} | more
+
+
+def drivelm(question: str, kind: str = "prediction", cameras: tuple[str, ...] = CAMERAS) -> Any:
+    paths = {c: f"../nuscenes/samples/{c}/x__{c}__1.jpg" for c in reversed(cameras)}
+    frame = {"image_paths": paths, "QA": {kind: [{"Q": question, "A": "Yes."}]}}
+    return {"s1": {"key_frames": {"f1": frame}}}
+
+
+# ---- the real files ----------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+def test_drivelm_training_sample(real_data: Path) -> None:
+    counts = count(read(real_data / "drivelm/train_sample.json"))
+    assert counts["capabilities"] == {"perception": 337, "reasoning": 280, "planning": 173}
+    assert counts["images_per_sample"] == {"1": 445, "2": 26, "6": 319}
+    assert counts["question_types"]["prediction"] == 271
+    assert (counts["samples"], counts["scenes"], counts["frames"]) == (790, 2, 9)
+    assert (counts["images"], counts["images_missing"], counts["unassigned"]) == (54, 0, 0)
+
+
+@pytest.mark.real_data
+def test_drivelm_challenge(real_data: Path) -> None:
+    samples = list(read(real_data / "drivelm/test_eval.json"))
+    assert count(samples)["capabilities"] == {"perception": 17, "reasoning": 22, "planning": 27}
+    assert all(sample.meta["tag"] for sample in samples)
+
+
+@pytest.mark.real_data
+def test_questions_of_one_frame_share_their_prefix_for_packing(real_data: Path) -> None:
+    prefixes = {
+        (sample.messages[0].content.rpartition(IMAGE_PLACEHOLDER)[0], *sample.images.values())
+        for sample in read(real_data / "drivelm/train_sample.json")
+    }
+    assert len(prefixes) == 32
+
+
+@pytest.mark.real_data
+def test_drivekd_public_samples(real_data: Path) -> None:
+    samples = list(read(real_data / "drivekd/demo.json"))
+    counts = count(samples)
+    assert counts["capabilities"] == {"perception": 2, "reasoning": 2, "planning": 3}
+    assert counts["images_per_sample"] == {"1": 3, "6": 4}
+    assert list(samples[1].images)[:2] == ["CAM_FRONT_LEFT", "CAM_FRONT"]  # the file's own order
+    assert list(samples[0].images) == ["image_0"]
+
+
+@pytest.mark.real_data
+def test_frames_of_the_benchmark_are_kept_out(real_data: Path) -> None:
+    tokens = frame_tokens(real_data / "drivebench/visual_description.json")
+    assert LEAKED in tokens and len(tokens) == 200
+    samples = list(read(real_data / "drivelm/train_sample.json"))
+    kept = list(exclude_frames(samples, tokens))
+    assert {s.frame for s in samples} - {s.frame for s in kept} == {LEAKED}
+
+
+# ---- DriveLM and DriveBench --------------------------------------------------------------------
+
+
+def test_a_question_that_names_cameras_gets_only_those_in_the_fixed_order(tmp_path: Path) -> None:
+    question = "Is <c2,CAM_BACK,1,2> behind <c1,CAM_FRONT_LEFT,3,4>?"
+    (sample,) = read(write(tmp_path / "a.json", drivelm(question)))
+    assert list(sample.images) == ["CAM_FRONT_LEFT", "CAM_BACK"]
+    expected = f"CAM_FRONT_LEFT: <image>\nCAM_BACK: <image>\n{question}"
+    assert sample.messages[0].content == expected
+    assert (sample.capability, sample.scene, sample.frame) == ("reasoning", "s1", "f1")
+    assert sample.answer == "Yes."
+
+
+def test_any_other_question_gets_all_six(tmp_path: Path) -> None:
+    (sample,) = read(write(tmp_path / "a.json", drivelm("What is in CAM_FRONT?", "behavior")))
+    assert tuple(sample.images) == CAMERAS
+    assert sample.messages[0].content.startswith("CAM_FRONT: <image>\nCAM_FRONT_LEFT: <image>\n")
+
+
+@pytest.mark.parametrize("below", ["nuscenes", "."])
+def test_images_are_found_from_samples_on(tmp_path: Path, below: str) -> None:
+    image = tmp_path / below / "samples/CAM_BACK/x__CAM_BACK__1.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    (sample,) = read(write(tmp_path / "a.json", drivelm("<c1,CAM_BACK,1,2>?")))
+    assert sample.images["CAM_BACK"].samefile(image)
+
+
+def test_images_below_another_root(tmp_path: Path) -> None:
+    path = write(tmp_path / "json/a.json", [messages()])
+    (sample,) = read(path, root=tmp_path / "pictures")
+    assert sample.images == {"image_0": tmp_path / "pictures/a.jpg"}
+
+
+def test_drivebench_rows(tmp_path: Path) -> None:
+    row = {
+        "scene_token": "s",
+        "frame_token": "f",
+        "question_type": "behavior",
+        "question": "Predict the behavior of the ego vehicle.",
+        "answer": "A",
+        "tag": [0],
+        "image_path": {c: f"data/nuscenes/samples/{c}/y.jpg" for c in CAMERAS},
+    }
+    robust = row | {"question_type": "robust_qas", "question": "See <c1,CAM_BACK,0.1,0.2>?"}
+    first, second = read(write(tmp_path / "b.json", [row, robust]))
+    assert (first.capability, first.scene, first.frame) == ("reasoning", "s", "f")
+    assert tuple(first.images) == CAMERAS
+    assert (second.capability, list(second.images)) == (None, ["CAM_BACK"])
+    assert second.meta["question_type"] == "robust_qas"
+
+
+# ---- conversations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt"])
+def test_drivekd_rows_as_list_or_lines(tmp_path: Path, name: str) -> None:
+    rows = [messages(id="x"), messages(question_type="prediction"), messages(question_type=None)]
+    path = tmp_path / name
+    path.write_text("\n".join(map(json.dumps, rows)) if name != "a.json" else json.dumps(rows))
+    samples = list(read(path))
+    assert [s.capability for s in samples] == ["perception", "reasoning", None]
+    assert [s.id for s in samples] == ["x", "2", "3"]
+    assert samples[1].source == f"{path}, row 2"
+
+
+def test_a_row_of_the_embedded_world(tmp_path: Path) -> None:
+    labels = "".join(f"{camera}: <image>\n" for camera in CAMERAS)
+    row = messages(
+        labels + "What colour is <c1,CAM_BACK,0.1000,0.2000><r49>?",
+        images=[f"images/7/{camera}.png" for camera in CAMERAS],
+        cameras=list(CAMERAS),
+        template="colour",
+        scene="w7",
+        frame="w7",
+        meta={"regions": [49]},
+        split="val",
+    )
+    (sample,) = read(write(tmp_path / "questions.jsonl", [row]))
+    assert tuple(sample.images) == CAMERAS
+    assert sample.images["CAM_BACK"] == tmp_path / "images/7/CAM_BACK.png"
+    assert (sample.template, sample.scene, sample.frame) == ("colour", "w7", "w7")
+    assert sample.meta == {"regions": [49], "split": "val", "question_type": "perception"}
+    assert sample.question == "What colour is <c1,CAM_BACK,0.1000,0.2000><r49>?"
+
+
+def test_llava_and_sharegpt_conversations(tmp_path: Path) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat?"},
+        {"from": "gpt", "value": "A car."},
+        {"from": "human", "value": "Sure?"},
+        {"from": "gpt", "value": "Yes."},
+    ]
+    rows = [
+        {"id": 1, "image": "a.jpg", "conversations": turns},
+        {"id": 2, "conversations": turns[2:], "system": "Be brief.", "capability": "planning"},
+    ]
+    first, second = read(write(tmp_path / "c.json", rows))
+    assert [m.role for m in first.messages] == ["user", "assistant"] * 2
+    assert first.images == {"image_0": tmp_path / "a.jpg"} and first.capability is None
+    assert second.messages[0].role == "system" and second.images == {}
+    assert (second.capability, second.answer) == ("planning", "Yes.")
+
+
+def test_content_in_parts(tmp_path: Path) -> None:
+    row = messages()
+    row["messages"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "Where?"}]
+    (sample,) = read(write(tmp_path / "a.json", [row]))
+    assert sample.messages[0].content == "<image>Where?"
+
+
+def test_two_images_of_one_camera_are_told_apart(tmp_path: Path) -> None:
+    images = ["samples/CAM_FRONT/1.jpg", "samples/CAM_FRONT/2.jpg"]
+    (sample,) = read(write(tmp_path / "a.json", [messages("<image><image>Which?", images=images)]))
+    assert list(sample.images) == ["image_0", "image_1"]
+
+
+# ---- a user's mistakes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "../a.jpg",
+        "x/../../a.jpg",
+        "/etc/passwd",
+        "https://a.b/c.jpg",
+        "samples/CAM_BACK/../../x",
+        "",
+    ],
+)
+def test_a_path_that_leaves_the_data_is_refused(tmp_path: Path, image: str) -> None:
+    path = write(tmp_path / "a.json", [messages(), messages(images=[image])])
+    with pytest.raises(ValueError, match=r"a\.json, row 2: image .*(data\.root|download)"):
+        list(read(path))
+
+
+def test_an_absolute_path_inside_the_data_is_fine(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [messages(images=[str(tmp_path / "b/a.jpg")])])
+    assert next(read(path)).images == {"image_0": tmp_path / "b/a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (messages("Where?"), "0 <image> in the user turns but 1 images"),
+        (messages(images=["a.jpg", "b.jpg"]), "1 <image> in the user turns but 2 images"),
+        (messages(images=3), "`images` must be a list of paths"),
+        (messages(cameras=["CAM_FRONT", "CAM_BACK"]), "`cameras` must name each"),
+        ({"messages": "hello"}, "`messages` must be a list"),
+        ({"messages": [{"role": "robot", "content": ""}]}, "got 'robot'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "must be text, got 3"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "no user turn"),
+        ({"messages": ["hello"]}, "a turn must be"),
+        ({"question": "x"}, "no known format has the keys question"),
+        ({"image_path": {}, "question": "x"}, "`image_path` must map cameras"),
+        ({"image_path": {"CAM_FRONT": 3}, "question": "x"}, "must be a path"),
+        ({"image_path": {"CAM_FRONT": "x"}}, "`question` must be text, got nothing"),
+        ({"conversations": [{"from": "bot", "value": ""}]}, "got 'bot'"),
+        ([1], "expected a mapping, got list"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: Any, said: str) -> None:
+    path = write(tmp_path / "a.jsonl", [row])
+    with pytest.raises(ValueError) as caught:
+        list(read(path))
+    assert f"{path}, row 1: " in str(caught.value) and said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"s": {"key_frames": {"f": {"image_paths": {}}}}}, "scene s, frame f: no `QA`"),
+        ({"s": {}}, "scene s: no `key_frames`"),
+        (drivelm("<c1,CAM_LEFT,1,2>?"), "the question names CAM_LEFT, but the frame has images"),
+        (drivelm("<c1,CAM_BACK,1,2>?", cameras=("CAM_FRONT",)), "the question names CAM_BACK"),
+        (drivelm(3), "prediction row 1: expected a mapping with a question"),  # type: ignore[arg-type]
+        (3, "expected a list or a mapping"),
+        ([], "holds no samples"),
+        ({}, "holds no samples"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, value: Any, said: str) -> None:
+    path = write(tmp_path / "a.json", value)
+    with pytest.raises(ValueError) as caught:
+        list(read(path))
+    assert str(path) in str(caught.value) and said in str(caught.value)
+
+
+def test_broken_json_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"messages": [}]')
+    with pytest.raises(ValueError, match=r"a\.json, line 1: no valid JSON"):
+        read(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_text(json.dumps(messages()) + "\n\n{oops\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 3: no valid JSON"):
+        list(read(tmp_path / "a.jsonl"))
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="no UTF-8 text"):
+        read(tmp_path / "b.json")
+
+
+def test_wrong_files_and_formats(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.json"):
+        read(tmp_path / "gone.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        read(tmp_path)
+    path = write(tmp_path / "a.json", [messages()])
+    with pytest.raises(ValueError, match="choose one of auto, drivelm, drivekd"):
+        read(path, "coco")
+    with pytest.raises(ValueError, match="one mapping of scenes"):
+        read(path, "drivelm")
+
+
+def test_counts_for_people(tmp_path: Path) -> None:
+    rows = [messages(template="colour"), messages(question_type=None)]
+    rows[1]["messages"].pop()
+    counts = count(read(write(tmp_path / "a.json", rows)))
+    assert (counts["unassigned"], counts["unanswered"], counts["images_missing"]) == (1, 1, 1)
+    assert counts["templates"] == {"colour": 1}
+    text = describe(counts)
+    assert "perception 1" in text and "images missing" in text and "frames" not in text

@@ -1,0 +1,143 @@
+"""Samples to token ids: the template's ids exactly, labels at the last answer only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from drivekd.data.sample import Message, Sample
+from drivekd.models import tiny
+from drivekd.models.encode import IGNORE, encode
+from drivekd.models.images import token_grid
+
+
+def by_template(vlm, sample, *, header=False):
+    """Ids of the plain chat template, with the images' tokens written out."""
+    sizes = [rows * columns for rows, columns in (token_grid(vlm, p) for p in images_of(sample))]
+    turns = []
+    for message in sample.messages:
+        content = message.content
+        while message.role == "user" and "<image>" in content:
+            middle = vlm.family.image_token * sizes.pop(0)
+            shown = vlm.family.image_start + middle + vlm.family.image_end
+            content = content.replace("<image>", shown, 1)
+        turns.append({"role": message.role, "content": content})
+    return vlm.tokenizer.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=header, return_dict=False
+    )
+
+
+def images_of(sample):
+    return list(sample.images.values())
+
+
+def test_ids_equal_those_of_the_chat_template(vlm, mixed):
+    for sample in mixed:
+        assert encode(vlm, sample).input_ids.tolist() == by_template(vlm, sample)
+
+
+def test_prompt_ends_behind_the_role_header(vlm, make):
+    asked = make("a", "Why?", None)
+    expected = by_template(vlm, asked, header=True)
+    answered = make("a", "Why?", "because")
+    assert encode(vlm, asked, add_answer=False).input_ids.tolist() == expected
+    assert encode(vlm, answered, add_answer=False).input_ids.tolist() == expected
+    assert encode(vlm, answered).input_ids.tolist()[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("answer", ["yes", "", "two\nlines, 3.5 m <r4>"])
+def test_answer_and_end_of_turn_are_supervised_and_nothing_else(vlm, make, answer):
+    encoded = encode(vlm, make("a", "Why?", answer))
+    supervised = encoded.labels != IGNORE
+    text = vlm.tokenizer.decode(encoded.labels[supervised])
+    assert text == answer + "<|im_end|>"
+    assert torch.equal(encoded.labels[supervised], encoded.input_ids[supervised])
+    # One run of tokens, with the line break behind the turn left out.
+    assert supervised.nonzero().flatten().diff().eq(1).all()
+    assert vlm.tokenizer.decode(encoded.input_ids[supervised.nonzero().max() + 1 :]) == "\n"
+
+
+def test_white_space_around_an_answer_is_kept(vlm, make):
+    encoded = encode(vlm, make("a", "Why?", "\n\n so "))
+    assert vlm.tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == "\n\n so <|im_end|>"
+
+
+def test_of_several_turns_only_the_last_answer_is_supervised(vlm, make):
+    first = make("a", "What is it?", "a car")
+    more = (Message("user", "Is it red?"), Message("assistant", "no"))
+    sample = dataclasses.replace(
+        first, messages=(Message("system", "Be brief."), *first.messages, *more)
+    )
+    encoded = encode(vlm, sample)
+    assert encoded.input_ids.tolist() == by_template(vlm, sample)
+    assert vlm.tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == "no<|im_end|>"
+
+
+def test_images_stand_where_their_placeholders_stood(vlm, pictures):
+    """The release lost text between images and wrote paths instead of images 2, 3, …"""
+    images = {name: pictures(name) for name in ("x", "y")}
+    asked = Message("user", "before <image> between <image> after")
+    encoded = encode(vlm, Sample("s", (asked, Message("assistant", "ok")), images))
+    text = vlm.tokenizer.decode(encoded.input_ids)
+    count = encoded.grids[0][0] * encoded.grids[0][1]
+    shown = vlm.family.image_start + vlm.family.image_token * count + vlm.family.image_end
+    assert f"user\nbefore {shown} between {shown} after<|im_end|>" in text
+    assert encoded.images == tuple(images.values())
+    assert int(encoded.is_image.sum()) == 2 * count
+
+
+def test_prefix_ends_with_the_last_image(vlm, make):
+    one, two = (encode(vlm, make("a", q)) for q in ("Where is it?", "How many?"))
+    assert one.prefix == two.prefix > 0
+    assert torch.equal(one.input_ids[: one.prefix], two.input_ids[: two.prefix])
+    assert vlm.tokenizer.decode(one.input_ids[one.prefix :]).startswith("\nWhere is it?")
+    assert vlm.tokenizer.decode(one.input_ids[one.prefix - 1]) == vlm.family.image_end
+    assert encode(vlm, make("none", cameras=0)).prefix == 0
+
+
+def test_images_without_placeholders_go_in_front(vlm, pictures):
+    images = {"image_0": pictures("x"), "image_1": pictures("y")}
+    turns = (Message("user", "Where?"), Message("assistant", "there"))
+    marked = (Message("user", "<image>\n<image>\nWhere?"), turns[1])
+    bare, written = (encode(vlm, Sample("s", t, images)) for t in (turns, marked))
+    assert torch.equal(bare.input_ids, written.input_ids)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_placeholders_that_do_not_match_the_images_are_named(vlm, pictures, count):
+    images = {"image_0": pictures("x"), "image_1": pictures("y")}
+    turns = (Message("user", "<image>" * count + "Where?"), Message("assistant", "there"))
+    with pytest.raises(ValueError, match=rf"'s7' .*has {count} <image> placeholders .* 2 images"):
+        encode(vlm, Sample("s7", turns, images, source="f.jsonl:3"))
+
+
+def test_image_tokens_in_the_text_are_refused(vlm, make):
+    with pytest.raises(ValueError, match="its text contains the image token"):
+        encode(vlm, make("a", f"Is {vlm.family.image_token} a token?"))
+
+
+def test_placeholder_in_an_answer_is_text(vlm, make):
+    encoded = encode(vlm, make("a", "Which?", "the <image>"))
+    assert vlm.tokenizer.decode(encoded.labels[encoded.labels != IGNORE]).startswith("the <image>")
+
+
+def test_nothing_to_train_on_is_named(vlm, make):
+    with pytest.raises(ValueError, match=r"'a:Why\?' \(test.jsonl:1\) has no answer"):
+        encode(vlm, make("a", "Why?", None))
+
+
+def test_images_need_a_user_turn(vlm, pictures):
+    with pytest.raises(ValueError, match=r"'s' .* no user turn"):
+        encode(vlm, Sample("s", (Message("assistant", "so"),), {"image_0": pictures("x")}))
+
+
+def test_template_that_rewrites_answers_is_refused(make):
+    own = tiny.tiny_vlm(vision_layers=1, text_layers=1)
+    own.tokenizer.chat_template = own.tokenizer.chat_template.replace(
+        "{{ message['content'] }}", "{{ message['content'] | trim }}"
+    )
+    assert encode(own, make("a", "Why?", "so")).prefix
+    with pytest.raises(ValueError, match=r"does not repeat the answer ' so '"):
+        encode(own, make("a", "Why?", " so "))

@@ -1,0 +1,96 @@
+"""Visual tokens and their cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drivekd.models import tiny
+from drivekd.models.features import FeatureCache, image_features
+from drivekd.models.images import token_grid
+from drivekd.models.vlm import freeze_vision, vision_parts
+
+
+@pytest.fixture
+def paths(pictures):
+    return [pictures("x"), pictures("y"), pictures("wide", (96, 48)), pictures("x")]
+
+
+def frozen(vlm):
+    """A model of the same family that a test may change."""
+    made = tiny.tiny_vlm(vlm.family.name, vision_hidden=32, image_size=48, vision_layers=1)
+    freeze_vision(made)
+    return made
+
+
+def test_cached_tokens_equal_live_ones(vlm, paths):
+    with torch.no_grad():
+        live = image_features(vlm, paths)
+        # Three at a time: what a picture gives does not depend on its neighbours.
+        cached = FeatureCache(chunk=3).features(vlm, paths)
+    for path, one, two in zip(paths, live, cached, strict=True):
+        rows, columns = token_grid(vlm, path)
+        assert one.shape == (rows * columns, 64)
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_each_picture_runs_once(vlm, paths):
+    own, cache, runs = frozen(vlm), FeatureCache(), []
+    vision_parts(own)[0].register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(3):
+        cache.features(own, paths)
+    assert len(runs) == 1
+    cache.features(own, paths[:1])
+    assert len(runs) == 1
+    cache.clear()
+    cache.features(own, paths)
+    assert len(runs) == 2
+
+
+def test_precompute_reports_progress_in_pictures(vlm, paths):
+    cache, seen = FeatureCache(chunk=2), []
+    cache.precompute(frozen(vlm), [paths[:2], paths[2:]], lambda *done: seen.append(done))
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_models_do_not_mix(vlm, paths):
+    one, two, cache = frozen(vlm), vlm, FeatureCache()
+    with torch.no_grad():
+        first, second = (cache.features(m, paths)[0] for m in (one, two))
+        assert not torch.allclose(first.cpu(), second.cpu())
+        assert torch.allclose(second, image_features(two, paths)[0], atol=1e-5)
+
+
+def test_entries_are_dropped_when_the_tower_changes(vlm, paths):
+    own, cache = frozen(vlm), FeatureCache()
+    before = cache.features(own, paths)[0].clone()
+    with torch.no_grad():
+        next(vision_parts(own)[-1].parameters()).mul_(1.5)
+    after = cache.features(own, paths)[0]
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, image_features(own, paths)[0], atol=1e-5)
+
+
+def test_trained_tower_is_refused(vlm, paths):
+    own = frozen(vlm)
+    vision_parts(own)[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"carry no gradient.*freeze_vision"):
+        FeatureCache().features(own, paths)
+    with torch.no_grad():
+        FeatureCache().features(own, paths)
+    assert image_features(own, paths)[0].requires_grad
+
+
+def test_grey_and_other(vlm, paths):
+    own = frozen(vlm)
+    grey = FeatureCache("grey").features(own, paths)
+    assert torch.equal(grey[0], grey[1])
+    assert len(grey[2]) == len(image_features(own, paths[2:3])[0])
+    other = FeatureCache("other", {paths[0]: paths[1]}).features(own, paths[:1])
+    assert torch.allclose(other[0], image_features(own, paths[1:2])[0], atol=1e-5)
+    assert not torch.allclose(grey[0], other[0])
+
+
+def test_no_pictures_no_tokens(vlm):
+    assert image_features(vlm, []) == []
+    assert FeatureCache().features(frozen(vlm), []) == []

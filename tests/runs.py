@@ -1,0 +1,108 @@
+"""Small whole runs: pictures and questions on disk, a tiny student, three tiny teachers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from drivekd.models.tiny import tiny_vlm
+from drivekd.models.vlm import Vlm
+from drivekd.recipe import Recipe, parse
+
+CAMERAS = ("CAM_FRONT", "CAM_BACK")
+CAPABILITIES = ("perception", "reasoning", "planning")
+QUESTIONS = (
+    ("perception", "Which colour?", "red"),
+    ("reasoning", "What will it do next?", "It stops."),
+    ("planning", "Safe action?", "keep"),
+    ("perception", "How many cars are there?", "2"),
+    ("planning", "Turn?", "no, wait"),
+)
+
+
+def write_data(folder: Path, scenes: int = 3, questions: int = 5) -> Path:
+    """A file of questions in the Drive-KD format with their pictures; returns its path."""
+    random = np.random.default_rng(7)
+    rows = []
+    for scene in range(scenes):
+        images = []
+        for camera in CAMERAS:
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            images.append(f"{scene}_{camera}.png")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).resize((48, 48)).save(folder / images[-1])
+        front = "".join(f"{camera}: <image>\n" for camera in CAMERAS)
+        for number, (capability, question, answer) in enumerate(QUESTIONS[:questions]):
+            turns = [
+                {"role": "user", "content": front + question},
+                {"role": "assistant", "content": f"{answer} {scene}"},
+            ]
+            rows.append(
+                {
+                    "id": f"s{scene}q{number}",
+                    "messages": turns,
+                    "images": images,
+                    "cameras": CAMERAS,
+                    "question_type": capability,
+                    "scene": f"scene{scene}",
+                    "frame": f"frame{scene}",
+                }
+            )
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def tiny_student(seed: int = 1, **options: Any) -> Vlm:
+    """Three layers, four visual tokens per picture."""
+    sizes = {"text_hidden": 32, "text_layers": 3, "vision_hidden": 32, "vision_layers": 1}
+    return tiny_vlm(image_size=48, patch_size=12, seed=seed, **{**sizes, **options})
+
+
+def tiny_teachers(**options: Any) -> dict[str, Vlm]:
+    """One per capability, deeper than the student, by the names that `recipe` gives them."""
+    return {
+        f"tiny:{name}": tiny_student(seed=10 + i, text_layers=4, initializer_range=0.2, **options)
+        for i, name in enumerate(CAPABILITIES)
+    }
+
+
+def recipe(data: Path, output_dir: Path, **changes: Mapping[str, Any]) -> Recipe:
+    """Three capabilities by the paper's assignment; each change replaces keys of one part."""
+    raw: dict[str, Any] = {
+        "name": "tiny",
+        "student": "tiny:student",
+        "output_dir": str(output_dir),
+        "data": {"train": [str(data)], "pack": True},
+        "capabilities": {
+            "perception": capability("perception", "first", "text_to_vision"),
+            "reasoning": capability("reasoning", "1..penultimate", "full"),
+            "planning": capability("planning", "penultimate", "text_to_vision"),
+        },
+        "train": {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+        },
+    }
+    for part, keys in changes.items():
+        held = raw.get(part)
+        raw[part] = {**held, **keys} if isinstance(held, dict) and keys else keys
+    return parse(raw)
+
+
+def capability(name: str, layers: str, signal: str, **options: Any) -> dict[str, Any]:
+    """One capability of a recipe."""
+    return {"teacher": f"tiny:{name}", "student_layers": layers, "signal": signal, **options}
+
+
+def lines(output_dir: Path) -> list[dict[str, float]]:
+    """The record of a run."""
+    text = (output_dir / "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

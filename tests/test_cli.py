@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivekd import cli
+
+pytestmark = pytest.mark.usefixtures("no_debug")
+
+VERBS = ["demo", "data info", "world make", "train", "evaluate", "ask", "report"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    code = ended.value.code
+    out, err = capsys.readouterr()
+    return (code if isinstance(code, int) else 0 if code is None else 1), out, err
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "Car."}]
+    row = {"messages": turns, "images": ["a.jpg"], "question_type": "planning"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row]))
+    return path
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `drivekd data info` meet an error inside."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("drivekd.data.readers.read", fail)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert f"Example: drivekd {verb} " in " ".join(out.split())
+
+
+def test_every_verb_is_listed_here() -> None:
+    single = {command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]
+    nested = {
+        f"{group.name} {command.name}"
+        for group in cli.app.registered_groups
+        for command in group.typer_instance.registered_commands  # type: ignore[union-attr]
+    }
+    assert single | nested == set(VERBS)
+
+
+def test_without_a_verb_the_help_is_shown_but_nothing_was_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys)
+    assert code == 2
+    assert "Usage: drivekd" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, "drivekd 0.1.0\n", "")
+
+
+def test_data_info(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    code, out, err = run(capsys, "data", "info", str(data), "--json")
+    assert (code, err) == (0, "")
+    counts = json.loads(out)
+    assert counts["capabilities"] == {"planning": 1}
+    assert counts["images_per_sample"] == {"1": 1}
+    assert "planning 1" in run(capsys, "data", "info", str(data))[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("data info nowhere.json", "no data file nowhere.json"),
+        ("data info .", ". is a folder"),
+        ("train nowhere.yaml", "no recipe file nowhere.yaml"),
+        ("train dmeo", "did you mean 'demo'"),
+        ("train demo --set train.max_step=2", "did you mean `train.max_steps`"),
+        ("train demo --set train.max_steps", "expected KEY=VALUE"),
+        ("data", "Missing command. See `drivekd data --help`."),
+        ("bogus", "No such command 'bogus'"),
+        ("data info --nope x", "No such option"),
+        ("world make --out w", "--scenes"),
+        ("world make --out w --scenes 3 --split holdout", "'holdout' is not one of"),
+        ("ask What? --model m --image a.png --image image_0=b.png", "image_0 was given twice"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments.split())
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("drivekd: error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/x"),
+            2,
+            "No space left on device: out/x",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x"),
+        (OSError("libX11 is missing"), 2, "libX11 is missing"),
+        (ValueError("two\nlines"), 2, "two lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+)
+def test_what_stops_a_verb_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    failing(monkeypatch, error)
+    got, _, err = run(capsys, "data", "info", "x.json")
+    assert got == code
+    assert said in err
+    assert err.strip().count("\n") == 0
+
+
+def test_a_failure_that_we_foresaw_needs_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising = {"__name__": "drivekd.distill.train"}
+    exec("def read(*_, **__): raise RuntimeError('step 3: the loss is not finite')", raising)
+    monkeypatch.setattr("drivekd.data.readers.read", raising["read"])
+    code, _, err = run(capsys, "data", "info", "x.json")
+    assert (code, err) == (1, "drivekd: error: step 3: the loss is not finite\n")
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    failing(monkeypatch, ValueError("inside"))
+    if how == "variable":
+        monkeypatch.setenv("DRIVEKD_DEBUG", "1")
+    with pytest.raises(ValueError, match="inside"):
+        cli.main(["data", "info", "x.json", *(["--debug"] if how == "option" else [])])
+
+
+def test_a_fault_of_ours_is_not_called_a_mistake_of_the_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing(monkeypatch, RuntimeError("ours"))
+    with pytest.raises(RuntimeError, match="ours"):
+        cli.main(["data", "info", "x.json"])
+
+
+def test_train_passes_the_resolved_recipe_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def train(recipe: Any, *, resume: bool) -> Path:
+        seen.append((recipe, resume))
+        return Path("out/there")
+
+    monkeypatch.setattr("drivekd.distill.train.train", train)
+    code, out, _ = run(
+        capsys, "train", "demo", "--set", "train.max_steps=3", "--out", "o", "--resume"
+    )
+    assert (code, out) == (0, "out/there\n")
+    ((recipe, resume),) = seen
+    assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o", True)
+
+
+def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "drivekd", "data", "info", "gone.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("drivekd: error: no data file gone.json")

@@ -1,0 +1,205 @@
+"""The shape of the house: who imports whom, how long things are, and that README lists them all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "drivekd"
+FILES = sorted(SRC.rglob("*.py"))
+
+#: package → what of ours it may import besides itself
+ALLOWED: dict[str, set[str]] = {
+    "data": set(),
+    "models": {"data"},
+    "world": {"data"},
+    "distill": {"data", "models", "recipe"},
+    "study": {"data", "models", "recipe", "distill"},
+    "evaluate": {"data", "models", "world"},
+    "deploy": {"data", "models", "world", "evaluate"},
+    "report": {"data"},
+}
+#: the files that make the shipped models may train
+MAKERS = {"world/teachers.py", "world/tower.py", "world/grounding.py"}
+MAKERS_ALLOWED = {"data", "models", "distill", "recipe"}
+#: a run as data: nothing but data
+RECIPE = {"recipe", "recipe_errors"}
+#: the mathematics knows no model family, no configuration object, no file
+MATHEMATICS = {"layers", "attention", "losses", "projection", "weighting"}
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "factory", "misc"}
+#: loading one of these takes longer than all of `drivekd --help` may
+HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "panda3d", "highway_env", "PIL"}
+MAX_LINES, MAX_FUNCTION = 400, 60
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SRC).as_posix()
+
+
+def module_of(path: Path) -> str:
+    """`distill/train.py` → `distill.train`, `world/__init__.py` → `world`."""
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every import of a file, wherever it stands, as an absolute dotted name and its line."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno} imports relatively"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def ours(path: Path) -> Iterator[tuple[str, int]]:
+    """The modules of drivekd that a file imports, `distill.train`, without the file itself."""
+    for name, line in imports(path):
+        if name.startswith("drivekd."):
+            rest = name.removeprefix("drivekd.")
+            module = rest if rest in MODULES else rest.rpartition(".")[0]
+            if module and module != module_of(path):
+                yield module, line
+
+
+def permitted(path: Path, module: str) -> bool:
+    """Whether a file may import a module of ours."""
+    package, _, rest = name_of(path).rpartition("/")
+    target, _, inner = module.partition(".")
+    if not package:  # cli, demo, study, ask, …: anything, but nothing imports cli
+        if module_of(path) in RECIPE:
+            return target in RECIPE | {"data"}
+        return target != "cli" or rest == "__main__.py"
+    package = package.partition("/")[0]
+    if package == "distill" and target == "distill":
+        stem = Path(rest).stem
+        if stem in MATHEMATICS:
+            return False
+        return inner in {"layers", "attention"} if stem == "teacher" else inner != "train"
+    if package == "distill" and Path(rest).stem in MATHEMATICS:
+        return False
+    if name_of(path) in MAKERS and target in MAKERS_ALLOWED:
+        return True
+    return target == package or target in ALLOWED[package]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_in_the_fixed_direction(path: Path) -> None:
+    wrong = [f"line {n}: {m}" for m, n in ours(path) if not permitted(path, m)]
+    assert not wrong, f"{name_of(path)} must not import {wrong}"
+
+
+def test_the_rule_itself_refuses() -> None:
+    assert not permitted(SRC / "data/x.py", "models.vlm")
+    assert not permitted(SRC / "distill/losses.py", "distill.layers")
+    assert not permitted(SRC / "distill/losses.py", "data.sample")
+    assert not permitted(SRC / "distill/teacher.py", "distill.losses")
+    assert not permitted(SRC / "world/scene.py", "models.vlm")
+    assert not permitted(SRC / "report/page.py", "models.vlm")
+    assert not permitted(SRC / "evaluate/answer.py", "distill.train")
+    assert not permitted(SRC / "recipe.py", "models.vlm")
+    assert not permitted(SRC / "demo.py", "cli")
+    assert not permitted(SRC / "models/vlm.py", "demo")
+    assert permitted(SRC / "world/teachers.py", "distill.train")
+    assert permitted(SRC / "distill/train.py", "distill.losses")
+
+
+def test_no_import_cycles() -> None:
+    graph = {module: {m for m, _ in ours(path)} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' → '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_names_and_lengths(path: Path) -> None:
+    assert not FORBIDDEN_NAMES & set(path.relative_to(SRC).with_suffix("").parts)
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: does the file hold two ideas?"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION, f"{node.name}, line {node.lineno}: {length} lines"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=name_of)
+def test_packages_do_nothing_when_imported(path: Path) -> None:
+    if path.parent == SRC:
+        return
+    (docstring,) = tree(path).body
+    assert isinstance(docstring, ast.Expr), f"{name_of(path)} holds more than its docstring"
+
+
+def test_every_third_party_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[<>=\[ ]", requirement)[0].lower().replace("-", "_")
+        for group in (project["dependencies"], *project["optional-dependencies"].values())
+        for requirement in group
+    }
+    module_to_package = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "direct": "panda3d",
+        "markupsafe": "jinja2",
+    }
+    used = {
+        name.partition(".")[0]: f"{name_of(path)}:{line}"
+        for path in FILES
+        for name, line in imports(path)
+    }
+    for module, where in used.items():
+        if module != "drivekd" and module not in sys.stdlib_module_names:
+            package = module_to_package.get(module, module).lower()
+            assert package in declared, f"{where} imports {module}, pyproject.toml does not name it"
+
+
+def test_readme_file_map_lists_every_source_file() -> None:
+    """Each file by its path below src/drivekd in backticks, and none that is not there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(?:src/drivekd/)?([\w/]+\.py)`", readme))
+    wanted = {name_of(path) for path in FILES if "/__init__" not in name_of(path)}
+    assert not wanted - listed, f"README's file map lacks {sorted(wanted - listed)}"
+    gone = {name for name in listed if not any((base / name).is_file() for base in (SRC, ROOT))}
+    assert not gone, f"README names files that are not there: {sorted(gone)}"
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    code = "import sys, drivekd.cli; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_public_names_resolve() -> None:
+    import drivekd
+
+    for name in drivekd.__all__:
+        assert getattr(drivekd, name) is not None
+    assert set(drivekd.__all__) <= set(dir(drivekd))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        drivekd.nonsense  # noqa: B018
+
+
+def test_no_source_file_names_the_machine_it_was_written_on() -> None:
+    for path in (*FILES, *(ROOT / "tests").rglob("*.py"), *SRC.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.])/(work|root|home)/", text), path

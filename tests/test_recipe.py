@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivekd import recipe as recipes
+from drivekd.data.sample import CAPABILITIES
+
+TEACHERS: dict[str, Any] = {
+    "perception": {"teacher": "a", "student_layers": "first", "signal": "text_to_vision"},
+    "reasoning": {"teacher": "a", "student_layers": "1..penultimate", "signal": "full"},
+    "planning": {"teacher": "b", "student_layers": "penultimate", "signal": "text_to_vision"},
+}
+BASE: dict[str, Any] = {"name": "n", "student": "s", "output_dir": "o"}
+
+
+def write(folder: Path, raw: dict[str, Any]) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_every_shipped_recipe_loads_and_survives_writing(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(recipes.to_yaml(recipe))
+    assert recipes.load(path) == recipe
+
+
+def test_without_capabilities_there_is_no_teacher_and_no_mixing() -> None:
+    recipe = recipes.parse(BASE)
+    assert recipe.capabilities == {} and recipe.mixing == {}
+    assert recipe.train.learning_rate == 5e-5 and recipe.combine.combiner == "agp"
+
+
+def test_mixing_defaults_to_the_release_and_is_normalised() -> None:
+    recipe = recipes.parse(BASE | {"capabilities": TEACHERS})
+    assert recipe.mixing["reasoning"] == {"perception": 0.1, "reasoning": 0.8, "planning": 0.1}
+    given_rows = {"planning": {"planning": 3, "reasoning": 1}}
+    recipe = recipes.parse(BASE | {"capabilities": TEACHERS, "mixing": given_rows})
+    assert recipe.mixing["planning"] == {"perception": 0, "reasoning": 0.25, "planning": 0.75}
+    assert recipe.mixing["perception"]["perception"] == 0.8
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3))
+def test_any_mixing_survives_writing(shares: list[float]) -> None:
+    row = dict(zip(CAPABILITIES, shares, strict=True))
+    recipe = recipes.parse(BASE | {"capabilities": TEACHERS, "mixing": {"planning": row}})
+    assert sum(recipe.mixing["planning"].values()) == pytest.approx(1)
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+
+
+def test_teacher_layers_follow_the_students() -> None:
+    recipe = recipes.parse(BASE | {"capabilities": TEACHERS})
+    assert recipe.capabilities["reasoning"].teacher_layers == "1..penultimate"
+
+
+def test_a_single_teacher_may_serve_samples_of_every_capability() -> None:
+    one = {"perception": TEACHERS["perception"]}
+    mixing = {name: {"perception": 1} for name in CAPABILITIES}
+    recipe = recipes.parse(BASE | {"capabilities": one, "mixing": mixing})
+    assert recipe.mixing["planning"] == {"perception": 1}
+
+
+def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE)
+    recipe = recipes.load(
+        path,
+        ["train.max_steps=2", "train.learning_rate=3e-4", "data.train=[a, b]", "data.eval=c"],
+    )
+    assert recipe.train.max_steps == 2 and recipe.train.learning_rate == 3e-4
+    assert recipe.data.train == ("a", "b") and recipe.data.eval == ("c",)
+    assert recipes.load(path, ["train.save_total_limit=null"]).train.save_total_limit is None
+
+
+def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: n\nstudent: s\noutput_dir: o\ntrain: {learning_rate: 1e-3}\n")
+    assert recipes.load(path).train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.max_step=2", "unknown key `train.max_step`; did you mean `train.max_steps`?"),
+        ("learning_rate=1", "did you mean `train.learning_rate`?"),
+        ("capabilities.planning.roh=1", "did you mean `capabilities.planning.rho`?"),
+        ("zebra=1", "unknown key `zebra`; known: name, seed"),
+        ("train.max_steps=soon", "`train.max_steps`"),
+        ("train.fp16=true", "fp16 is refused"),
+        ("train.learning_rate=0", "greater than 0"),
+        ("train.learning_rate=.inf", "finite"),
+        ("combine.combiner=apg", "'agp'"),
+        ("capabilities.planning.student_layers=frist", "'frist' names no layers"),
+        ("capabilities.planning.student_layers=0..", "names no layers"),
+        ("capabilities.planning.signal=logits", "'text_to_vision' or 'full'"),
+        ("mixing.planning.planing=1", "mixing.planning.planing: no such teacher"),
+        ("mixing.plan.planning=1", "mixing.plan: no such capability"),
+        ("mixing.planning.planning=0", "not all zero"),
+        ("mixing.planning.planning=-1", "non-negative"),
+        ("mixing=3", "`mixing`"),
+        ("weighting.mode=fixed", "weighting.fixed lacks a number for perception"),
+        ("weighting.fixed.plan=1", "weighting.fixed.plan: no such capability"),
+        ("student=", "`student`"),
+        ("train", "expected KEY=VALUE"),
+        ("name.x=1", "name holds a value"),
+        ("name=[", "no valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path: Path, override: str, said: str) -> None:
+    path = write(tmp_path, BASE | {"capabilities": TEACHERS})
+    with pytest.raises(ValueError) as caught:
+        recipes.load(path, [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the key `student` is missing"):
+        recipes.load(write(tmp_path, {"name": "n", "output_dir": "o"}))
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: n\nname: m\n")
+    with pytest.raises(ValueError, match="'name' stands twice"):
+        recipes.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "name: [\n"])
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"run\.yaml"):
+        recipes.load(path)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="did you mean 'demo'"):
+        recipes.load("dmeo")
+    with pytest.raises(FileNotFoundError, match=r"no recipe file .*gone\.yaml"):
+        recipes.load(tmp_path / "gone.yaml")
+
+
+def test_every_combiner_of_a_recipe_exists() -> None:
+    from typing import get_args
+
+    from drivekd.distill.projection import COMBINERS
+
+    assert set(get_args(recipes.Combiner)) <= set(COMBINERS)
+
+
+@pytest.mark.parametrize(
+    "spec", [1, "1", "all", "first..penultimate", "2..penultimate-1", "1,3, last", "LAST"]
+)
+def test_a_layer_specification_of_a_recipe_can_be_resolved(spec: int | str) -> None:
+    from drivekd.distill.layers import resolve
+
+    teacher = TEACHERS["planning"] | {"student_layers": spec}
+    recipe = recipes.parse(BASE | {"capabilities": {"planning": teacher}})
+    assert resolve(recipe.capabilities["planning"].student_layers, 7)

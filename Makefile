@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type system clean
+.PHONY: help setup demo test lint type system real-smoke clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ type: setup ## mypy --strict
 system: ## Debian packages for rendering and for looking at the report (needs root)
 	@dpkg -s libx11-6 chromium >/dev/null 2>&1 || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends libx11-6 chromium; }
+
+real-smoke: setup ## wiring proof on real pictures (needs DRIVEKD_REAL_DATA); writes out/real_smoke
+	$(BIN)/python benchmarks/real_smoke.py
 
 clean: ## remove what was built, but neither .venv nor out
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -41,6 +41,7 @@ import transformers  # noqa: E402
 
 from drivekd.data.readers import read  # noqa: E402
 from drivekd.data.sample import CAPABILITIES, IMAGE_PLACEHOLDER, Sample  # noqa: E402
+from drivekd.distill.corpus import training_samples  # noqa: E402
 from drivekd.distill.train import train  # noqa: E402
 from drivekd.models.batch import answer_loss, collate, encode, forward  # noqa: E402
 from drivekd.models.features import FeatureCache  # noqa: E402
@@ -55,7 +56,12 @@ OUT = Path("out") / "real_smoke"
 #: Its questions are in DriveBench, which is for testing.
 DRIVEBENCH_FRAME = "1b45a97a0e5e49fe9cd345dd4bd729c3"
 TEACHER = "tiny:teacher"
-VISION = {"image_size": 448, "patch_size": 28, "vision_hidden": 128, "vision_layers": 2}
+VISION: Mapping[str, Any] = {
+    "image_size": 448,
+    "patch_size": 28,
+    "vision_hidden": 128,
+    "vision_layers": 2,
+}
 #: samples per forward pass where only the loss is wanted
 CHUNK = 16
 
@@ -78,18 +84,18 @@ class Settings:
     overfit_steps: int
     teacher_steps: int
     distil_steps: int
-    student: Mapping[str, int]
-    teacher: Mapping[str, int]
+    student: Mapping[str, Any]
+    teacher: Mapping[str, Any]
     overfit_samples: int = 8
 
 
 FULL = Settings(
     ce_steps=300,
     overfit_steps=100,
-    teacher_steps=100,
+    teacher_steps=80,
     distil_steps=100,
     student={"text_hidden": 128, "text_layers": 4},
-    teacher={"text_hidden": 192, "text_layers": 6},
+    teacher={"text_hidden": 160, "text_layers": 5},
 )
 
 
@@ -161,7 +167,7 @@ def counts(parts: Split) -> str:
 # -------------------------------------------------------------------------------------- models
 
 
-def tiny(parts: Split, sizes: Mapping[str, int], seed: int) -> Vlm:
+def tiny(parts: Split, sizes: Mapping[str, Any], seed: int) -> Vlm:
     """A random model whose tokenizer has learnt from the training scene's texts."""
     texts = [message.content for sample in parts.training for message in sample.messages]
     return tiny_vlm(tokenizer=build_tokenizer(texts, 1536), seed=seed, **VISION, **sizes)
@@ -193,9 +199,8 @@ def recipe(parts: Split, output_dir: Path, steps: int, **changes: Mapping[str, A
     return parse(raw)
 
 
-def cross_entropies(vlm: Vlm, samples: Sequence[Sample], images: ImageMode) -> list[float]:
+def cross_entropies(vlm: Vlm, samples: Sequence[Sample], features: FeatureCache) -> list[float]:
     """The cross-entropy of every sample, nothing trained."""
-    features = FeatureCache(image_mode=images)
     found: list[float] = []
     with torch.no_grad():
         for start in range(0, len(samples), CHUNK):
@@ -213,10 +218,11 @@ def run_cross_entropy(data: Path, out: Path, settings: Settings, images: ImageMo
     """Train on real or on grey pictures; loss before and after, and a few answers' tokens."""
     parts = split(data)
     vlm = tiny(parts, settings.student, seed=1)
-    before = fmean(cross_entropies(vlm, parts.training, images))
+    features = FeatureCache(image_mode=images)
+    before = fmean(cross_entropies(vlm, parts.training, features))
     plan = recipe(parts, out / f"ce_{images}", settings.ce_steps, data={"images": images})
     train(plan, student=vlm)
-    after = cross_entropies(vlm, parts.training, images)
+    after = cross_entropies(vlm, parts.training, features)
     hidden_apart = [
         loss for loss, needed in zip(after, needs_pictures(parts.training), strict=True) if needed
     ]
@@ -224,7 +230,7 @@ def run_cross_entropy(data: Path, out: Path, settings: Settings, images: ImageMo
         "before": before,
         "after": fmean(after),
         "after_same_question": fmean(hidden_apart),
-        "held_out": fmean(cross_entropies(vlm, parts.held_out, images)),
+        "held_out": fmean(cross_entropies(vlm, parts.held_out, features)),
         "tokens": generate_ids(vlm, probes(parts), max_new_tokens=24),
     }
 
@@ -242,8 +248,6 @@ def run_overfit(data: Path, out: Path, settings: Settings) -> Any:
         train={"per_device_train_batch_size": settings.overfit_samples},
     )
     train(plan, student=vlm)
-    from drivekd.distill.corpus import training_samples
-
     samples = training_samples(plan)
     longest = max(len(vlm.tokenizer(sample.answer).input_ids) for sample in samples)
     replies = generate(vlm, samples, max_new_tokens=longest + 4)
@@ -265,7 +269,9 @@ def run_distillation(data: Path, out: Path, settings: Settings) -> Any:
         for name, (layers, signal) in assignment.items()
     }
     student = tiny(parts, settings.student, seed=4)
-    plan = recipe(parts, out / "drivekd", settings.distil_steps, capabilities=capabilities)
+    # Full maps cost the square of a row, so rows are short.
+    changes: dict[str, Any] = {"data": {"questions_per_row": 8}, "capabilities": capabilities}
+    plan = recipe(parts, out / "drivekd", settings.distil_steps, **changes)
     train(plan, student=student, teachers={TEACHER: teacher})
     log = (out / "drivekd" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     names = {f"loss/attn/{name}": name for name in CAPABILITIES}

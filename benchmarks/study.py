@@ -56,9 +56,7 @@ def run_job(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = Path(job.recipe.output_dir)
     model = load_model(train(job.recipe, resume=True))
-    given = answers(
-        model, list(read(job.scenes)), job.recipe.data.images, folder / "answers.jsonl"
-    )
+    given = answers(model, list(read(job.scenes)), job.recipe.data.images, folder / "answers.jsonl")
     return {"name": job.name, **as_json(score(given))}
 
 
@@ -88,8 +86,8 @@ def worlds(split: str, scenes: int) -> Path:
 def base_recipe(seed: int, changes: Sequence[str] = ()) -> Recipe:
     """The demo's recipe on the pool from which each seed draws its own scenes."""
     pool = worlds("student", POOL)
-    files = f"data.train=[{pool}, {pool.with_name('dense.jsonl')}]"
-    return load("demo", [files, f"seed={seed}", *changes])
+    files = json.dumps([str(pool), str(pool.with_name("dense.jsonl"))])
+    return load("demo", [f"data.train={files}", f"seed={seed}", *changes])
 
 
 def choices(seeds: Sequence[int], scenes: Path) -> Iterator[Job]:
@@ -124,7 +122,11 @@ def test(seeds: Sequence[int], workers: int) -> None:
 
     scenes = worlds("test", TEST)
     jobs = [
-        Job(f"{arm}/{seed}", arm_recipe(base_recipe(seed), arm, OUT / "test" / f"{arm}-{seed}"), scenes)
+        Job(
+            f"{arm}/{seed}",
+            arm_recipe(base_recipe(seed), arm, OUT / "test" / f"{arm}-{seed}"),
+            scenes,
+        )
         for seed, arm in itertools.product(seeds, ARMS)
     ]
     scores = {name: brief(result) for name, result in run_jobs(jobs, workers).items()}
@@ -158,6 +160,11 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def today() -> str:
+    """The date in UTC."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+
+
 def write(name: str, content: Mapping[str, Any], recipe: Recipe) -> None:
     """Write a result with the recipe, commit and hardware that made it."""
     about = {
@@ -165,7 +172,7 @@ def write(name: str, content: Mapping[str, Any], recipe: Recipe) -> None:
         "recipe_hash": recipe_hash(recipe),
         "recipe": to_yaml(recipe),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one torch thread per run",
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps({**content, **about}, indent=1) + "\n")
@@ -177,7 +184,7 @@ def note_look(recipe: Recipe) -> None:
     looks = json.loads(path.read_text()) if path.exists() else []
     looks.append(
         {
-            "date": datetime.date.today().isoformat(),
+            "date": today(),
             "commit": commit(),
             "recipe_hash": recipe_hash(recipe),
         }

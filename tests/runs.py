@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
-from drivekd.models.tiny import tiny_vlm
+from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, parse
 
@@ -58,10 +60,24 @@ def write_data(folder: Path, scenes: int = 3, questions: int = 5) -> Path:
     return path
 
 
+@cache
+def tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Short sequences: the few words of these questions are tokens."""
+    words = [f"{text} 0 1 2" for question in QUESTIONS for text in question[1:]]
+    return build_tokenizer(words * 3 + [f"{c}: \n" for c in CAMERAS] * 9, 512, family=family)
+
+
 def tiny_student(seed: int = 1, **options: Any) -> Vlm:
     """Three layers, four visual tokens per picture."""
-    sizes = {"text_hidden": 32, "text_layers": 3, "vision_hidden": 32, "vision_layers": 1}
-    return tiny_vlm(image_size=48, patch_size=12, seed=seed, **{**sizes, **options})
+    sizes = {
+        "text_hidden": 32,
+        "text_layers": 3,
+        "vision_hidden": 32,
+        "vision_layers": 1,
+        "image_size": 48,
+    }
+    words = tokenizer(str(options.get("family", "internvl")))
+    return tiny_vlm(seed=seed, **{"tokenizer": words, **sizes, **options})
 
 
 def tiny_teachers(**options: Any) -> dict[str, Vlm]:
@@ -72,13 +88,16 @@ def tiny_teachers(**options: Any) -> dict[str, Vlm]:
     }
 
 
-def recipe(data: Path, output_dir: Path, **changes: Mapping[str, Any]) -> Recipe:
-    """Three capabilities by the paper's assignment; each change replaces keys of one part."""
+def recipe(path: Path, output_dir: Path, /, **changes: Mapping[str, Any]) -> Recipe:
+    """Three capabilities by the paper's assignment.
+
+    Each change replaces some keys of one part, or all of `capabilities`.
+    """
     raw: dict[str, Any] = {
         "name": "tiny",
         "student": "tiny:student",
         "output_dir": str(output_dir),
-        "data": {"train": [str(data)], "pack": True},
+        "data": {"train": [str(path)], "pack": True},
         "capabilities": {
             "perception": capability("perception", "first", "text_to_vision"),
             "reasoning": capability("reasoning", "1..penultimate", "full"),
@@ -92,8 +111,7 @@ def recipe(data: Path, output_dir: Path, **changes: Mapping[str, Any]) -> Recipe
         },
     }
     for part, keys in changes.items():
-        held = raw.get(part)
-        raw[part] = {**held, **keys} if isinstance(held, dict) and keys else keys
+        raw[part] = keys if part == "capabilities" else {**raw.get(part, {}), **keys}
     return parse(raw)
 
 

@@ -14,7 +14,7 @@ from drivekd import cli
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 
-VERBS = ["demo", "data info", "world make", "train", "evaluate", "ask", "report"]
+VERBS = ["demo", "data info", "world make", "world show", "train", "evaluate", "ask", "report"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -64,7 +64,10 @@ def ask(
         seen = look(vlm, sample, View(layer, rows), features=features)
         pictures = {camera: read_image(path) for camera, path in sample.images.items()}
         attention.parent.mkdir(parents=True, exist_ok=True)
-        attention_strip(pictures, seen.maps, title=_title(sample, reply)).save(attention)
+        whose = "the answer's first position" if rows == "answer" else "the question, mean"
+        note = f"attention of {whose}, layer {seen.layer} of {seen.layers}"
+        title = _title(sample, reply)
+        attention_strip(pictures, seen.maps, title=title, note=note).save(attention)
     return reply
 
 

@@ -110,6 +110,18 @@ def world_make(
     typer.echo(make(out, scenes, split, first=first, size=size, workers=workers))
 
 
+@world_app.command("show", epilog="Example: drivekd world show w --out w/sheet.png")
+def world_show(
+    folder: Annotated[Path, typer.Argument(help="Written by drivekd world make.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 6,
+) -> None:
+    """Draw scenes with their tags, and what is asked about them, on one sheet."""
+    from drivekd.world.show import show
+
+    typer.echo(show(folder, out, scenes))
+
+
 @app.command(epilog="Example: drivekd train demo --set train.max_steps=20 --out out/try")
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],

@@ -68,13 +68,15 @@ def run(out: Path, max_steps: int | None = None) -> Path:
     scenes = (16, 8) if few else (TRAIN_SCENES, DEMO_SCENES)
     train_file = make(out / "world" / "student", scenes[0], "student")
     demo_file = make(out / "world" / "demo", scenes[1], "demo")
-    changes = [f"data.train=[{train_file}, {train_file.with_name('dense.jsonl')}]"]
+    files = [str(train_file), str(train_file.with_name("dense.jsonl"))]
+    changes = [f"data.train={json.dumps(files)}"]
     changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
     base = load("demo", changes)
     _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in ARMS])
     _parallel(_evaluate_arm, [(out, demo_file, arm) for arm in _scored(base)])
     _majority(out, list(read(train_file)), list(read(demo_file)))
     _attention(out, base, list(read(demo_file)))
+    _about(out, base)
     summary = _summary(out, time.monotonic() - started)
     page = write_page(out)
     _print_table(summary)
@@ -120,12 +122,14 @@ def _evaluate_arm(job: tuple[Path, Path, str]) -> None:
     torch.set_num_threads(1)
     base, samples = load("demo"), list(read(file))
     images: Images = "grey" if arm in ("blind", "teacher_blind") else "real"
-    given = []
     sources = {c: model_of(out, base, arm, c) for c in CAPABILITIES}
-    for source in dict.fromkeys(sources.values()):
+    given, parts = [], []
+    for i, source in enumerate(dict.fromkeys(sources.values())):
         asked = [s for s in samples if sources[s.capability or ""] == source]
-        name = "answers.jsonl" if arm != "teacher" else f"answers_{source.split(':')[-1]}.jsonl"
-        given += answers(load_model(source), asked, images, out / arm / name)
+        parts.append(out / arm / f"answers.{i}.jsonl")
+        given += answers(load_model(source), asked, images, parts[-1])
+    whole = "".join(part.read_text(encoding="utf-8") for part in parts)
+    (out / arm / "answers.jsonl").write_text(whole, encoding="utf-8")
     write_scores(score(given), out / arm / "scores.json")
 
 
@@ -137,12 +141,30 @@ def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> Non
 
 def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
     """Teacher and students looking at the same questions, some of them answered wrongly."""
-    from drivekd.looking import attention_cases
+    from drivekd.looking import attention_cases, write_scenes
     from drivekd.models.vlm import load as load_model
 
     teachers = {c: load_model(model_of(out, base, "teacher", c)) for c in CAPABILITIES}
     models = {arm: load_model(str(out / arm / "final")) for arm in ("ce_only", "drivekd")}
-    attention_cases({"teacher": teachers, **models}, chosen(samples), out / "attention")
+    picked = chosen(samples)
+    shown = {s.scene for s in picked[:4]}
+    attention_cases({"teacher": teachers, **models}, picked, out / "attention")
+    write_scenes([s for s in samples if s.scene in shown], out / "scenes.json")
+
+
+def _about(out: Path, base: Recipe) -> None:
+    """What the page says about the run besides its numbers."""
+    facts = {
+        "student": base.student,
+        "teachers": ", ".join(c.teacher for c in base.capabilities.values()),
+        "seed": str(base.seed),
+        "combiner": base.combine.combiner,
+    }
+    commands = [
+        {"command": "make demo", "what": "this page"},
+        {"command": "drivekd report " + str(out), "what": "the page again, from the same results"},
+    ]
+    (out / "about.json").write_text(json.dumps({"facts": facts, "commands": commands}, indent=1))
 
 
 def chosen(samples: Sequence[Sample], per_template: int = 1) -> list[Sample]:

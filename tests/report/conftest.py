@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ def write_attention(folder: Path, images: dict[str, str], rng: np.random.Generat
     np.savez_compressed(folder / "attention" / "maps.npz", allow_pickle=False, **arrays)
 
 
-def write_run(folder: Path) -> Path:
-    """Everything that the page reads."""
+def write_run(folder: Path, trained: Mapping[str, int] = TRAINED) -> Path:
+    """Everything that the page reads; arms with a log are given with their number of teachers."""
     rng = np.random.default_rng(7)
     images = {camera: f"world/images/0001/{camera}.png" for camera in CAMERAS}
     for name in images.values():
@@ -176,7 +177,7 @@ def write_run(folder: Path) -> Path:
         write_lines(folder / arm / "answers.jsonl", answer_rows(skill, rng))
         values = {c: 100 * v for c, v in capabilities.items()}
         scores[arm] = {**values, "average": 100 * average}
-    for arm, teachers in TRAINED.items():
+    for arm, teachers in trained.items():
         write_lines(folder / arm / "log.jsonl", log_rows(teachers, rng))
     n = {"perception": 600, "reasoning": 600, "planning": 600}
     write(folder / "summary.json", {"scores": scores, "n": n, "seconds": 512.4})
@@ -204,7 +205,8 @@ def write_run(folder: Path) -> Path:
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
+    """A run to change; with few curves, because drawing them takes most of the time."""
+    return write_run(tmp_path / "run", {"drivekd": 1})
 
 
 @pytest.fixture(scope="session")

@@ -242,3 +242,20 @@ def test_screenshot(page: Path, chromium: Browser, tmp_path: Path, width: int) -
         pixels = np.asarray(image.convert("L"), dtype=np.float64)
     bands = pixels.reshape(8, 300, width).std(axis=(1, 2))
     assert (bands > 3).all(), f"an empty part of the page: {bands}"
+
+
+def test_attention_on_the_named_object_is_told(run_folder: Path) -> None:
+    with np.load(run_folder / "attention" / "maps.npz") as stored:
+        maps = dict(stored)
+    front = maps["0/teacher/CAM_FRONT"] = np.zeros((4, 4), dtype=np.float32)
+    front[2, 1] = 0.25  # the tag is at (0.47, 0.68)
+    np.savez_compressed(run_folder / "attention" / "maps.npz", allow_pickle=False, **maps)
+    text = " ".join(write_page(run_folder).read_text(encoding="utf-8").split())
+    assert "on c1 25.0 %, rank 1 of 96 tokens" in text
+
+
+def test_many_cases_are_folded_away(run_folder: Path) -> None:
+    path = run_folder / "attention" / "cases.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) * 4))
+    text = write_page(run_folder).read_text(encoding="utf-8")
+    assert "2 more questions" in text

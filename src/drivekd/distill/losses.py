@@ -117,63 +117,63 @@ def packed_loss(
     loss: Distance = "mse",
     reachable: bool = False,
 ) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
-    """One attention loss per sample, where several samples may share a row of the batch.
+    """One attention loss per sample, where samples may share a row of the batch.
 
-    Sample s is what `members[s]` marks of batch row `row[s]`: a prefix that the samples of this
-    row share, and its own tokens. Its loss is that of `attention_mse` (or `attention_cosine`) on
-    the sample alone: numerators are sums over its rows of per-row sums, denominators count the
-    pairs of its own members only, and the prefix counts in every sample. [release: the losses;
-    ours: packed]
+    Sample s is what `members[s]` marks of batch row `row[s]`: a prefix that the samples of a row
+    share, and its own tokens. Its loss is that of `attention_mse` or `attention_cosine` on the
+    sample alone, the prefix included, over its own pairs only [release: losses; ours: packed].
 
-    Exact because a token attends to its own sample and nothing else: both maps must be 0 wherever
-    a column is no member of the row's sample, as a softmax under such a mask is. For the same
-    reason `reachable` changes denominators only.
+    Exact because a token attends to its own sample only: both maps must be 0 where a column is no
+    member of the row's sample or lies after it. So `reachable` changes denominators only.
 
     Args:
         student: head-averaged maps of the rows given by `rows`.
-        teacher: the target, same rows and columns; receives no gradient from here.
-        rows: positions of the map's rows; None: all n. Must contain every row the signal needs.
-        columns: columns that count; None: the image tokens for `text_to_vision`, all for `full`.
+        teacher: the target, same rows and columns; receives no gradient.
+        rows: positions of the map's rows, all that the signal needs; None: all n.
+        columns: those that count; None: image tokens for `text_to_vision`, all for `full`.
         row: batch row of each sample.
         members: positions that make up each sample, without padding.
         is_image: image tokens of the batch rows.
-        signal: `text_to_vision`: rows are members that are no image tokens; `full`: all members.
-        loss: `mse`, or `cosine` (1 − cos of the flattened block).
-        reachable: count only pairs with column ≤ row.
+        signal: `text_to_vision`: rows are the members that are text; `full`: all members.
+        loss: `mse` or `cosine`.
+        reachable: count only column ≤ row.
 
     Returns:
-        The loss of each sample (float32, float64 for float64 maps; exactly 0 and without gradient
-        where absent), and whether it is present: it has pairs, and for `cosine` both maps have a
-        direction.
+        The loss of each sample (at least float32; exactly 0 and without gradient where absent),
+        and whether it is present: it has pairs, and for `cosine` both maps have a direction.
 
     Raises:
-        ValueError: `rows` lacks a row that some sample needs.
+        ValueError: `rows` lacks one that a sample needs.
     """
-    own_columns, own_rows = members, members
+    own_rows = members
     if signal == "text_to_vision":
-        columns = is_image if columns is None else columns
-        own_rows = members & ~is_image[row]
-    if columns is not None:
-        own_columns = members & columns[row]
-    picked = own_rows if rows is None else own_rows[:, rows]
-    if rows is not None:
-        _check_rows(own_rows, rows)
-    student, teacher = _accurate(student), _accurate(teacher).detach()
+        columns, own_rows = is_image if columns is None else columns, members & ~is_image[row]
+    own_columns = members if columns is None else members & columns[row]
     pairs = _pairs(own_rows, own_columns, reachable)
+    own_rows = own_rows if rows is None else _picked(own_rows, rows)
+    student, teacher = _accurate(student), _accurate(teacher).detach()
 
     def total(product: Tensor) -> Tensor:
         """Σ over each sample's own pairs; elementwise, because autocast would round a matmul."""
         inside = product if columns is None else product * columns[:, None, :]
-        return (inside.sum(dim=-1)[row] * picked).sum(dim=-1)
+        return (inside.sum(dim=-1)[row] * own_rows).sum(dim=-1)
 
     if loss == "mse":
-        present = pairs > 0
-        return total((student - teacher).square()) / pairs.clamp(min=1).to(student.dtype), present
+        return total((student - teacher).square()) / pairs.clamp(min=1).to(student.dtype), pairs > 0
     ss, tt, st = total(student.square()), total(teacher.square()), total(student * teacher)
     present = (pairs > 0) & (ss > 0) & (tt > 0)
+    return _one_minus_cosine(ss, tt, st, present), present
+
+
+def _one_minus_cosine(
+    ss: Float[Tensor, " S"],
+    tt: Float[Tensor, " S"],
+    st: Float[Tensor, " S"],
+    present: Bool[Tensor, " S"],
+) -> Float[Tensor, " S"]:
     # Both branches of `where` are differentiated: the absent ones must not divide by zero.
     cos = st / torch.where(present, ss, 1.0).sqrt() / torch.where(present, tt, 1.0).sqrt()
-    return torch.where(present, 1.0 - cos, 0.0), present
+    return torch.where(present, 1.0 - cos, 0.0)
 
 
 def _pairs(
@@ -185,7 +185,8 @@ def _pairs(
     return own_rows.sum(dim=1) * own_columns.sum(dim=1)
 
 
-def _check_rows(own_rows: Bool[Tensor, "S n"], rows: Int[Tensor, " R"]) -> None:
+def _picked(own_rows: Bool[Tensor, "S n"], rows: Int[Tensor, " R"]) -> Bool[Tensor, "S R"]:
+    """Membership at the rows that the map has, none of the sample's being left out."""
     covered = torch.zeros(own_rows.shape[1], dtype=torch.bool, device=own_rows.device)
     covered[rows] = True
     lacking = (own_rows & ~covered).any(dim=1)
@@ -195,6 +196,7 @@ def _check_rows(own_rows: Bool[Tensor, "S n"], rows: Int[Tensor, " R"]) -> None:
             f"{lacking.nonzero().flatten().tolist()} need; capture every row that is text in any "
             "sample, or all rows for the full map"
         )
+    return own_rows[:, rows]
 
 
 def _accurate(x: Tensor) -> Tensor:

@@ -25,12 +25,13 @@ class Losses:
 
     Attributes:
         answers: cross-entropy CE_b.
-        terms: L_{t,b} of every capability.
+        terms: L_{t,b} of every capability. Separate tensors, not a stack: through a stack each
+            loss would run backward through the graphs of all others, with zeros.
         carried: Π[c_b,t] where the term is present, 0 where it is absent.
     """
 
     answers: Float[Tensor, " S"]
-    terms: Float[Tensor, "K S"]
+    terms: tuple[Float[Tensor, " S"], ...]
     carried: Float[Tensor, "K S"]
 
     def sums(self) -> list[Tensor | None]:
@@ -38,11 +39,11 @@ class Losses:
 
         Sums, not means: they add up over batches, so 1 × 8 = 8 × 1. [ours]
         """
-        weighted = self.carried * self.terms
-        carried = (self.carried > 0).any(1).tolist()
+        carriers = (self.carried > 0).any(1).tolist()
+        each = zip(self.terms, self.carried, carriers, strict=True)
         return [
             self.answers.sum(),
-            *(row.sum() if any_ else None for row, any_ in zip(weighted, carried, strict=True)),
+            *((values * shares).sum() if some else None for values, shares, some in each),
         ]
 
 
@@ -60,6 +61,7 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
 
     Raises:
         RuntimeError: a loss is not finite.
+        ValueError: a map is missing.
     """
     rows = teacher.text_rows(batch)
     wanted = teacher.wanted(plan.terms, rows, of_teacher=False)
@@ -69,22 +71,31 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
             goals = teacher.targets(plan.teachers, batch, rows, mismatch=plan.recipe.data.mismatch)
             hidden = forward(plan.student, batch, plan.features)
             answers = answer_loss(plan.student, hidden, batch)
+        _check_captured(plan, wanted, maps)
         terms, carried = _attention_losses(plan, batch, rows, maps, goals)
         _check_finite(plan, batch, answers, terms)
         yield Losses(answers, terms, carried)
 
 
+def _check_captured(plan: Plan, wanted: Mapping[int, Tensor | None], maps: Maps) -> None:
+    missing = sorted(wanted.keys() - maps.keys())
+    if missing:
+        raise ValueError(
+            f"no map of layers {[layer + 1 for layer in missing]} of {plan.student.source} was "
+            f"captured; its attention was switched away from {attention.NAME} during training"
+        )
+
+
 def _attention_losses(
     plan: Plan, batch: Batch, rows: Tensor, maps: Maps, goals: Mapping[str, Maps]
-) -> tuple[Tensor, Tensor]:
-    """L_{t,b} and Π[c_b,t] · present, both [K, S]."""
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """L_{t,b}, K times [S], and Π[c_b,t] · present [K, S]."""
     if not plan.terms:
-        none = torch.zeros(0, len(batch.samples), device=batch.input_ids.device)
-        return none, none
+        return (), torch.zeros(0, len(batch.samples), device=batch.input_ids.device)
     each = [_term_loss(term, batch, rows, maps, goals[term.capability]) for term in plan.terms]
     shares = torch.stack([plan.mixing[sample.capability] for sample in batch.samples], dim=1)
     present = torch.stack([present for _, present in each])
-    return torch.stack([values for values, _ in each]), shares * present
+    return tuple(values for values, _ in each), shares * present
 
 
 def _term_loss(
@@ -135,8 +146,8 @@ def held_out_loss(plan: Plan) -> float:
     return total / len(plan.held_out)
 
 
-def _check_finite(plan: Plan, batch: Batch, answers: Tensor, terms: Tensor) -> None:
-    table = torch.cat([answers[None], terms]).detach().isfinite()
+def _check_finite(plan: Plan, batch: Batch, answers: Tensor, terms: tuple[Tensor, ...]) -> None:
+    table = torch.stack([answers, *terms]).detach().isfinite()
     if bool(table.all()):
         return
     names = ("ce", *(f"attn/{name}" for name in plan.capabilities))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,6 @@ from transformers import AutoConfig
 
 from drivekd.distill import attention
 from drivekd.distill.layers import group_layers, resolve
-from drivekd.distill.losses import Distance
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Batch, Encoded, encode, forward
 from drivekd.models.features import FeatureCache
@@ -45,7 +45,7 @@ class Term:
     capability: str
     matches: Mapping[int, Sequence[int]]
     whole: bool
-    loss: Distance
+    loss: Literal["mse", "cosine"]
     reachable: bool
 
 
@@ -116,7 +116,7 @@ def text_rows(batch: Batch) -> Int[Tensor, " R"]:
 def seen(map_: Tensor, term: Term, rows: Tensor) -> Tensor:
     """The part of a captured map that a term reads: [B, n, n] or [B, R, n]."""
     captured_whole = map_.shape[1] == map_.shape[2]
-    return map_ if term.whole or not captured_whole else map_[:, rows]
+    return map_ if term.whole or not captured_whole else map_.index_select(1, rows)
 
 
 @torch.no_grad()

@@ -198,7 +198,9 @@ def _set_modes(plan: Plan) -> None:
     trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
     trained.train()
     if settings.gradient_checkpointing:
-        enable: Any = model.gradient_checkpointing_enable
+        # transformers 5.23 renames the method and warns about the old name.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
         enable({"use_reentrant": False})
 
 
@@ -208,7 +210,8 @@ def _settings(recipe: Recipe) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.train.num_threads)
     try:
-        with torch.random.fork_rng():
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        with torch.random.fork_rng([] if device is None else [device]):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -119,9 +119,8 @@ def _score(
     right: NDArray[np.float64], asked: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Score:
     n, scenes = int(asked.sum()), int((asked > 0).sum())
-    share = float(right.sum() / asked.sum())
-    low, high = _interval(_resampled(right, asked, weights), share, scenes)
-    return Score(n, 100 * share, low, high, scenes)
+    low, high = _interval(_resampled(right, asked, weights), right.sum() / n, scenes)
+    return Score(n, float(100 * right.sum() / n), low, high, scenes)
 
 
 def _resampled(

@@ -136,12 +136,17 @@ def forward(vlm: Vlm, batch: Batch, features: FeatureCache | None = None) -> Flo
     embeds = embed(vlm, batch.input_ids, batch.is_image, paths, features)
     output = language_model(vlm)(
         inputs_embeds=embeds,
-        attention_mask=batch.attention_mask,
+        attention_mask=_additive(batch.attention_mask, embeds.dtype),
         position_ids=batch.position_ids,
         use_cache=False,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _additive(allowed: Bool[Tensor, "b 1 n n"], dtype: torch.dtype) -> Float[Tensor, "b 1 n n"]:
+    """The mask as SDPA adds it: made once here, where SDPA would make it again in every layer."""
+    return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, -torch.inf)
 
 
 def embed(

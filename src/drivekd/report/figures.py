@@ -93,7 +93,7 @@ def _heated(picture: Image.Image, heat: NDArray[np.floating], peak: float) -> Im
     colours = mpl.colormaps["inferno"](0.25 + 0.72 * strength)[..., :3]
     grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None] / 255.0
     shown = 0.35 * np.asarray(picture, dtype=np.float64) / 255.0 + 0.4 * grey
-    opacity = 0.82 * np.sqrt(strength)[..., None]
+    opacity = 0.82 * (strength**0.7)[..., None]
     mixed = (1 - opacity) * shown + opacity * (0.75 * colours + 0.25 * grey)
     return Image.fromarray((255 * np.clip(mixed, 0, 1)).astype(np.uint8))
 
@@ -124,6 +124,7 @@ def attention_strip(
     maps: Mapping[str, NDArray[np.floating]],
     *,
     title: str = "",
+    note: str = "attention",
     size: int = 256,
 ) -> Image.Image:
     """Draws attention over the cameras in a row, with their names and a scale bar.
@@ -132,6 +133,7 @@ def attention_strip(
         pictures: camera to picture, in order.
         maps: camera to attention [rows, columns]; one scale for all cameras.
         title: a line above; cut where it is too long.
+        note: what is drawn, for the line below.
         size: side of a tile [px].
 
     Raises:
@@ -157,8 +159,13 @@ def attention_strip(
         canvas.paste(tile(picture, maps[camera], peak=peak, size=size), (left, head))
         share = f"{camera}  {100 * float(maps[camera].sum()):.1f} %"
         draw.text((left, head + size + 4), share, fill="black", font=_font(13))
-    text = f"attention of one text position: bright = {100 * peak:.2f} % on one visual token"
-    draw.text((gap, head + size + 28), text, fill=(90, 90, 90), font=_font(12))
+    text = f"{note}; brightest: {100 * peak:.2f} % on one visual token, one scale for all cameras"
+    draw.text(
+        (gap, head + size + 28),
+        _fitted(text, _font(12), width - 2 * gap),
+        fill=(90, 90, 90),
+        font=_font(12),
+    )
     return canvas
 
 

@@ -259,7 +259,12 @@ def _case(
         for camera, picture in shown
     ]
     rows = [
-        {"arm": _arm(key), **said, "tiles": _heat(f"{number}/{key}", shown, results, rings)}
+        {
+            "arm": _arm(key),
+            **said,
+            "tiles": _heat(f"{number}/{key}", shown, results, rings),
+            "named": _named(f"{number}/{key}", case, results),
+        }
         for key, said in case["arms"].items()
     ]
     return {**case, "tiles": plain, "rows_of_arms": rows}
@@ -281,6 +286,24 @@ def _heat(
         src = data_uri(tile(picture, heat, peak=peak, marks=rings.get(camera, ())))
         drawn.append({"camera": _short(camera), "src": src, "share": 100 * float(heat.sum())})
     return drawn
+
+
+def _named(prefix: str, case: Row, results: Results) -> list[dict[str, Any]]:
+    """How much attention the visual token at each named object received, and its rank."""
+    maps = {camera: results.maps.get(f"{prefix}/{camera}") for camera in case["images"]}
+    values = [m.ravel() for m in maps.values() if m is not None]
+    found = []
+    for tag in case.get("tags", []):
+        heat = maps.get(tag["camera"])
+        if heat is None:
+            continue
+        rows, columns = heat.shape
+        at = min(int(tag["y"] * rows), rows - 1), min(int(tag["x"] * columns), columns - 1)
+        above = sum(int((m > heat[at]).sum()) for m in values)
+        total = sum(len(m) for m in values)
+        share = 100 * float(heat[at])
+        found.append({"name": tag["name"], "share": share, "rank": above + 1, "of": total})
+    return found
 
 
 def _marks(tags: Sequence[Row], *, named: bool) -> dict[str, list[Mark]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from drivekd.models.encode import IGNORE
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import REGION_TOKENS
 from drivekd.models.vlm import Vlm, decoder_layers, vision_parts
-from drivekd.world.tower import CELLS
 
 TOKEN_SCALE = 0.5  # root mean square of visual and region tokens
 TEXT_SCALE = 0.2  # standard deviation of all other input embeddings at the start
@@ -59,7 +59,7 @@ def plant_regions(vlm: Vlm, tokens: Float[Tensor, "s c d"], seed: int = 0) -> No
         seed: of the other embeddings.
     """
     ids = region_ids(vlm)
-    weight = vlm.model.get_input_embeddings().weight
+    weight: Any = vlm.model.get_input_embeddings().weight
     means = tokens.mean(0)
     means = means * TOKEN_SCALE / means.square().mean(-1, keepdim=True).sqrt()
     drawn = torch.Generator().manual_seed(seed)
@@ -133,7 +133,11 @@ def align(
         vlm: trained in place.
         scenes: questions about cells, grouped by scene.
         cache: visual tokens.
-        steps: optimizer steps of `rows` scenes each.
+        steps: optimizer steps.
+        rows: scenes per step.
+        answers: also learn to answer.
+        learning_rate: the highest of the one-cycle schedule.
+        seed: of the draw of scenes.
     """
     install(vlm.model)
     for part in vision_parts(vlm):
@@ -154,13 +158,10 @@ def align(
         loss = -(on_cell + 1e-6).log().mean()
         read = answer_loss(vlm, hidden, batch).mean()
         optimizer.zero_grad()
-        (loss + read if answers else loss).backward()  # type: ignore[no-untyped-call]
+        (loss + read if answers else loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         history.append((float(on_cell.mean()), float(read)))
     on, losses = zip(*history[-max(steps // 20, 1) :], strict=True)
     return Grounding(float(np.mean(on)), float(np.mean(losses)))
-
-
-__all__ = ["CELLS", "Grounding", "align", "one_hop", "plant_regions", "pointing", "whiten"]

@@ -3,17 +3,23 @@
 Order of stages: tokenizer; vision tower on dense labels; for the teacher and for the smaller
 student base alike projector, whitening, region tokens, alignment; then questions and answers for
 one generalist teacher, one teacher per capability, and a teacher that only ever saw grey pictures.
+Every stage leaves a model behind, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -23,17 +29,21 @@ from drivekd.data.sample import CAMERAS, CAPABILITIES, Sample
 from drivekd.distill.train import train
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
-from drivekd.models.vlm import Vlm, load, save, vision_parts
+from drivekd.models.vlm import ASSETS, Vlm, load, save, vision_parts
 from drivekd.recipe import parse
 from drivekd.world.dense import NOTHING
 from drivekd.world.grounding import align, plant_regions, whiten
+from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
 from drivekd.world.sight import ATTRIBUTES
-from drivekd.world.tower import Seen, read_seen, train_tower, visual_tokens
+from drivekd.world.tower import read_seen, train_tower, visual_tokens
+
+Stage = Literal["vision", "pointer", "aligned"]
+_STATISTICS = 400  # scenes that whitening and region tokens are computed from
 
 
 class Shape(BaseModel):
-    """Measures of a decoder and how long it is aligned."""
+    """Measures of a decoder and how long it is prepared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,14 +62,16 @@ class TeachersRecipe(BaseModel):
 
     seed: int
     scenes: int
+    validation_scenes: int
     vocab_size: int
     vision: dict[str, int]
     tower_steps: int
     whitening: float
     teacher: Shape
     student: Shape
-    questions: dict[str, Any]  # `train` part of a training recipe, for every teacher
+    questions: dict[str, Any]  # the `train` part of a training recipe, for every teacher
     questions_per_row: int
+    dense_per_scene: int
     generalist_steps: int
     capability_steps: int
 
@@ -91,81 +103,83 @@ def by_scene(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def see(recipe: TeachersRecipe, seen: Seen, tokenizer: Any) -> Vlm:
-    """A model with a trained vision tower; its decoder is still random."""
-    vlm = tiny_vlm(tokenizer=tokenizer, seed=recipe.seed, **_sizes(recipe.teacher, recipe.vision))
-    train_tower(vlm, seen, steps=recipe.tower_steps, seed=recipe.seed)
-    return vlm
+def mixed_file(world: Path, dense_per_scene: int, capability: str | None = None) -> Path:
+    """Write questions (of one capability, or all) with a few dense ones per scene into one file."""
+    rng = np.random.default_rng(41)
+    path = world / f"mixed_{capability or 'all'}.jsonl"
+    rows = (world / "questions.jsonl").read_text().splitlines()
+    kept = [r for r in rows if capability in (None, json.loads(r)["question_type"])]
+    scenes: dict[str, list[str]] = {}
+    for row in (world / "dense.jsonl").read_text().splitlines():
+        scenes.setdefault(json.loads(row)["scene"], []).append(row)
+    for group in scenes.values():
+        kept += [group[i] for i in rng.permutation(len(group))[:dense_per_scene]]
+    # stages side by side write the same file: each its own, then one takes the place
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text("\n".join(kept) + "\n")
+    return unfinished.replace(path)
 
 
-def ground(
-    vlm: Vlm,
-    shape: Shape,
-    recipe: TeachersRecipe,
-    seen: Seen,
-    cells: Sequence[Sequence[Sample]],
-    *,
-    stage: str = "aligned",
-) -> Vlm:
-    """Whiten, plant the region tokens, and align as far as `stage` says (vision, pointer, aligned).
-
-    Args:
-        vlm: with a trained tower and projector; changed in place.
-        shape: how long to align.
-        recipe: for seeds and the whitening power.
-        seen: pictures to take statistics from.
-        cells: dense questions by scene.
-        stage: where to stop.
-    """
-    with torch.no_grad():
-        tokens = visual_tokens(vlm, seen.pictures[:400])
-        whiten(vlm, tokens, recipe.whitening)
-        if stage != "vision":
-            plant_regions(vlm, visual_tokens(vlm, seen.pictures[:400]), recipe.seed)
-    if stage != "vision":
-        steps = shape.align_steps
-        align(vlm, cells, FeatureCache(), steps=steps, answers=stage == "aligned")
-    return vlm
+def see(recipe: TeachersRecipe, world: Path, out: Path) -> None:
+    """Tokenizer and vision tower, with the teacher's projector; the decoder is still random."""
+    tokenizer = build_tokenizer(tokenizer_texts(read(world / "questions.jsonl")), recipe.vocab_size)
+    sizes = _sizes(recipe.teacher, recipe.vision)
+    vlm = tiny_vlm(tokenizer=tokenizer, seed=recipe.seed, **sizes)
+    accuracy = train_tower(
+        vlm, read_seen(world, recipe.scenes), steps=recipe.tower_steps, seed=recipe.seed
+    )
+    _done(vlm, out / "tower", accuracy)
 
 
-def student(recipe: TeachersRecipe, eyes: Vlm, seen: Seen) -> Vlm:
+def see_smaller(recipe: TeachersRecipe, world: Path, out: Path) -> None:
     """A smaller decoder behind the same vision tower, with a projector of its own."""
+    eyes = load(out / "tower")
     sizes = _sizes(recipe.student, recipe.vision)
     vlm = tiny_vlm(tokenizer=eyes.tokenizer, seed=recipe.seed + 1, **sizes)
     vision_parts(vlm)[0].load_state_dict(vision_parts(eyes)[0].state_dict())
-    steps = recipe.student.projector_steps
-    train_tower(vlm, seen, steps=steps, projector_only=True, seed=recipe.seed + 1)
-    return vlm
+    steps, seen = recipe.student.projector_steps, read_seen(world, 1500)
+    accuracy = train_tower(vlm, seen, steps=steps, projector_only=True, seed=recipe.seed + 1)
+    _done(vlm, out / "small_tower", accuracy)
+
+
+def ground(shape: Shape, recipe: TeachersRecipe, world: Path, start: Path, out: Path) -> None:
+    """Whiten, plant the region tokens and align; `out` names how far: vision, pointer, aligned."""
+    vlm, stage = load(start), out.name.rsplit("_", 1)[-1]
+    pictures = read_seen(world, _STATISTICS).pictures
+    with torch.no_grad():
+        whiten(vlm, visual_tokens(vlm, pictures), recipe.whitening)
+        if stage != "vision":
+            plant_regions(vlm, visual_tokens(vlm, pictures), recipe.seed)
+    quality = {}
+    if stage != "vision":
+        cells = by_scene(read(world / "dense.jsonl"))
+        found = align(
+            vlm, cells, FeatureCache(), steps=shape.align_steps, answers=stage == "aligned"
+        )
+        quality = {"attention on the right cell": found.on_cell, "answer loss": found.loss}
+    _done(vlm, out, quality)
 
 
 def teach(
-    vlm: Vlm,
-    recipe: TeachersRecipe,
-    files: Sequence[Path],
-    out: Path,
-    *,
-    steps: int,
-    images: str = "real",
-) -> Vlm:
-    """Train on questions and answers with plain cross-entropy; the model given stays as it is."""
+    recipe: TeachersRecipe, world: Path, start: Path, out: Path, *, steps: int, images: str
+) -> None:
+    """Train on questions and answers with plain cross-entropy; `out` names the capability."""
+    capability = next((c for c in CAPABILITIES if out.name.endswith(c)), None)
     run = parse(
         {
             "name": out.name,
             "seed": recipe.seed,
-            "student": vlm.source,
-            "output_dir": str(out),
+            "student": str(start),
+            "output_dir": str(out) + ".run",
             "data": {
-                "train": [str(f) for f in files],
+                "train": [str(mixed_file(world, recipe.dense_per_scene, capability))],
                 "images": images,
                 "questions_per_row": recipe.questions_per_row,
             },
             "train": dict(recipe.questions) | {"max_steps": steps},
         }
     )
-    own = Vlm(
-        copy.deepcopy(vlm.model), vlm.tokenizer, vlm.image_processor, vlm.family, vlm.source
-    )
-    return load(train(run, student=own))
+    _done(load(train(run, resume=True)), out, {"steps": steps, "images": images})
 
 
 def _sizes(shape: Shape, vision: Mapping[str, int]) -> dict[str, Any]:
@@ -173,26 +187,89 @@ def _sizes(shape: Shape, vision: Mapping[str, int]) -> dict[str, Any]:
     return {**decoder, **vision, "text_intermediate": 3 * shape.text_hidden}
 
 
-def write_asset(vlm: Vlm, folder: Path, card: Mapping[str, Any]) -> None:
-    """Save a model in half precision with a card that says how it was made."""
-    half = copy.deepcopy(vlm.model).half()
-    save(Vlm(half, vlm.tokenizer, vlm.image_processor, vlm.family, vlm.source), folder)
-    lines = [f"# {folder.name}", "", "A tiny model of drivekd's embedded driving world.", ""]
-    lines += [f"- {key}: {json.dumps(value)}" for key, value in card.items()]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+def _done(vlm: Vlm, folder: Path, card: Mapping[str, Any]) -> None:
+    """Save a stage; the card comes last and says that the stage is complete."""
+    save(vlm, folder)
+    (folder / "card.json").write_text(json.dumps(card, indent=1))
 
 
-__all__ = [
-    "CAPABILITIES",
-    "TeachersRecipe",
-    "by_scene",
-    "ground",
-    "read",
-    "read_recipe",
-    "read_seen",
-    "see",
-    "student",
-    "teach",
-    "tokenizer_texts",
-    "write_asset",
-]
+def _stage(name: str, recipe: TeachersRecipe, world: Path, out: Path) -> None:
+    """Run one stage, unless it is complete."""
+    if (out / name / "card.json").exists():
+        return
+    torch.set_num_threads(1)
+    target, small, aligned = out / name, out / "small_tower", out / "teacher_aligned"
+    generalist, blind = recipe.generalist_steps, name == "teacher_blind"
+    if name == "tower":
+        torch.set_num_threads(os.cpu_count() or 1)
+        see(recipe, world, out)
+    elif name == "small_tower":
+        see_smaller(recipe, world, out)
+    elif name == "teacher_aligned":
+        ground(recipe.teacher, recipe, world, out / "tower", target)
+    elif name.startswith("student"):
+        ground(recipe.student, recipe, world, small, target)
+    elif name in ("teacher", "teacher_blind"):
+        images = "grey" if blind else "real"
+        teach(recipe, world, aligned, target, steps=generalist, images=images)
+    else:
+        steps = recipe.capability_steps
+        teach(recipe, world, out / "teacher", target, steps=steps, images="real")
+
+
+#: which stages can run side by side, in order
+STAGES: tuple[tuple[str, ...], ...] = (
+    ("tower",),
+    ("teacher_aligned", "small_tower"),
+    (
+        "teacher",
+        "teacher_blind",
+        "student_vision",
+        "student_pointer",
+        "student_aligned",
+    ),
+    tuple(f"teacher_{c}" for c in CAPABILITIES),
+)
+#: what is shipped, under which name
+SHIPPED = {
+    "teacher": "teacher",
+    "teacher_blind": "teacher_blind",
+    "student_base": "student_aligned",
+    **{f"teacher_{c}": f"teacher_{c}" for c in CAPABILITIES},
+}
+
+
+def make_teachers(recipe: TeachersRecipe, out: Path, *, workers: int) -> None:
+    """Make every stage, in processes side by side where stages do not need each other."""
+    world = make(out / "world", recipe.scenes, "train").parent
+    for side_by_side in STAGES:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            n = len(side_by_side)
+            list(pool.map(_stage, side_by_side, [recipe] * n, [world] * n, [out] * n))
+
+
+def ship(out: Path, assets: Path) -> None:
+    """Write the models that ship with the package in half precision, each with its card."""
+    for name, stage in SHIPPED.items():
+        vlm = load(out / stage)
+        half = copy.deepcopy(vlm.model).half()
+        save(Vlm(half, vlm.tokenizer, vlm.image_processor, vlm.family, name), assets / name)
+        card = json.loads((out / stage / "card.json").read_text())
+        lines = [f"# {name}", "", "A tiny model of drivekd's embedded driving world.", ""]
+        lines += [f"- {key}: {value}" for key, value in card.items()]
+        (assets / name / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """`python -m drivekd.world.teachers`: make and ship all models."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/world_teachers"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    recipe = read_recipe(Path(__file__).parent.parent / "recipes" / "world_teachers.yaml")
+    make_teachers(recipe, given.out, workers=given.workers)
+    ship(given.out, ASSETS)
+
+
+if __name__ == "__main__":
+    main()

@@ -115,7 +115,8 @@ def _jitter(pictures: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np
     dy, dx = rng.integers(-2, 3, size=2)
     moved = np.roll(pictures, (int(dy), int(dx)), axis=(2, 3)).astype(np.float32)
     gain = rng.uniform(0.8, 1.2, size=(len(pictures), 1, 1, 1, 1)).astype(np.float32)
-    return np.clip(moved * gain, 0, 255).astype(np.uint8)
+    bright: NDArray[np.uint8] = np.clip(moved * gain, 0, 255).astype(np.uint8)
+    return bright
 
 
 def train_tower(
@@ -151,7 +152,7 @@ def train_tower(
         labels = torch.from_numpy(seen.labels[chosen]).long()
         loss, accuracy = dense_loss(heads(tokens), labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

@@ -202,7 +202,7 @@ def _at_fault(ego: Ego, other: Vehicle) -> bool:
     """Whether a contact is the ego's: not when it is run into from behind in its own lane."""
     along = float((other.position - ego.position) @ ego.direction)
     changing = ego.target_lane_index != ego.lane_index or abs(ego.heading) > 0.03
-    return along > -ego.LENGTH / 4 or changing
+    return bool(along > -ego.LENGTH / 4 or changing)
 
 
 def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Outcome, Road]:
@@ -231,10 +231,14 @@ def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Out
             gap = min(gap, distance)
             if closing > 0.1 and distance < np.inf:
                 soonest = min(soonest, distance / closing)
-            if ego.crashed and not hit and ego._is_colliding(other, STEP)[0]:
+            # highway-env foresees a contact within the next step, then pushes the two apart and
+            # calls them crashed: afterwards they need not overlap any more
+            touching, about_to, _ = ego._is_colliding(other, STEP)
+            if (touching or about_to) and not hit:
                 hit = other.number if _at_fault(ego, other) else -1
         if ego.crashed:
             break
     progress = float(ego.position[0]) - start
     ran_red = stop_line is not None and float(ego.position[0]) + ego.LENGTH / 2 > stop_line
-    return Outcome(max(hit, 0), float(gap), soonest, ran_red, progress, left_lane), road
+    collision = max(hit, 0) if ego.crashed else 0
+    return Outcome(collision, float(gap), soonest, ran_red, progress, left_lane), road

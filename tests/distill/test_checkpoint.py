@@ -1,0 +1,161 @@
+"""Checkpoints are written whole or not at all and resumed only where they belong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drivekd.distill import checkpoint
+from drivekd.distill.checkpoint import State
+from drivekd.models.vlm import Vlm
+from runs import tiny_student
+
+WHO = {"perception": {"source": "a", "sha256": "1" * 64, "dtype": "float32"}}
+RECIPE = {"name": "x", "seed": 0, "train": {"learning_rate": 1e-3, "save_steps": 5}}
+
+
+def state(step: int = 2) -> State:
+    return State(step, 9, RECIPE, WHO, "data", ["w"])
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Vlm:
+    return tiny_student()
+
+
+@pytest.fixture
+def optimizer() -> torch.optim.Optimizer:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.arange(3.0)
+    made = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    made.step()
+    return made
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Files cannot grow beyond a size [bytes]: the same error path as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_saved_is_read_back(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
+) -> None:
+    memory = {"mean": {"ce": 0.1}, "units": {"ce": 3}}
+    saved = replace(state(), weighting=memory, totals={"loss/ce": [1.5, 2.0]}, seconds=3.5)
+    found = checkpoint.save(tmp_path, vlm=vlm, optimizer=optimizer, state=saved, keep=2)
+    assert found == checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
+    assert checkpoint.read_state(found) == saved
+    before = optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    fresh = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
+    checkpoint.read_optimizer(found, fresh)
+    assert torch.equal(fresh.state_dict()["state"][0]["exp_avg"], before)
+
+
+def test_only_the_newest_are_kept(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
+) -> None:
+    for step in (2, 9, 10):
+        checkpoint.save(tmp_path, vlm=vlm, optimizer=optimizer, state=state(step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_a_full_disk_is_one_clear_line_and_spares_the_earlier_checkpoint(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
+) -> None:
+    kept = checkpoint.save(tmp_path, vlm=vlm, optimizer=optimizer, state=state(1), keep=1)
+    before = {p.name: p.read_bytes() for p in kept.iterdir()}
+    with small_disk(20_000), pytest.raises(OSError, match="could not be written") as caught:
+        checkpoint.save(tmp_path, vlm=vlm, optimizer=optimizer, state=state(2), keep=1)
+    assert "\n" not in str(caught.value)
+    assert "MiB free" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
+
+
+def test_half_written_folders_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-7.partial").mkdir()
+    (tmp_path / "checkpoint-8").mkdir()
+    assert checkpoint.latest(tmp_path) is None
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.read_state(tmp_path / "checkpoint-8")
+
+
+def test_optimizer_files_run_no_code(tmp_path: Path, optimizer: torch.optim.Optimizer) -> None:
+    torch.save({"state": print}, tmp_path / "optimizer.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        checkpoint.read_optimizer(tmp_path, optimizer)
+
+
+def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> None:
+    same = state(7)
+    checkpoint.check_resumable(state(), same, tmp_path)
+    moved = {"perception": {**WHO["perception"], "source": "elsewhere"}}
+    freely = {**RECIPE, "name": "y", "train": {"learning_rate": 1e-3, "save_steps": 6}}
+    checkpoint.check_resumable(state(), replace(same, teachers=moved, recipe=freely), tmp_path)
+    other = {"perception": {**WHO["perception"], "sha256": "2" * 64}}
+    with pytest.raises(ValueError, match=r"teacher of perception: a .11111111. then, a .22222222."):
+        checkpoint.check_resumable(state(), replace(same, teachers=other), tmp_path)
+    with pytest.raises(ValueError, match=r"teacher of perception: .* then, none now"):
+        checkpoint.check_resumable(state(), replace(same, teachers={}), tmp_path)
+    faster = {**RECIPE, "train": {"learning_rate": 1e-2, "save_steps": 5}}
+    with pytest.raises(ValueError, match=r"train.learning_rate: 0.001 then, 0.01 now"):
+        checkpoint.check_resumable(state(), replace(same, recipe=faster), tmp_path)
+    with pytest.raises(ValueError, match="data: other training samples"):
+        checkpoint.check_resumable(state(), replace(same, data="more"), tmp_path)
+    with pytest.raises(ValueError, match="another set of trained parameters"):
+        checkpoint.check_resumable(state(), replace(same, trained=["v"]), tmp_path)
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    assert checkpoint.starting_point(tmp_path, True) is None
+    assert checkpoint.starting_point(tmp_path, False) is None
+    with pytest.raises(ValueError, match="holds none"):
+        checkpoint.starting_point(tmp_path, tmp_path / "nowhere")
+    for name in ("checkpoint-3", "checkpoint-12"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({}))
+    assert checkpoint.starting_point(tmp_path, True) == tmp_path / "checkpoint-12"
+    assert checkpoint.starting_point(tmp_path, tmp_path) == tmp_path / "checkpoint-12"
+    three = tmp_path / "checkpoint-3"
+    assert checkpoint.starting_point(tmp_path, three) == three
+    with pytest.raises(ValueError, match="holds checkpoint-12 of an earlier run"):
+        checkpoint.starting_point(tmp_path, False)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
+    # Plain Python in the other process: importing torch there takes longer than all other tests.
+    code = (
+        "import fcntl, os, sys; file = open(sys.argv[1] + '/.lock', 'a+')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX); file.write(str(os.getpid())); file.flush()\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        message = f"in use by another run .process {other.pid}."
+        with pytest.raises(ValueError, match=message), checkpoint.locked(tmp_path):
+            pass
+        other.communicate("")
+    with checkpoint.locked(tmp_path):
+        pass

@@ -1,0 +1,163 @@
+"""Frozen teachers: what they hand on, the negative control, and which of them are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drivekd.data.readers import read
+from drivekd.distill import attention, teacher
+from drivekd.distill.teacher import Teacher
+from drivekd.models import vlm as vlms
+from drivekd.models.batch import Batch, collate, encode, forward
+from drivekd.models.features import FeatureCache
+from drivekd.models.tiny import build_tokenizer
+from drivekd.recipe import Capability
+from runs import capability, tiny_student, tiny_teachers, write_data
+
+STUDENT_DEPTH, TEACHER_DEPTH = 3, 4
+
+
+def use(layers: str, signal: str, **options: str) -> Capability:
+    return Capability(**capability("perception", layers, signal, **options))
+
+
+def terms(*uses: Capability) -> tuple[teacher.Term, ...]:
+    return tuple(
+        teacher.term(f"c{i}", each, STUDENT_DEPTH, TEACHER_DEPTH) for i, each in enumerate(uses)
+    )
+
+
+@pytest.fixture(scope="module")
+def vlm() -> vlms.Vlm:
+    return teacher.freeze(tiny_teachers()["tiny:perception"])
+
+
+@pytest.fixture
+def batch(vlm: vlms.Vlm, tmp_path: Path) -> Batch:
+    samples = list(read(write_data(tmp_path, scenes=2, questions=3)))[:5]
+    return collate(vlm, [encode(vlm, sample) for sample in samples], pack=True)
+
+
+def all_maps(vlm: vlms.Vlm, batch: Batch) -> dict[int, torch.Tensor]:
+    layers = vlms.decoder_layers(vlm)
+    with torch.no_grad(), attention.capture(layers, dict.fromkeys(range(len(layers)))) as maps:
+        forward(vlm, batch)
+    return maps
+
+
+def test_a_target_is_the_mean_of_the_matched_maps(vlm: vlms.Vlm, batch: Batch) -> None:
+    uses = terms(use("1..penultimate", "full"), use("penultimate", "text_to_vision"))
+    rows = teacher.text_rows(batch)
+    found = teacher.targets([Teacher(vlm, uses, FeatureCache())], batch, rows)
+    maps = all_maps(vlm, batch)
+    assert uses[0].matches == {0: [0, 1], 1: [1, 2]}
+    torch.testing.assert_close(found["c0"][0], (maps[0] + maps[1]) / 2)
+    torch.testing.assert_close(found["c0"][1], (maps[1] + maps[2]) / 2)
+    assert torch.equal(found["c1"][1], maps[2][:, rows])
+
+
+def test_only_the_rows_and_layers_that_are_used_are_computed(vlm: vlms.Vlm, batch: Batch) -> None:
+    rows = teacher.text_rows(batch)
+    near = terms(use("first", "text_to_vision"))
+    wanted = teacher.wanted(near, rows, of_teacher=True)
+    assert list(wanted) == [0]
+    assert wanted[0] is rows
+    mixed = terms(use("1..penultimate", "full"), use("first", "text_to_vision"))
+    assert teacher.wanted(mixed, rows, of_teacher=True) == {0: None, 1: None, 2: None}
+    ran: list[int] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+        for i, layer in enumerate(vlms.decoder_layers(vlm))
+    ]
+    found = teacher.targets([Teacher(vlm, near, None)], batch, rows)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0]
+    torch.testing.assert_close(found["c0"][0], all_maps(vlm, batch)[0][:, rows])
+    assert not found["c0"][0].requires_grad
+
+
+def test_text_rows_are_those_of_any_row(batch: Batch) -> None:
+    rows = teacher.text_rows(batch)
+    text = batch.valid & ~batch.is_image
+    assert rows.tolist() == [i for i in range(text.shape[1]) if text[:, i].any()]
+
+
+def test_a_teacher_can_be_loaded_up_to_the_highest_layer_used(
+    vlm: vlms.Vlm, batch: Batch, tmp_path: Path
+) -> None:
+    vlms.save(vlm, tmp_path / "teacher")
+    uses = [use("first", "text_to_vision"), use("2", "text_to_vision")]
+    cut = teacher.load(
+        str(tmp_path / "teacher"), uses, device=torch.device("cpu"), dtype=torch.float32
+    )
+    assert len(vlms.decoder_layers(cut)) == 2
+    assert teacher.depth(str(tmp_path / "teacher")) == TEACHER_DEPTH
+    rows = teacher.text_rows(batch)
+    found = teacher.targets([Teacher(teacher.freeze(cut), terms(*uses), None)], batch, rows)
+    torch.testing.assert_close(found["c1"][1], all_maps(vlm, batch)[1][:, rows])
+
+
+def test_mismatched_rows_get_the_attention_of_others(vlm: vlms.Vlm, batch: Batch) -> None:
+    whole = all_maps(vlm, batch)[0]
+    partner = teacher._partners(batch)
+    wrong = teacher.mismatched(whole, None, partner, batch.is_image)
+    text = batch.valid & ~batch.is_image
+    image = batch.is_image
+    for row in range(len(text)):
+        last = int(image[row].nonzero()[-1])
+        behind = [p for p in text[row].nonzero().squeeze(1).tolist() if p > last]
+        assert sorted(partner[row, behind].tolist()) == behind
+        assert (partner[row, behind] != torch.tensor(behind)).all()
+        for p in behind:
+            other = whole[row, partner[row, p]][image[row]]
+            torch.testing.assert_close(wrong[row, p][image[row]], other)
+            torch.testing.assert_close(wrong[row, p][~image[row]], whole[row, p][~image[row]])
+    future = torch.ones_like(whole[0], dtype=torch.bool).triu(1)
+    assert (wrong[:, future] == 0).all()
+    assert not torch.equal(wrong, whole)
+
+
+def test_mismatched_rows_are_the_same_for_chosen_rows(vlm: vlms.Vlm, batch: Batch) -> None:
+    whole, rows = all_maps(vlm, batch)[0], teacher.text_rows(batch)
+    partner = teacher._partners(batch)
+    few = teacher.mismatched(whole[:, rows], rows, partner, batch.is_image)
+    all_ = teacher.mismatched(whole, None, partner, batch.is_image)[:, rows]
+    text = (batch.valid & ~batch.is_image)[:, rows]
+    torch.testing.assert_close(few[text], all_[text])
+
+
+def test_identity_follows_the_weights() -> None:
+    one, same, other = tiny_student(seed=5), tiny_student(seed=5), tiny_student(seed=6)
+    assert teacher.identity(one)["sha256"] == teacher.identity(same)["sha256"]
+    assert teacher.identity(one)["sha256"] != teacher.identity(other)["sha256"]
+    assert teacher.identity(one)["dtype"] == "float32"
+    assert teacher.identity(tiny_student(seed=5))["source"] == "tiny:internvl"
+
+
+def test_another_family_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one family"):
+        teacher.check_agreement(tiny_student(), tiny_student(family="qwen2_5_vl"), "planning", [])
+
+
+def test_another_tokenizer_is_refused_with_the_place(tmp_path: Path) -> None:
+    student = tiny_student()
+    encoded = [encode(student, s) for s in read(write_data(tmp_path, scenes=1))]
+    merged = tiny_student(tokenizer=build_tokenizer(["Which colour? red"] * 9, 420))
+    with pytest.raises(ValueError, match=r"s0q0 differently: .* tokens for the student"):
+        teacher.check_agreement(student, merged, "planning", encoded)
+    swapped = [replace(encoded[0], input_ids=encoded[0].input_ids.flip(0))]
+    with pytest.raises(ValueError, match="at position 0 the student reads"):
+        teacher.check_agreement(student, student, "planning", swapped)
+    teacher.check_agreement(student, tiny_student(seed=9), "planning", encoded)
+
+
+def test_another_number_of_tokens_per_image_is_refused(tmp_path: Path) -> None:
+    student, finer = tiny_student(), tiny_student(image_size=96)
+    encoded = [encode(student, s) for s in read(write_data(tmp_path, scenes=1))]
+    with pytest.raises(ValueError, match="tokens for the student"):
+        teacher.check_agreement(student, finer, "planning", encoded)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from drivekd.data.sample import Message, Sample
+from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.score import as_json, majority, paired, score, write_scores
+
+
+def answer(number: int, correct: bool, **given: str | None) -> Answer:
+    row = {"capability": "perception", "template": "colour", "scene": f"s{number}"} | given
+    return Answer(str(number), question="?", expected="red", reply="", correct=correct, **row)
+
+
+def sample(template: str | None, text: str, number: int = 0) -> Sample:
+    messages = (Message("user", "?"), Message("assistant", text))
+    return Sample(f"{template}{number}", messages, {}, template=template, capability="planning")
+
+
+def test_accuracy_and_counts() -> None:
+    given = [answer(i, i < 3) for i in range(4)]
+    given += [answer(9, False, capability="planning", template="action")]
+    scores = score(given)
+    assert scores.capabilities["perception"].accuracy == 75.0
+    assert (scores.capabilities["perception"].n, scores.capabilities["perception"].scenes) == (4, 4)
+    assert scores.templates["action"].accuracy == 0.0
+    assert list(scores.capabilities) == ["perception", "planning"]
+
+
+def test_average_needs_all_three() -> None:
+    capabilities = ("perception", "reasoning", "planning")
+    given = [answer(i, i % 2 == 0, capability=c) for c in capabilities[:2] for i in range(6)]
+    assert score(given).average is None
+    assert "average" not in as_json(score(given))
+    given += [answer(i, True, capability="planning") for i in range(2)]
+    average = score(given).average
+    assert average is not None
+    assert average.accuracy == pytest.approx((50 + 50 + 100) / 3)  # not weighted by questions
+    assert average.n == 14
+
+
+def test_nothing_asked_has_no_score() -> None:
+    scores = score([])
+    assert scores.capabilities == {}
+    assert scores.templates == {}
+    assert scores.average is None
+
+
+def test_answers_without_capability_or_template_are_left_out() -> None:
+    scores = score([answer(0, True, capability=None, template=None)])
+    assert not scores.capabilities
+    assert not scores.templates
+
+
+def test_interval_holds_the_score_and_is_repeatable() -> None:
+    rng = np.random.default_rng(0)
+    given = [answer(i, bool(rng.random() < 0.6), scene=f"s{i // 5}") for i in range(200)]
+    first, again = score(given), score(given)
+    few = [score(given, seed=seed, resamples=50) for seed in range(5)]
+    assert first == again
+    assert any(other != few[0] for other in few)
+    found = first.capabilities["perception"]
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.accuracy < found.high
+
+
+def test_interval_grows_when_scenes_agree_with_themselves() -> None:
+    alike = [answer(i, (i // 10) % 2 == 0, scene=f"s{i // 10}") for i in range(400)]
+    mixed = [answer(i, i % 2 == 0, scene=f"s{i // 10}") for i in range(400)]
+    widths = []
+    for given in (alike, mixed):
+        found = score(given).capabilities["perception"]
+        assert found.low is not None
+        assert found.high is not None
+        widths.append(found.high - found.low)
+    # 40 coins of ten equal faces against scenes that are all exactly half right
+    assert widths[0] == pytest.approx(2 * 1.96 * 50 / np.sqrt(40), rel=0.12)
+    assert widths[1] < 1e-9
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    inside = 0
+    for trial in range(60):
+        skill = rng.beta(6, 4, size=40)  # scenes differ
+        given = [
+            answer(i, bool(rng.random() < skill[i // 4]), scene=f"s{i // 4}") for i in range(160)
+        ]
+        found = score(given, seed=trial, resamples=300).capabilities["perception"]
+        assert found.low is not None
+        assert found.high is not None
+        inside += found.low <= 60 <= found.high
+    assert 0.85 <= inside / 60 <= 1.0
+
+
+def test_one_scene_has_no_interval() -> None:
+    found = score([answer(i, i < 2, scene="only") for i in range(4)]).capabilities["perception"]
+    assert (found.accuracy, found.low, found.high) == (50.0, None, None)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_is_not_certain(right: bool) -> None:
+    found = score([answer(i, right) for i in range(20)]).capabilities["perception"]
+    wilson = stats.binomtest(20 * right, 20).proportion_ci(0.95, method="wilson")
+    assert found.low == pytest.approx(100 * wilson.low, abs=1e-9)
+    assert found.high == pytest.approx(100 * wilson.high, abs=1e-9)
+
+
+def test_answers_without_scene_count_as_scenes() -> None:
+    assert score([answer(i, True, scene=None) for i in range(7)]).templates["colour"].scenes == 7
+
+
+def test_scores_are_written(tmp_path: Path) -> None:
+    scores = score([answer(i, i < 3) for i in range(4)])
+    write_scores(scores, tmp_path / "arm" / "scores.json")
+    assert json.loads((tmp_path / "arm" / "scores.json").read_text()) == as_json(scores)
+
+
+def test_majority_is_per_template_and_from_training() -> None:
+    train = [sample("colour", "red"), sample("colour", "Red."), sample("colour", "blue")]
+    train += [sample("action", "stop"), sample("action", "keep")]
+    test = [
+        sample("colour", "red"),
+        sample("colour", "blue"),
+        sample("action", "keep"),
+        sample("light", "x"),
+    ]
+    given = majority(train, test)
+    assert [a.reply for a in given] == ["red", "red", "keep", ""]  # ties: first in the alphabet
+    assert [a.correct for a in given] == [True, False, True, False]
+
+
+def test_paired_is_the_paired_t_test() -> None:
+    a, b = [45.1, 47.3, 44.0, 49.2, 46.6], [41.0, 45.9, 44.4, 44.1, 43.2]
+    found = paired(a, b)
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert found.n == 5
+    back = paired(b, a)
+    assert (back.mean, back.low, back.p) == pytest.approx((-found.mean, -found.high, found.p))
+
+
+def test_paired_equal_differences() -> None:
+    assert paired([1.0, 2.0], [1.0, 2.0]).p == 1.0
+    same = paired([2.0, 3.0], [1.0, 2.0])
+    assert (same.mean, same.p) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([], []), ([1.0], [2.0]), ([1.0, 2.0], [1.0]), ([1.0, float("nan")], [1.0, 2.0])]
+)
+def test_paired_refuses(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="paired comparison"):
+        paired(a, b)

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type system real-smoke clean
+.PHONY: help setup demo test lint type system real-smoke study world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,12 @@ system: ## Debian packages for rendering and for looking at the report (needs ro
 
 real-smoke: setup ## wiring proof on real pictures (needs DRIVEKD_REAL_DATA); writes out/real_smoke
 	$(BIN)/python benchmarks/real_smoke.py
+
+study: setup ## arms over five seeds on the test scenes; writes results/study.json
+	$(BIN)/python benchmarks/study.py test
+
+world-teachers: setup ## make the shipped models anew (about an hour); writes src/drivekd/assets
+	$(BIN)/python -m drivekd.world.teachers
 
 clean: ## remove what was built, but neither .venv nor out
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ from drivekd.recipe import Recipe, load, parse, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
-BASES = ("student_vision", "student_pointer", "student_base")
+BASES = ("student_vision", "student_pointer", "student_aligned")
 ARMS = ("ce_only", "drivekd", "full_everywhere", "mismatched")
 OUT, RESULTS = Path("out/study"), Path("results")
 
@@ -91,9 +91,12 @@ def base_recipe(seed: int, changes: Sequence[str] = ()) -> Recipe:
 
 
 def choices(seeds: Sequence[int], scenes: Path) -> Iterator[Job]:
-    """Every setting of the grid that is chosen from, and its cross-entropy-only counterpart."""
+    """Every setting of the grid that is chosen from, and its cross-entropy-only counterpart.
+
+    The starts are stages of `make world-teachers`, which has to run first.
+    """
     for seed, start in itertools.product(seeds, BASES):
-        plain = base_recipe(seed, [f"student=world:{start}"])
+        plain = base_recipe(seed, [f"student=out/world_teachers/{start}"])
         name = f"{start}/ce_only/{seed}"
         yield Job(name, arm_recipe(plain, "ce_only", OUT / "choose" / name), scenes)
         for rho, arm in itertools.product(RHOS, ("drivekd", "full_everywhere")):

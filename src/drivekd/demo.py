@@ -141,9 +141,12 @@ def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> Non
 
 def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
     """Teacher and students looking at the same questions, some of them answered wrongly."""
+    import torch
+
     from drivekd.looking import attention_cases, write_scenes
     from drivekd.models.vlm import load as load_model
 
+    torch.set_num_threads(1)  # maps of tiny models: threads only get in each other's way
     teachers = {c: load_model(model_of(out, base, "teacher", c)) for c in CAPABILITIES}
     models = {arm: load_model(str(out / arm / "final")) for arm in ("ce_only", "drivekd")}
     picked = chosen(samples)

@@ -182,7 +182,9 @@ def test_the_mask_reaches_attention_unchanged(vlm, encoded, implementation):
     with torch.no_grad():
         batch.forward(own, rows)
     assert len(seen) == len(decoder_layers(own))
-    assert all(mask is rows.attention_mask for mask in seen)
+    assert all(mask is seen[0] for mask in seen)
+    assert torch.equal(seen[0] == 0, rows.attention_mask)
+    assert torch.equal(seen[0] == -torch.inf, ~rows.attention_mask)
 
 
 def test_loss_is_the_mean_over_the_answers_tokens(vlm, encoded):

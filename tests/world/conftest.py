@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from drivekd.world import make as making
 from drivekd.world.camera import MissingLibraryError, Renderer, open_renderer, render
-from drivekd.world.make import make
 from drivekd.world.scene import SPLITS, Scene, make_scene
 
-SCENES = 150
+SCENES = 72
 REDRAWN = 16
+remembered = lru_cache(make_scene)  # scenes that are on disk need not be made again in memory
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,9 @@ def renderer(require_all: bool) -> Iterator[Renderer]:
 def world(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a data set of the train split."""
     folder = tmp_path_factory.mktemp("world")
-    make(folder, SCENES, "train", workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "make_scene", remembered)
+        making.make(folder, SCENES, "train", workers=1)
     return folder
 
 
@@ -47,6 +51,6 @@ def truths(world: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def drawn(renderer: Renderer) -> list[tuple[Scene, dict[str, np.ndarray]]]:
-    """The first scenes of that data set made and drawn anew: each with its six id maps."""
-    made = [make_scene(SPLITS["train"] + number) for number in range(REDRAWN)]
+    """The first scenes of that data set drawn anew: each with its six id maps."""
+    made = [remembered(SPLITS["train"] + number) for number in range(REDRAWN)]
     return [(s, {v.camera: v.ids for v in render(renderer, s.frame)}) for s in made]

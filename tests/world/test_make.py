@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from drivekd.cli import main
 from drivekd.data.readers import read
 from drivekd.world import make as making
 from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
 from drivekd.world.rig import CAMERAS
 
-FEW = 10
+FEW = 9
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,19 +42,26 @@ def first(folder: Path, scenes: int) -> dict[str, bytes]:
 
 
 def test_interrupted_and_in_parallel_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "6").write_text("in the way")
+    with pytest.raises(FileExistsError, match=r"cannot write the world to .*images/6"):
+        make(tmp_path, FEW, "train", workers=2)  # a worker's error is the same clear one
+    assert not (tmp_path / "questions.jsonl").exists()
+    (tmp_path / "images" / "6").unlink()
     make(tmp_path, 3, "train", workers=1)
     (tmp_path / "truth" / "1.json").unlink()
     (tmp_path / "truth" / "2.json").rename(tmp_path / "truth" / "2.part")  # cut off while writing
     (tmp_path / "truth" / "2.part").write_text('{"frame": {')
     (tmp_path / "images" / "1" / "CAM_BACK.png").write_bytes(b"half a pict")
     (tmp_path / "images" / "2" / "CAM_FRONT.png").unlink()
-    make(tmp_path, FEW, "train", workers=2)
+    make(tmp_path, FEW, "train", workers=1)
     assert first(tmp_path, FEW) == first(world, FEW)
     rows = (world / "questions.jsonl").read_text().splitlines(keepends=True)
     again = (tmp_path / "questions.jsonl").read_text()
     assert "".join(rows).startswith(again)
     assert not list(tmp_path.rglob("*.part"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert len(before) == 6 * FEW
     make(tmp_path, FEW, "train", workers=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
 
@@ -74,6 +82,17 @@ def test_rows_are_read_like_any_data_of_the_format(world: Path) -> None:
     dense = list(islice(read(world / "dense.jsonl"), 400))
     assert {s.capability for s in dense} == {"perception"}
     assert len(dense) > 15 * len({s.scene for s in dense})
+
+
+def test_truth_is_strict_json(world: Path) -> None:
+    def refuse(number: str) -> None:
+        raise AssertionError(number)
+
+    gaps = []
+    for path in (world / "truth").iterdir():
+        truth = json.loads(path.read_text(), parse_constant=refuse)
+        gaps += [outcome["gap"] for outcome in truth["outcomes"].values()]
+    assert None in gaps  # nothing ahead
 
 
 def test_first_and_size_and_wording(tmp_path: Path, world: Path) -> None:
@@ -176,15 +195,9 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     assert first(out, 3) == first(world, 3)
 
 
-def test_a_workers_error_is_the_same_clear_one(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "0").write_text("in the way")
-    with pytest.raises(FileExistsError, match=r"cannot write the world to .*images/0"):
-        make(tmp_path, 8, "train", workers=2)
-    assert not (tmp_path / "questions.jsonl").exists()
-
-
-def test_without_libx11(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libx11(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def absent(name: str) -> None:
         raise OSError(name)
 
@@ -192,6 +205,11 @@ def test_without_libx11(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ctypes, "CDLL", absent)
     with pytest.raises(OSError, match=r"install Debian's package libx11-6$"):
         make(tmp_path, 1, "val", workers=1)
+    command = ["world", "make", "--out", str(tmp_path), "--scenes", "1", "--split", "val"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--workers", "1"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("install Debian's package libx11-6\n")
     assert not list((tmp_path / "truth").iterdir())
     making._renderer.cache_clear()
 

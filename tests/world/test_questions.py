@@ -92,7 +92,9 @@ def light(truth: Truth, text: str) -> str:
 def camera(truth: Truth, text: str) -> str:
     (kind,) = (k for k in USERS if re.search(rf"\b{k}\b", text))
     things = things_of(truth)
-    (only,) = {s["camera"] for s in truth["sightings"] if things[s["id"]]["kind"] == kind}
+    of_kind = [s for s in truth["sightings"] if things[s["id"]]["kind"] == kind]
+    (only,) = {s["camera"] for s in of_kind}
+    assert all(s["kind_cameras"] == [only] for s in of_kind)
     return str(only)
 
 
@@ -157,7 +159,7 @@ def price(truth: Truth, action: str) -> float:
         100.0 if o["collision"] else 0.0,
         60.0 if o["ran_red"] else 0.0,
         max(0.0, 6.0 * (2.5 - o["time_to_collision"])),
-        max(0.0, 1.5 * (6.0 - o["gap"])),
+        0.0 if o["gap"] is None else max(0.0, 1.5 * (6.0 - o["gap"])),
         -o["progress"] / (truth["frame"]["ego"]["speed"] * 4.0),
         {"lane left": 0.12, "lane right": 0.17, "stop": 0.1, "accelerate": 0.08}.get(action, 0.0),
         1.0 if caution and action in ("accelerate", "lane left", "lane right") else 0.0,
@@ -180,7 +182,7 @@ def verdict(truth: Truth, action: str) -> str:
     if o["collision"] or o["ran_red"] or o["time_to_collision"] < 1.2:
         return "no"
     assert o["time_to_collision"] > 2
-    assert o["gap"] > 3
+    assert o["gap"] is None or o["gap"] > 3
     return "yes"
 
 
@@ -192,7 +194,12 @@ def safe_lane(truth: Truth, text: str) -> str:
 def collision(truth: Truth, text: str) -> str:
     (thing,) = named(truth, text)
     assert "CAM_FRONT," in text
-    return "yes" if truth["outcomes"]["keep speed"]["collision"] == thing["id"] else "no"
+    first = things_of(truth).get(truth["outcomes"]["keep speed"]["collision"])
+    if first is None:
+        return "no"
+    if first["kind"] == thing["kind"] == "cone":  # they stand in a group
+        return "yes"
+    return "yes" if first["id"] == thing["id"] else "no"
 
 
 SECOND: dict[str, Callable[[Truth, str], str]] = {
@@ -232,7 +239,7 @@ def test_answers_follow_from_the_truth(name: str, truths: list[Truth]) -> None:
                 answer = row["messages"][1]["content"]
                 assert SECOND[name](truth, text_of(row)) == answer, (row["id"], text_of(row))
                 assert row["question_type"] == TEMPLATES[name].capability
-    assert asked >= 15
+    assert asked >= 12
 
 
 def test_tags_name_the_thing_whose_pixel_they_point_at(
@@ -251,6 +258,23 @@ def test_tags_name_the_thing_whose_pixel_they_point_at(
             assert pixels == [t["id"] for t in named(truth, text)]
             tags += len(pixels)
     assert tags > 60
+
+
+def test_only_one_camera_shows_what_a_question_asks_the_camera_of(
+    truths: list[Truth], drawn: list[tuple[Scene, dict[str, np.ndarray]]]
+) -> None:
+    """Counted anew: 33 pixels of the kind or more in one camera, and 8 or fewer in each other."""
+    asked = 0
+    for truth, (scene, ids) in zip(truths, drawn, strict=False):
+        for row in truth["questions"]:
+            if row["template"] == "camera":
+                (kind,) = (k for k in USERS if re.search(rf"\b{k}\b", text_of(row)))
+                of_kind = [t.id for t in scene.frame.things if t.kind == kind]
+                counts = {c: int(np.isin(picture, of_kind).sum()) for c, picture in ids.items()}
+                assert counts.pop(row["messages"][1]["content"]) >= 33
+                assert max(counts.values()) <= 8
+                asked += 1
+    assert asked > 5
 
 
 @pytest.mark.parametrize("name", list(TEMPLATES))

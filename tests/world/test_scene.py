@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -63,7 +63,7 @@ def test_seeds_of_splits_never_meet() -> None:
 
 @pytest.mark.parametrize("split", ["student", "val", "demo", "test"])
 def test_only_transfer_shows_the_unseen_town_and_weather(split: str) -> None:
-    for seed in range(SPLITS[split], SPLITS[split] + 4):
+    for seed in range(SPLITS[split], SPLITS[split] + 2):
         frame = make_scene(seed).frame
         assert frame.town != HELD_OUT_TOWN
         assert frame.weather != HELD_OUT_WEATHER
@@ -77,7 +77,7 @@ def test_train_covers_everything_but_the_held_out(truths: list[dict[str, Any]]) 
 
 
 def test_transfer_changes_one_thing_at_a_time() -> None:
-    for seed in range(SPLITS["transfer"], SPLITS["transfer"] + 6):
+    for seed in range(SPLITS["transfer"], SPLITS["transfer"] + 4):
         frame = make_scene(seed).frame
         unseen = frame.town == HELD_OUT_TOWN, frame.weather == HELD_OUT_WEATHER
         assert unseen == ((True, False) if seed % 2 == 0 else (False, True))
@@ -89,8 +89,8 @@ def test_transfer_changes_one_thing_at_a_time() -> None:
 def test_best_actions_are_roughly_even(truths: list[dict[str, Any]]) -> None:
     counts = Counter(t["best"] for t in truths)
     assert set(counts) == set(ACTIONS)
-    assert max(counts.values()) < 0.3 * len(truths)
-    assert min(counts.values()) > 0.07 * len(truths)
+    assert max(counts.values()) < 0.35 * len(truths)
+    assert min(counts.values()) > 0.06 * len(truths)
 
 
 def test_lights(truths: list[dict[str, Any]]) -> None:
@@ -108,6 +108,8 @@ def test_lights(truths: list[dict[str, Any]]) -> None:
         lights = [t["light"] for t in truth["frame"]["things"] if t["kind"] == "light"]
         wanted = [truth["event"].removesuffix("_light")] if "_light" in truth["event"] else []
         assert lights == wanted
+        headings = [t["heading"] for t in truth["frame"]["things"] if t["kind"] == "light"]
+        assert headings == [0] * len(lights)  # lamps are at the rear, which faces the ego
     assert min(seen["red"], seen["green"]) > 2
 
 
@@ -138,10 +140,63 @@ def test_numbers_are_in_bounds(truths: list[dict[str, Any]]) -> None:
         assert truth["frame"]["ego"]["speed"] > 5
         assert set(truth["outcomes"]) == set(ACTIONS)
         for outcome in truth["outcomes"].values():
-            assert outcome["gap"] >= 0
+            assert outcome["gap"] is None or outcome["gap"] >= 0
             assert 0 <= outcome["time_to_collision"] <= 10
             assert -1 < outcome["progress"] < 100
             assert outcome["collision"] == 0 or outcome["collision"] <= len(things)
+
+
+def corners(x: float, y: float, heading: float, length: float, width: float) -> np.ndarray:
+    signs = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)]) * (length / 2, width / 2)
+    turn = np.array(
+        [(math.cos(heading), math.sin(heading)), (-math.sin(heading), math.cos(heading))]
+    )
+    return np.array((x, y)) + signs @ turn
+
+
+def apart(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether some side of one of two boxes has all of the other box beyond it."""
+    for box in (one, two):
+        for side in np.diff(box[[0, 1, 2]], axis=0):
+            along = side / np.linalg.norm(side)
+            if max((one @ along).min(), (two @ along).min()) >= min(
+                (one @ along).max(), (two @ along).max()
+            ):
+                return True
+    return False
+
+
+def test_nobody_stands_in_somebody_else(truths: list[dict[str, Any]]) -> None:
+    assert not apart(corners(0, 0, 0, 4, 2), corners(3, 1, 1, 4, 2))
+    assert apart(corners(0, 0, 0, 4, 2), corners(3.5, 2.5, math.pi / 4, 4, 2))
+    for truth in truths:
+        ego = truth["frame"]["ego"]
+        boxes = [corners(ego["x"], ego["y"], ego["heading"], 4.4, 1.9)]
+        things = truth["frame"]["things"]
+        boxes += [corners(t["x"], t["y"], t["heading"], t["length"], t["width"]) for t in things]
+        assert all(apart(a, b) for a, b in combinations(boxes, 2)), truth["frame"]["seed"]
+
+
+def test_vehicles_of_the_ego_s_road_drive_on_asphalt(truths: list[dict[str, Any]]) -> None:
+    """Also those that come from the ramp of a merge."""
+    ramps = 0
+    for truth in truths:
+        strips = truth["frame"]["roads"]
+        for thing in truth["frame"]["things"]:
+            if str(thing["id"]) not in truth["futures"] or thing["kind"] == "pedestrian":
+                continue
+            at = np.array((thing["x"], thing["y"]))
+            inside = [away(at, np.array(s["points"])) < s["width"] / 2 for s in strips]
+            assert any(inside), (truth["frame"]["seed"], thing)
+            ramps += truth["road_type"] == "merge" and inside[0]
+    assert ramps
+
+
+def away(at: np.ndarray, points: np.ndarray) -> float:
+    """From a point to the nearest one of a line through points [n, 2] (m)."""
+    ends, steps = points[:-1], np.diff(points, axis=0)
+    share = (((at - ends) * steps).sum(1) / (steps**2).sum(1)).clip(0, 1)
+    return float(np.linalg.norm(ends + share[:, None] * steps - at, axis=1).min())
 
 
 def test_distance_is_taken_from_the_ego() -> None:

@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivekd.cli import main
 from drivekd.world import show as showing
 from drivekd.world.show import PANORAMA, TILE, show
 
 
-def test_a_sheet_shows_every_picture_with_its_marks(world: Path, tmp_path: Path) -> None:
+def test_a_sheet_shows_every_picture_with_its_marks(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = show(world, tmp_path / "sheets" / "sheet.png", 2)
     with Image.open(out) as opened:
         assert opened.format == "PNG"
         sheet = np.asarray(opened.convert("RGB")).astype(int)
     assert sheet.shape[0] > 2 * 2 * TILE
-    whole = show(world, tmp_path / "one.png", 1)
-    with Image.open(whole) as opened:
+    one = tmp_path / "one.png"
+    with pytest.raises(SystemExit) as ended:
+        main(["world", "show", str(world), "--out", str(one), "--scenes", "1"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"{one}\n"
+    with Image.open(one) as opened:
         assert opened.height < sheet.shape[0]
     for cameras, row in zip(PANORAMA, range(2), strict=True):
         for column, camera in enumerate(cameras):
@@ -48,6 +55,15 @@ def test_marks_name_what_the_tags_point_at(world: Path) -> None:
     assert all("<" not in line and "→" in line for line in words)
     answers = [row["messages"][1]["content"] for row in card.rows]
     assert all(f"→ {a}" in line for a, line in zip(answers, words, strict=True))
+
+
+def test_the_command_line_refuses_what_is_no_world(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["world", "show", str(tmp_path), "--out", str(tmp_path / "sheet.png")])
+    assert ended.value.code == 2
+    assert "no questions.jsonl" in capsys.readouterr().err
 
 
 def test_borders(world: Path, tmp_path: Path) -> None:

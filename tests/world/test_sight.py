@@ -75,9 +75,12 @@ def test_small_things_are_not_seen() -> None:
 
 
 def test_cells_are_what_the_id_maps_hold(drawn: Drawn) -> None:
-    """Recounted pixel by pixel: the thing with most pixels, where it has 7 % of a cell."""
-    labelled = 0
-    for scene, ids in drawn[:6]:
+    """Recounted pixel by pixel: the thing with most pixels, where it has 7 % of a cell.
+
+    A light's pixels count thrice, and 2.5 % are enough for it.
+    """
+    labelled, lit = 0, 0
+    for scene, ids in [*drawn[:5], *[d for d in drawn if d[0].event.endswith("_light")][:2]]:
         labels = cells(scene.frame, [ids[camera] for camera in CAMERAS])
         things = {t.id: t for t in scene.frame.things}
         for c, row, column in np.ndindex(6, GRID, GRID):
@@ -85,12 +88,14 @@ def test_cells_are_what_the_id_maps_hold(drawn: Drawn) -> None:
             for y in range(row * 24, row * 24 + 24):
                 counts.update(ids[CAMERAS[c]][y, column * 24 : column * 24 + 24].tolist())
             counts.pop(0, None)
-            top, pixels = min(counts.items(), key=lambda kv: (-kv[1], kv[0]), default=(0, 0))
+            lights = {n for n, t in things.items() if t.kind == "light"}
+            weighed = {n: pixels * (3 if n in lights else 1) for n, pixels in counts.items()}
+            top = min(weighed, key=lambda n: (-weighed[n], n), default=0)
             said = dict(zip(ATTRIBUTES, labels[c, row, column].tolist(), strict=True))
-            if pixels < 0.07 * 24 * 24:
+            if counts[top] < (0.025 if top in lights else 0.07) * 24 * 24:
                 assert not any(said.values())
                 continue
-            labelled += 1
+            labelled, lit = labelled + 1, lit + (top in lights)
             thing = things[top]
             assert ATTRIBUTES["kind"][said["kind"] - 1] == thing.kind
             far = math.dist((thing.x, thing.y), (scene.frame.ego.x, scene.frame.ego.y))
@@ -103,6 +108,29 @@ def test_cells_are_what_the_id_maps_hold(drawn: Drawn) -> None:
             if said["status"]:
                 assert ATTRIBUTES["status"][said["status"] - 1] == status(thing)
     assert labelled > 40
+    assert lit
+
+
+def test_most_lights_are_in_the_dense_labels(truths: list[dict[str, Any]]) -> None:
+    place = list(ATTRIBUTES).index("light")
+    lit = [
+        (np.array(truth["cells"]).reshape(-1, len(ATTRIBUTES))[:, place] > 0).any()
+        for truth in truths if truth["event"].endswith("_light")
+    ]  # fmt: skip
+    assert len(lit) >= 5
+    assert np.mean(lit) >= 0.7
+
+
+def test_a_kinds_cameras_are_those_that_show_more_than_a_glimpse() -> None:
+    twin = replace(CAR, id=2)
+    frame = replace(FRAME, things=(CAR, twin, replace(CAR, id=3, kind="bus")))
+    ids = {camera: np.zeros((96, 96), np.uint8) for camera in CAMERAS}
+    ids["CAM_FRONT"][5, :40] = 1
+    ids["CAM_FRONT_LEFT"][5, :8] = 2
+    ids["CAM_BACK"][5, :40] = 3
+    assert [s.kind_cameras for s in sightings(frame, ids)] == [("CAM_FRONT",), ("CAM_BACK",)]
+    ids["CAM_FRONT_LEFT"][6, 0] = 1  # nine pixels of two cars
+    assert sightings(frame, ids)[0].kind_cameras == ("CAM_FRONT", "CAM_FRONT_LEFT")
 
 
 def test_dense_questions_say_what_the_cells_say(truths: list[dict[str, Any]]) -> None:

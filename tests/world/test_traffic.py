@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +142,6 @@ def test_a_follower_who_runs_into_the_ego_is_at_fault() -> None:
     assert outcome.collision == 0
 
 
-@pytest.mark.xfail(reason="a contact that highway-env foresees is not found afterwards")
 def test_whoever_changes_lane_into_another_is_at_fault() -> None:
     road = a_road(12.0)
     beside = put_mover(road, -3, 0, 0.0, 12.0)
@@ -148,6 +149,34 @@ def test_whoever_changes_lane_into_another_is_at_fault() -> None:
     assert outcome.collision == beside.number
     assert look_ahead(road, "keep speed", None)[0].collision == 0
     assert look_ahead(road, "lane right", None)[0].collision == 0
+
+
+def test_who_is_struck_from_the_side_collides_too() -> None:
+    """A long vehicle's middle may be behind the ego's although its nose is beside the ego."""
+    road = a_road(9.0)
+    beside = put_driver(road, -1, 2, 9.0, "left", "truck")
+    outcome, end = look_ahead(road, "keep speed", None)
+    assert end.vehicles[0].crashed
+    assert outcome.collision == beside.number
+
+
+def test_every_crash_is_named_but_those_from_behind(truths: list[dict[str, Any]]) -> None:
+    named = Counter(a for t in truths for a, o in t["outcomes"].items() if o["collision"])
+    assert set(named) == set(ACTIONS)
+    cones = [t for t in truths if t["cause"] == "cones"]
+    for truth in cones:
+        first = truth["outcomes"]["keep speed"]["collision"]
+        assert {t["id"]: t["kind"] for t in truth["frame"]["things"]}[first] == "cone"
+    assert cones
+
+
+def test_drivers_do_not_back_away() -> None:
+    road = a_road(0.0, lane=1)
+    late = put_driver(road, -6, 1, 5.0)  # far too near to what stands in front of it
+    put_mover(road, 0, WIDTH)
+    for _ in range(20):
+        drive(road, STEP)
+        assert late.speed >= 0
 
 
 def test_a_stop_line_at_red_is_run_by_keeping_the_speed() -> None:

@@ -98,7 +98,8 @@ class _HeadMean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, mask, rows, *kept = ctx.saved_tensors
-        passed = _mean_backward(grad, q, k, mask, rows, *ctx.settings, kept=kept)
+        scale, causal = ctx.settings
+        passed = _mean_backward(grad, q, k, mask, rows, scale, causal, kept)
         return *passed, None, None, None, None
 
 

@@ -106,11 +106,10 @@ def light(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> F
 
 
 def camera(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """The camera that shows a kind of road user best, where all of the kind are in the same one."""
+    """The only camera that shows a kind of road user; a glimpse in another one is one too many."""
     of_kind = _grouped(seen, lambda s: s.thing.kind if s.thing.kind in _ROAD_USERS else None)
-    alone = [things[0] for things in of_kind.values() if len({s.camera for s in things}) == 1]
-    groups = _grouped(alone, lambda s: s.camera)
-    return _draw(groups, rng)
+    alone = [things[0] for things in of_kind.values() if len(things[0].kind_cameras) == 1]
+    return _draw(_grouped(alone, lambda s: s.camera), rng)
 
 
 def lead_colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
@@ -253,10 +252,15 @@ def may(action: Action, share_of_no: float) -> Finder:
 
 
 def collision(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """Whether going on at the same speed ends in a collision with a thing ahead."""
-    hit = scene.outcomes["keep speed"].collision
+    """Whether going on at the same speed ends in a collision with a thing ahead.
+
+    Cones stand in the same lane as a group: where one is hit, all of them count as hit.
+    """
+    first = scene.outcomes["keep speed"].collision
+    cones = {t.id for t in scene.frame.things if t.kind == "cone"}
+    hit = cones if first in cones else {first}
     ahead = [
         s for s in seen if s.camera == "CAM_FRONT" and s.thing.kind != "light" and 0.25 < s.u < 0.75
     ]
-    groups = _grouped(ahead, lambda s: "yes" if s.thing.id == hit else "no")
+    groups = _grouped(ahead, lambda s: "yes" if s.thing.id in hit else "no")
     return _draw(groups, rng, {"no": 0.45})

@@ -10,6 +10,7 @@ Source: [ours].
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,7 @@ from drivekd.world.rig import size_of
 from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
 from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
 
-FORMAT = 1
+FORMAT = 2
 DENSE = 24  # short questions about cells, per scene
 
 
@@ -215,12 +216,12 @@ def make_one(job: Job, seed: int) -> int:
         _row(seed, f"d{i}", "perception", f"cell_{d.attribute}", d.text, d.answer)
         for i, d in enumerate(dense_questions(labels, DENSE, rng))
     ]
-    _write(_truth(job, seed), [json.dumps(truth)])
+    _write(_truth(job, seed), [json.dumps(truth, allow_nan=False)])
     return seed
 
 
 def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
-    """Everything that is known about a scene, as plain data."""
+    """Everything that is known about a scene, as plain data; a gap to nothing is None."""
     return {
         "frame": asdict(scene.frame),
         "road_type": scene.road_type,
@@ -229,11 +230,14 @@ def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
         "margin": scene.margin,
         "cause": scene.cause,
         "cause_id": scene.cause_id,
-        "outcomes": {a: asdict(o) for a, o in scene.outcomes.items()},
+        "outcomes": {
+            a: asdict(o) | {"gap": o.gap if math.isfinite(o.gap) else None}  # JSON has no infinity
+            for a, o in scene.outcomes.items()
+        },
         "futures": {str(i): asdict(f) for i, f in scene.futures.items()},
         "sightings": [
             {"id": s.thing.id, "camera": s.camera, "u": s.u, "v": s.v, "pixels": s.pixels}
-            | {"box": s.box, "region": s.region}
+            | {"box": s.box, "region": s.region, "kind_cameras": s.kind_cameras}
             for s in seen
         ],
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from highway_env.road.road import Road
+from highway_env.utils import are_polygons_intersecting
+from numpy.typing import NDArray
 
 from drivekd.world.frame import COLOURS, Colour, Kind, Light, Strip, Thing
 from drivekd.world.plan import Event, Plan, RoadType
@@ -18,6 +20,7 @@ from drivekd.world.traffic import SIZES, Driver, Ego, Intent, Mover
 
 _VEHICLES: tuple[Kind, ...] = ("car", "car", "truck", "bus")
 _PAINTS: tuple[Colour, ...] = tuple(c for c in COLOURS if c != "orange")
+_APART = 0.3  # between any two footprints, at least [m]
 
 
 @dataclass
@@ -42,6 +45,7 @@ class _Placer:
     rng: np.random.Generator
     traffic: Traffic = field(default_factory=Traffic)
     count: int = 0
+    footprints: list[NDArray[np.float64]] = field(default_factory=list)
 
     def number(self) -> int:
         self.count += 1
@@ -60,6 +64,7 @@ class _Placer:
         vehicle.set_up(kind, self.paint(), intent)
         vehicle.number = self.number()
         self.road.vehicles.append(vehicle)
+        self.footprints.append(_footprint(kind, x, y, 0.0))
         self.traffic.taken.append((lane, x))
         return vehicle
 
@@ -76,6 +81,7 @@ class _Placer:
         mover.set_up(kind, "orange" if kind == "cone" else self.paint(), yaw_rate)
         mover.number = self.number()
         self.road.vehicles.append(mover)
+        self.footprints.append(_footprint(kind, x, y, heading))
         return mover
 
     def beside(self, kind: Kind, x: float, y: float, light: Light | None = None) -> Thing:
@@ -94,6 +100,7 @@ class _Placer:
             light=light,
         )
         self.traffic.beside += (thing,)
+        self.footprints.append(_footprint(kind, x, y, 0.0))
         return thing
 
     def because(self, cause: str, number: int) -> None:
@@ -110,11 +117,29 @@ class _Placer:
         near = any(on == lane and abs(at - x) <= 8.0 for on, at in self.traffic.taken)
         return not near_ego and not near
 
+    def fits(self, kind: Kind, x: float, y: float, heading: float = 0.0) -> bool:
+        """Whether something may be put here without standing in somebody else."""
+        wanted, still = _footprint(kind, x, y, heading, _APART), np.zeros(2)
+        return not any(
+            are_polygons_intersecting(wanted, taken, still, still)[0] for taken in self.footprints
+        )
+
     def free(self, lane: int, x: float) -> bool:
         """Whether a bystander may be put here."""
         near = any(on == lane and abs(at - x) < 10.0 for on, at in self.traffic.taken)
         kept = any(on == lane and a <= x <= b for on, a, b in self.traffic.reserved)
         return not near and not kept
+
+
+def _footprint(
+    kind: Kind, x: float, y: float, heading: float, more: float = 0.0
+) -> NDArray[np.float64]:
+    """Corners [5, 2] of a thing's box in highway-env's axes, the first twice, `more` [m] wider."""
+    length, width = SIZES[kind][0] / 2 + more, SIZES[kind][1] / 2 + more
+    box = np.array([(-length, -width), (length, -width), (length, width), (-length, width)])
+    ahead = np.array([math.cos(heading), math.sin(heading)])
+    corners = box[:, :1] * ahead + box[:, 1:] * np.array([-ahead[1], ahead[0]]) + (x, y)
+    return np.vstack([corners, corners[:1]])
 
 
 def populate(road: Road, plan: Plan, rng: np.random.Generator) -> Traffic:
@@ -124,9 +149,10 @@ def populate(road: Road, plan: Plan, rng: np.random.Generator) -> Traffic:
     road.vehicles.append(ego)
     placer = _Placer(road, plan, rng)
     placer.traffic.taken.append((plan.ego_lane, 0.0))
+    placer.footprints.append(_footprint("car", 0.0, plan.ego_lane * plan.lane_width, 0.0))
+    _EVENTS[plan.event](placer, plan.ego_lane * plan.lane_width)
     if plan.road_type in _JUNCTIONS:
         _JUNCTIONS[plan.road_type](placer)
-    _EVENTS[plan.event](placer, plan.ego_lane * plan.lane_width)
     _sides(placer)
     for bystanders in (_passers, _oncoming, _roadside):
         bystanders(placer)
@@ -146,8 +172,9 @@ def _crossroad(p: _Placer) -> None:
     going = 7.0 if p.plan.event == "red_light" else 0.0
     for side in (-1, 1):
         y = _middle(p.plan) + side * float(p.rng.uniform(9, 18))
-        lane_x = x - side * p.plan.lane_width / 2
-        p.mover(lane_x, y, -side * math.pi / 2, going, p.vehicle_kind())
+        at, kind = (x - side * p.plan.lane_width / 2, y, -side * math.pi / 2), p.vehicle_kind()
+        if p.fits(kind, *at):
+            p.mover(*at, going, kind)
 
 
 def _ring(p: _Placer) -> None:
@@ -160,20 +187,18 @@ def _ring(p: _Placer) -> None:
     p.traffic.roads += (Strip(ring, p.plan.lane_width * 1.3, "solid", "solid"),)
     angle = float(p.rng.uniform(0.1, 1.2)) * (-1 if p.rng.random() < 0.5 else 1)
     # anticlockwise from above is clockwise in highway-env's axes: heading = angle - 90°
-    p.mover(
-        x + radius * math.cos(angle),
-        middle + radius * math.sin(angle),
-        angle - math.pi / 2,
-        6.0,
-        p.vehicle_kind(),
-        yaw_rate=-6.0 / radius,
-    )
+    at = x + radius * math.cos(angle), middle + radius * math.sin(angle), angle - math.pi / 2
+    kind = p.vehicle_kind()
+    if p.fits(kind, *at):
+        p.mover(*at, 6.0, kind, yaw_rate=-6.0 / radius)
 
 
 def _ramp(p: _Placer) -> None:
-    """A road that joins from the right."""
-    edge = -p.plan.right_edge
-    p.traffic.roads += (Strip(((-60.0, edge - 14.0), (10.0, edge)), p.plan.lane_width, "solid"),)
+    """A road that joins from the right, goes on as one more lane, and ends in the last one."""
+    last = -(p.plan.lanes - 1) * p.plan.lane_width
+    lane = last - p.plan.lane_width
+    points = ((-70.0, lane - 14.0), (0.0, lane), (75.0, lane), (100.0, last))
+    p.traffic.roads += (Strip(points, p.plan.lane_width, right="solid"),)
 
 
 _JUNCTIONS: dict[RoadType, Callable[[_Placer], None]] = {
@@ -315,8 +340,8 @@ def _sides(p: _Placer) -> None:
         if is_open:
             p.reserve(lane, -16.0, 24.0)
         elif not any(on == lane and abs(at) < 13.0 for on, at in p.traffic.taken):
-            x = float(rng.uniform(-5.0, 4.5))
-            p.driver(lane, x, plan.speed + float(rng.uniform(-0.5, 0.5)), "keep", p.vehicle_kind())
+            x, speed = float(rng.uniform(-5.0, 4.5)), plan.speed + float(rng.uniform(-0.5, 0.5))
+            p.driver(lane, x, speed, "keep", p.vehicle_kind())
 
 
 def _passers(p: _Placer) -> None:
@@ -341,14 +366,17 @@ def _passer(p: _Placer, lane: int, x: float, ahead: bool) -> None:
         if 0 <= lane + side < plan.lanes and p.room(lane + side, x):
             intents += [change, change]
     intent = intents[int(rng.integers(len(intents)))]
+    if not p.fits(kind, x, lane * plan.lane_width):
+        return
     p.driver(lane, x, 5.0 if cyclist and ahead else speed, intent, kind)
 
 
 def _oncoming(p: _Placer) -> None:
     for i in range(1, p.plan.oncoming + 1):
         if p.rng.random() < 0.7:
-            x = float(p.rng.uniform(-18, 24))
-            p.mover(x, -i * p.plan.lane_width, math.pi, 8.0, p.vehicle_kind())
+            x, y, kind = float(p.rng.uniform(-18, 24)), -i * p.plan.lane_width, p.vehicle_kind()
+            if p.fits(kind, x, y, math.pi):
+                p.mover(x, y, math.pi, 8.0, kind)
 
 
 def _roadside(p: _Placer) -> None:
@@ -360,5 +388,6 @@ def _roadside(p: _Placer) -> None:
         side = -1 if rng.random() < 0.5 else 1
         edge = plan.right_edge if side == 1 else -(plan.oncoming + 0.5) * plan.lane_width
         kind: Kind = ("pedestrian", "pedestrian", "cyclist", "car")[int(rng.integers(4))]
-        x = float(rng.uniform(-16, 18))
-        p.beside(kind, x, edge + side * float(rng.uniform(1.4, 2.6)))
+        x, y = float(rng.uniform(-16, 18)), edge + side * float(rng.uniform(1.4, 2.6))
+        if p.fits(kind, x, y):
+            p.beside(kind, x, y)

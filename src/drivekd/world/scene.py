@@ -245,7 +245,7 @@ def _strips(plan: Plan, traffic: Traffic) -> tuple[Strip, ...]:
                 points=((-80.0, -i * plan.lane_width), (120.0, -i * plan.lane_width)),
                 width=plan.lane_width,
                 left="solid" if first or i == 0 else "dashed",
-                right="solid" if last or i == -1 else "dashed",
+                right="solid" if (last and not plan.ramp) or i == -1 else "dashed",
             )
         )
     return tuple(strips)

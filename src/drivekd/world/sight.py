@@ -6,17 +6,21 @@ Source: [ours].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.data.sample import CAMERAS
-from drivekd.world.frame import COLOURS, KINDS, Frame, Thing
+from drivekd.world.frame import COLOURS, KINDS, Frame, Kind, Thing
 from drivekd.world.scene import distance
 
 GRID = 4  # cells a camera's side: what one region token of the tiny models stands for
 MIN_SHARE = 0.0035  # of a camera's pixels: smaller things are not asked about
+GLIMPSE = 0.0009  # of a camera's pixels: a kind with fewer (8 of a 96 px picture) is not seen there
+CELL_SHARE = 0.07  # of a cell's pixels: a thing with fewer is not what fills the cell
+#: a traffic light's box is small and its state matters: a lower share, and its pixels count thrice
+LIGHT_CELL_SHARE, LIGHT_WEIGHT = 0.025, 3
 STATUSES = ("going ahead", "braking", "turning left", "turning right")
 DISTANCES = ("near", "middle", "far")
 _DISTANCE_EDGES = (8.0, 16.0)  # [m]
@@ -33,6 +37,7 @@ class Sighting:
         v: its row, from 0 (top) to 1.
         pixels: how many show the thing.
         box: left, top, right and bottom border of these pixels, from 0 to 1.
+        kind_cameras: every camera that shows more than a glimpse of something of its kind.
     """
 
     thing: Thing
@@ -41,6 +46,7 @@ class Sighting:
     v: float
     pixels: int
     box: tuple[float, float, float, float]
+    kind_cameras: tuple[str, ...] = ()
 
     @property
     def region(self) -> int:
@@ -70,7 +76,24 @@ def sightings(frame: Frame, ids: Mapping[str, NDArray[np.uint8]]) -> tuple[Sight
             kept = best.get(int(number))
             if seen is not None and (kept is None or seen.pixels > kept.pixels):
                 best[int(number)] = seen
-    return tuple(best[t.id] for t in frame.things if t.id in best)
+    cameras = _kind_cameras(frame, ids)
+    return tuple(
+        replace(best[t.id], kind_cameras=cameras[t.kind]) for t in frame.things if t.id in best
+    )
+
+
+def _kind_cameras(
+    frame: Frame, ids: Mapping[str, NDArray[np.uint8]]
+) -> dict[Kind, tuple[str, ...]]:
+    """Per kind, the cameras that show more than a glimpse of all its things together."""
+    numbers = {kind: [t.id for t in frame.things if t.kind == kind] for kind in KINDS}
+    counts = {
+        camera: np.bincount(picture.ravel(), minlength=256) for camera, picture in ids.items()
+    }
+    return {
+        kind: tuple(c for c, n in counts.items() if n[numbers[kind]].sum() > GLIMPSE * n.sum())
+        for kind in KINDS
+    }
 
 
 def _sight(thing: Thing, camera: str, visible: NDArray[np.bool_]) -> Sighting | None:
@@ -133,10 +156,12 @@ def cells(frame: Frame, ids: Sequence[NDArray[np.uint8]]) -> NDArray[np.int8]:
 
     Returns:
         labels [cameras, GRID, GRID, attributes] of the thing with most pixels in each cell, where
-        it covers at least 7 % of the cell.
+        it covers at least 7 % of the cell; a traffic light's pixels count thrice, and 2.5 % are
+        enough for it.
     """
     labels = np.zeros((len(ids), GRID, GRID, len(ATTRIBUTES)), dtype=np.int8)
     by_id = {t.id: t for t in frame.things}
+    lights = [t.id for t in frame.things if t.kind == "light"]
     for c, picture in enumerate(ids):
         size = picture.shape[0] // GRID, picture.shape[1] // GRID
         for row in range(GRID):
@@ -144,12 +169,21 @@ def cells(frame: Frame, ids: Sequence[NDArray[np.uint8]]) -> NDArray[np.int8]:
                 cell = picture[
                     row * size[0] : (row + 1) * size[0], column * size[1] : (column + 1) * size[1]
                 ]
-                counts = np.bincount(cell.ravel(), minlength=256)
-                counts[0] = 0
-                top = int(counts.argmax())
-                if counts[top] >= 0.07 * cell.size:
+                top = _fills(cell, lights)
+                if top:
                     labels[c, row, column] = _labels(frame, by_id[top])
     return labels
+
+
+def _fills(cell: NDArray[np.uint8], lights: Sequence[int]) -> int:
+    """The id of what fills a cell of an id map, 0 where nothing does."""
+    counts = np.bincount(cell.ravel(), minlength=256)
+    counts[0] = 0
+    weighted = counts.copy()
+    weighted[lights] *= LIGHT_WEIGHT
+    top = int(weighted.argmax())
+    share = LIGHT_CELL_SHARE if top in lights else CELL_SHARE
+    return top if counts[top] >= share * cell.size else 0
 
 
 def _labels(frame: Frame, thing: Thing) -> list[int]:

@@ -103,7 +103,7 @@ def by_scene(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def mixed_file(world: Path, dense_per_scene: int, capability: str | None = None) -> Path:
+def lessons(world: Path, dense_per_scene: int, capability: str | None = None) -> Path:
     """Write questions (of one capability, or all) with a few dense ones per scene into one file."""
     rng = np.random.default_rng(41)
     path = world / f"mixed_{capability or 'all'}.jsonl"
@@ -161,10 +161,9 @@ def ground(shape: Shape, recipe: TeachersRecipe, world: Path, start: Path, out: 
 
 
 def teach(
-    recipe: TeachersRecipe, world: Path, start: Path, out: Path, *, steps: int, images: str
+    recipe: TeachersRecipe, start: Path, out: Path, file: Path, *, steps: int, images: str = "real"
 ) -> None:
-    """Train on questions and answers with plain cross-entropy; `out` names the capability."""
-    capability = next((c for c in CAPABILITIES if out.name.endswith(c)), None)
+    """Train on the questions and answers of a file with plain cross-entropy."""
     run = parse(
         {
             "name": out.name,
@@ -172,7 +171,7 @@ def teach(
             "student": str(start),
             "output_dir": str(out) + ".run",
             "data": {
-                "train": [str(mixed_file(world, recipe.dense_per_scene, capability))],
+                "train": [str(file)],
                 "images": images,
                 "questions_per_row": recipe.questions_per_row,
             },
@@ -195,11 +194,10 @@ def _done(vlm: Vlm, folder: Path, card: Mapping[str, Any]) -> None:
 
 def _stage(name: str, recipe: TeachersRecipe, world: Path, out: Path) -> None:
     """Run one stage, unless it is complete."""
-    if (out / name / "card.json").exists():
+    if (out / stage / "card.json").exists():
         return
     torch.set_num_threads(1)
-    target, small, aligned = out / name, out / "small_tower", out / "teacher_aligned"
-    generalist, blind = recipe.generalist_steps, name == "teacher_blind"
+    target, aligned, dense = out / name, out / "teacher_aligned", recipe.dense_per_scene
     if name == "tower":
         torch.set_num_threads(os.cpu_count() or 1)
         see(recipe, world, out)
@@ -208,13 +206,14 @@ def _stage(name: str, recipe: TeachersRecipe, world: Path, out: Path) -> None:
     elif name == "teacher_aligned":
         ground(recipe.teacher, recipe, world, out / "tower", target)
     elif name.startswith("student"):
-        ground(recipe.student, recipe, world, small, target)
+        ground(recipe.student, recipe, world, out / "small_tower", target)
     elif name in ("teacher", "teacher_blind"):
-        images = "grey" if blind else "real"
-        teach(recipe, world, aligned, target, steps=generalist, images=images)
+        images = "grey" if name == "teacher_blind" else "real"
+        steps, file = recipe.generalist_steps, lessons(world, dense)
+        teach(recipe, aligned, target, file, steps=steps, images=images)
     else:
-        steps = recipe.capability_steps
-        teach(recipe, world, out / "teacher", target, steps=steps, images="real")
+        file = lessons(world, dense, name.removeprefix("teacher_"))
+        teach(recipe, out / "teacher", target, file, steps=recipe.capability_steps)
 
 
 #: which stages can run side by side, in order
@@ -230,11 +229,11 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ),
     tuple(f"teacher_{c}" for c in CAPABILITIES),
 )
-#: what is shipped, under which name
+#: what is shipped, and the stage that it is
 SHIPPED = {
     "teacher": "teacher",
     "teacher_blind": "teacher_blind",
-    "student_base": "student_aligned",
+    "student_base": "student_pointer",  # chosen on validation scenes, see docs/log.md
     **{f"teacher_{c}": f"teacher_{c}" for c in CAPABILITIES},
 }
 

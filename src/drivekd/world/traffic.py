@@ -60,6 +60,7 @@ class Driver(IDMVehicle):
     kind: Kind = "car"
     colour: Colour = "white"
     intent: Intent = "keep"
+    speed: float
 
     def set_up(self, kind: Kind, colour: Colour, intent: Intent) -> Driver:
         """Give the driver a body and a plan; the plan is what the lamps show."""
@@ -74,6 +75,11 @@ class Driver(IDMVehicle):
             side = -1 if intent == "left" else 1
             self.target_lane_index = (start, end, lane + side)
         return self
+
+    def step(self, dt: float) -> None:
+        """Go on for `dt` [s]; IDM would back away from what is too near, drivers do not."""
+        super().step(dt)
+        self.speed = max(self.speed, 0.0)
 
     @property
     def braking(self) -> bool:
@@ -113,6 +119,7 @@ class Mover(Vehicle):
         self.kind, self.colour, self.yaw_rate = kind, colour, yaw_rate
         self.LENGTH, self.WIDTH = SIZES[kind][:2]
         self.diagonal = float(np.hypot(self.LENGTH, self.WIDTH))
+        self.check_collisions = False  # among themselves: nothing stops them anyway
         return self
 
     def act(self, action: Any = None) -> None:
@@ -122,8 +129,6 @@ class Mover(Vehicle):
         """Go on for `dt` [s]."""
         self.position = self.position + self.velocity * dt
         self.heading += self.yaw_rate * dt
-        if self.lane is not None:
-            self.on_state_update()
 
 
 class Ego(ControlledVehicle):
@@ -158,9 +163,10 @@ class Outcome:
     """What one action leads to within the horizon.
 
     Attributes:
-        collision: the id of what the ego vehicle hits through its own fault, 0 for nothing;
-            whoever runs into its back is at fault for that.
-        gap: the smallest distance between the ego's bumper and anything ahead in its path [m].
+        collision: the id of what the ego vehicle collides with, 0 for nothing; whoever runs into
+            its back is at fault for that and does not count.
+        gap: the smallest distance between the ego's bumper and anything ahead in its path [m],
+            infinite where nothing is.
         time_to_collision: the smallest one within the horizon, capped at 10 [s].
         ran_red: whether the ego crossed a stop line at red.
         progress: distance driven along the road [m].
@@ -200,9 +206,9 @@ def _ahead(ego: Ego, other: Vehicle) -> tuple[float, float]:
 
 def _at_fault(ego: Ego, other: Vehicle) -> bool:
     """Whether a contact is the ego's: not when it is run into from behind in its own lane."""
-    along = float((other.position - ego.position) @ ego.direction)
+    nose = max(float((corner - ego.position) @ ego.direction) for corner in other.polygon())
     changing = ego.target_lane_index != ego.lane_index or abs(ego.heading) > 0.03
-    return bool(along > -ego.LENGTH / 4 or changing)
+    return bool(nose > -ego.LENGTH / 4 or changing)
 
 
 def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Outcome, Road]:
@@ -216,7 +222,8 @@ def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Out
     Returns:
         the outcome, and the road at the end of the horizon.
     """
-    road = copy.deepcopy(road)
+    fixed = (road.network, *road.network.lanes_list())  # the same in every future
+    road = copy.deepcopy(road, {id(part): part for part in fixed})
     ego: Ego = road.vehicles[0]
     start = float(ego.position[0])
     wanted = {"lane left": -1, "lane right": 1}.get(action, 0) + ego.lane_index[2]
@@ -233,8 +240,7 @@ def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Out
                 soonest = min(soonest, distance / closing)
             # highway-env foresees a contact within the next step, then pushes the two apart and
             # calls them crashed: afterwards they need not overlap any more
-            touching, about_to, _ = ego._is_colliding(other, STEP)
-            if (touching or about_to) and not hit:
+            if not hit and any(ego._is_colliding(other, STEP)[:2]):
                 hit = other.number if _at_fault(ego, other) else -1
         if ego.crashed:
             break

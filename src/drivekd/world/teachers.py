@@ -194,7 +194,7 @@ def _done(vlm: Vlm, folder: Path, card: Mapping[str, Any]) -> None:
 
 def _stage(name: str, recipe: TeachersRecipe, world: Path, out: Path) -> None:
     """Run one stage, unless it is complete."""
-    if (out / stage / "card.json").exists():
+    if (out / name / "card.json").exists():
         return
     torch.set_num_threads(1)
     target, aligned, dense = out / name, out / "teacher_aligned", recipe.dense_per_scene

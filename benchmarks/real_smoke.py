@@ -161,8 +161,8 @@ def counts(parts: Split) -> str:
         return f"{len(samples)} questions ({each}) on {frames} frames"
 
     return (
-        f"training scene: {describe(parts.training)}, {len(pictures(parts.training))} pictures, without DriveBench's "
-        f"frame {DRIVEBENCH_FRAME}; held-out scene: {describe(parts.held_out)}"
+        f"training scene: {describe(parts.training)}, {len(pictures(parts.training))} pictures, "
+        f"without DriveBench's frame {DRIVEBENCH_FRAME}; held-out scene: {describe(parts.held_out)}"
     )
 
 

@@ -17,12 +17,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo import arm_recipe
 from drivekd.recipe import Recipe, load, parse, to_yaml
@@ -62,11 +61,10 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, dict[str, Any]]:
     """All jobs, in as many processes as asked for."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        found = {}
-        for result in pool.map(run_job, jobs):
-            print(f"{result['name']}: {brief(result)}", flush=True)
-            found[result["name"]] = result
+    found = {}
+    for result in side_by_side(run_job, jobs, workers):
+        print(f"{result['name']}: {brief(result)}", flush=True)
+        found[result["name"]] = result
     return found
 
 
@@ -123,6 +121,9 @@ def test(seeds: Sequence[int], workers: int) -> None:
     """Run the frozen recipe on the test scenes and compare the arms over seeds."""
     from drivekd.evaluate.score import paired
 
+    if len(seeds) < 2:
+        raise SystemExit(f"study.py test: expected at least 2 seeds, got {len(seeds)}")
+    note_look(base_recipe(0))  # before the first score can be seen
     scenes = worlds("test", TEST)
     jobs = [
         Job(
@@ -139,7 +140,6 @@ def test(seeds: Sequence[int], workers: int) -> None:
         compared[f"{arm} - ce_only, {part}"] = vars_of(paired(mine, plain))
     report = {"scores": scores, "paired": compared, "seeds": list(seeds)}
     write("study.json", report, base_recipe(0))
-    note_look(base_recipe(0))
     print(json.dumps(compared, indent=1))
 
 

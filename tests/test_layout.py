@@ -176,6 +176,8 @@ def test_every_third_party_import_is_declared() -> None:
 def test_readme_file_map_lists_every_source_file() -> None:
     """Each file by its path below src/drivekd in backticks, and none that is not there."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^- `([\w/]+\.py)`:", readme, flags=re.MULTILINE)
+    assert rows == sorted(set(rows)), "README's file map names a file twice or out of order"
     listed = set(re.findall(r"`(?:src/drivekd/)?([\w/]+\.py)`", readme))
     wanted = {name_of(path) for path in FILES if "/__init__" not in name_of(path)}
     assert not wanted - listed, f"README's file map lacks {sorted(wanted - listed)}"

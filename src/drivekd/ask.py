@@ -1,7 +1,7 @@
 """One question about some pictures: the answer, and on request a picture of where the model looked.
 
 from drivekd.ask import ask
-print(ask("world:drivekd", {"CAM_FRONT": "front.png"}, "What should the ego vehicle do?"))
+print(ask("world:teacher_planning", {"CAM_FRONT": "a.png"}, "What should the ego vehicle do?"))
 """
 
 from __future__ import annotations

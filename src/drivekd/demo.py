@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.recipe import Recipe, load, parse
 
@@ -84,11 +83,10 @@ def run(out: Path, max_steps: int | None = None) -> Path:
     return page
 
 
-def _parallel(function: Any, jobs: Sequence[Any]) -> None:
+def _parallel(function: Callable[[Any], None], jobs: Sequence[Any]) -> None:
     """Run jobs in as many processes as there are cores, one torch thread each."""
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(pool.map(function, jobs))
+    for _ in side_by_side(function, jobs, min(len(jobs), os.cpu_count() or 1)):
+        pass
 
 
 def _train_arm(recipe: Recipe) -> None:

@@ -12,20 +12,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from drivekd.data.processes import side_by_side
 from drivekd.data.progress import track
 from drivekd.data.sample import CAMERAS
 from drivekd.world.camera import Renderer, open_renderer, render
@@ -111,7 +108,7 @@ def _writing(out: Path) -> Iterator[None]:
             f"cannot write the world to {place}: {error.strerror}; complete scenes are kept, "
             "and once there is room and permission the same command makes the others",
         ) from error
-    except BrokenProcessPool:
+    except MemoryError:
         raise MemoryError(
             f"making the world in {out}: the system ended a worker process, most likely for want "
             "of memory; complete scenes are kept, try the same command with one worker"
@@ -170,20 +167,7 @@ def _made(job: Job, seeds: list[int], workers: int) -> Iterator[int]:
         for seed in seeds:
             yield make_one(job, seed)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        with _deaf():
-            made = pool.map(make_one, [job] * len(seeds), seeds, chunksize=4)
-        yield from made
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Worker processes started in here never see Ctrl-C: this one does, and lets them end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from side_by_side(partial(make_one, job), seeds, workers)
 
 
 def _truth(job: Job, seed: int) -> Path:

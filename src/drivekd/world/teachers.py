@@ -14,8 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from drivekd.data.processes import side_by_side
 from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, CAPABILITIES, Sample
 from drivekd.distill.train import train
@@ -241,10 +241,10 @@ SHIPPED = {
 def make_teachers(recipe: TeachersRecipe, out: Path, *, workers: int) -> None:
     """Make every stage, in processes side by side where stages do not need each other."""
     world = make(out / "world", recipe.scenes, "train").parent
-    for side_by_side in STAGES:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            n = len(side_by_side)
-            list(pool.map(_stage, side_by_side, [recipe] * n, [world] * n, [out] * n))
+    for stages in STAGES:
+        stage = partial(_stage, recipe=recipe, world=world, out=out)
+        for _ in side_by_side(stage, stages, workers):
+            pass
 
 
 def ship(out: Path, assets: Path) -> None:

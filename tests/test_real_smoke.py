@@ -27,6 +27,10 @@ def smoke() -> ModuleType:
     return module
 
 
+def in_turn(jobs):
+    return {name: job() for name, job in jobs.items()}
+
+
 def fewer_questions(make, *args, **changes):
     """A recipe of sixteen questions at most: reading all of them takes longer than training."""
     data = {"max_samples": 16, **changes.pop("data", {})}
@@ -62,7 +66,7 @@ def test_a_few_steps_run_through_every_part(smoke, real_data, tmp_path, monkeypa
     monkeypatch.setattr(smoke, "recipe", partial(fewer_questions, smoke.recipe))
     sizes = {"text_hidden": 32, "text_layers": 3}
     settings = smoke.Settings(4, 2, 2, 5, sizes, {**sizes, "text_layers": 4}, overfit_samples=2)
-    checks = smoke.run(real_data, tmp_path / "out", settings, do=smoke.in_turn)
+    checks = smoke.run(real_data, tmp_path / "out", settings, do=in_turn)
     assert len(checks) == 7
     for check in checks:
         assert all(math.isfinite(value) for value in check.figures.values()), check

@@ -62,7 +62,12 @@ def _options(
 def demo(
     out: Out = Path("out/demo"),
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps per arm; fewer for a quick look.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps per arm; fewer for a quick look. Below 20 the world is small too, 16 and "
+            "8 scenes, in folders of its own: world/student-16 and world/demo-8.",
+        ),
     ] = None,
 ) -> None:
     """Run the main job on the embedded world: distil, compare, report.

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.recipe import Recipe, load, parse
 
+if TYPE_CHECKING:
+    from drivekd.models.images import ImageMode
+
 TRAIN_SCENES, DEMO_SCENES = 200, 120
+QUICK_STEPS, QUICK_SCENES = 20, (16, 8)  # fewer steps than that use only so many scenes
+TICK = 5.0  # [s] between two notes of the time spent
 
 #: how every trained arm differs from recipes/demo.yaml; same start, steps and data order
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -22,8 +29,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "ce_only": {"capabilities": {}},
     "blind": {"capabilities": {}, "images": "grey"},
 }
-
-Images = Literal["real", "grey", "other"]
 
 
 def arm_recipe(base: Recipe, arm: str, output_dir: Path) -> Recipe:
@@ -53,34 +58,88 @@ def run(out: Path, max_steps: int | None = None) -> Path:
 
     Args:
         out: folder of all results.
-        max_steps: optimizer steps per arm; the recipe's own number if None.
+        max_steps: optimizer steps per arm; the recipe's own number if None. Fewer than
+            `QUICK_STEPS` use a smaller world, see `worlds`.
 
     Returns:
         the path of the report.
     """
-    from drivekd.data.readers import read
     from drivekd.report.page import write_page
+
+    with timed(out) as seconds:
+        summary = _compared(out, max_steps, seconds)
+        page = write_page(out)
+    _print_table(summary)
+    print(f"report: {page}\nmodel:  {out / 'drivekd' / 'final'} (loads in plain transformers)")
+    return page
+
+
+def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) -> dict[str, Any]:
+    """Everything but the page: data, training, answers, scores, attention."""
+    from drivekd.data.readers import read
     from drivekd.world.make import make
 
-    started = time.monotonic()
-    few = max_steps is not None and max_steps < 20
-    scenes = (16, 8) if few else (TRAIN_SCENES, DEMO_SCENES)
-    train_file = make(out / "world" / "student", scenes[0], "student")
-    demo_file = make(out / "world" / "demo", scenes[1], "demo")
+    (train, scenes), (test, held_out) = worlds(out, max_steps)
+    train_file, demo_file = make(train, scenes, "student"), make(test, held_out, "demo")
     files = [str(train_file), str(train_file.with_name("dense.jsonl"))]
     changes = [f"data.train={json.dumps(files)}"]
     changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
     base = load("demo", changes)
     _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in ARMS])
-    _parallel(_evaluate_arm, [(out, demo_file, arm) for arm in _scored(base)])
+    _parallel(_evaluate_arm, [(out, base, demo_file, arm) for arm in _scored()])
     _majority(out, list(read(train_file)), list(read(demo_file)))
     _attention(out, base, list(read(demo_file)))
     _about(out, base)
-    summary = _summary(out, time.monotonic() - started)
-    page = write_page(out)
-    _print_table(summary)
-    print(f"report: {page}\nmodel:  {out / 'drivekd' / 'final'} (loads in plain transformers)")
-    return page
+    return _summary(out, seconds())
+
+
+def worlds(out: Path, max_steps: int | None) -> tuple[tuple[Path, int], tuple[Path, int]]:
+    """Folder and number of scenes to train on, and of those to answer questions about.
+
+    A quick look has a small world in folders of its own, so that it never rewrites the question
+    files of a full run.
+    """
+    world = out / "world"
+    if max_steps is None or max_steps >= QUICK_STEPS:
+        return (world / "student", TRAIN_SCENES), (world / "demo", DEMO_SCENES)
+    few, fewer = QUICK_SCENES
+    return (world / f"student-{few}", few), (world / f"demo-{fewer}", fewer)
+
+
+@contextmanager
+def timed(out: Path) -> Iterator[Callable[[], float]]:
+    """Count the wall time [s] of all calls in this folder, interrupted ones too.
+
+    Yields the seconds so far. `seconds.json` is written every `TICK` seconds, so that a call that
+    is killed loses no more than that.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    note, started, done = out / "seconds.json", time.monotonic(), threading.Event()
+    try:
+        earlier = float(json.loads(note.read_text())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = 0.0  # the first call here, or a note that is not worth an error
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - started
+
+    def write() -> None:
+        fresh = note.with_suffix(".part")
+        fresh.write_text(json.dumps({"seconds": round(seconds(), 1)}) + "\n")
+        fresh.replace(note)
+
+    def tick() -> None:
+        while not done.wait(TICK):
+            write()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        yield seconds
+    finally:
+        done.set()
+        ticking.join()
+        write()
 
 
 def _parallel(function: Callable[[Any], None], jobs: Sequence[Any]) -> None:
@@ -95,7 +154,7 @@ def _train_arm(recipe: Recipe) -> None:
     train(recipe, resume=True)
 
 
-def _scored(base: Recipe) -> list[str]:
+def _scored() -> list[str]:
     return [*ARMS, "student_base", "teacher", "teacher_blind"]
 
 
@@ -108,7 +167,7 @@ def model_of(out: Path, base: Recipe, arm: str, capability: str) -> str:
     return "world:teacher_blind" if arm == "teacher_blind" else str(out / arm / "final")
 
 
-def _evaluate_arm(job: tuple[Path, Path, str]) -> None:
+def _evaluate_arm(job: tuple[Path, Recipe, Path, str]) -> None:
     import torch
 
     from drivekd.data.readers import read
@@ -116,10 +175,10 @@ def _evaluate_arm(job: tuple[Path, Path, str]) -> None:
     from drivekd.evaluate.score import score, write_scores
     from drivekd.models.vlm import load as load_model
 
-    out, file, arm = job
+    out, base, file, arm = job
     torch.set_num_threads(1)
-    base, samples = load("demo"), list(read(file))
-    images: Images = "grey" if arm in ("blind", "teacher_blind") else "real"
+    samples = list(read(file))
+    images: ImageMode = "grey" if arm in ("blind", "teacher_blind") else "real"
     sources = {c: model_of(out, base, arm, c) for c in CAPABILITIES}
     given, parts = [], []
     for i, source in enumerate(dict.fromkeys(sources.values())):
@@ -138,7 +197,7 @@ def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> Non
 
 
 def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
-    """Teacher and students looking at the same questions, some of them answered wrongly."""
+    """Teacher and students looking at the same questions; see `chosen`."""
     import torch
 
     from drivekd.looking import attention_cases, write_scenes
@@ -147,7 +206,7 @@ def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
     torch.set_num_threads(1)  # maps of tiny models: threads only get in each other's way
     teachers = {c: load_model(model_of(out, base, "teacher", c)) for c in CAPABILITIES}
     models = {arm: load_model(str(out / arm / "final")) for arm in ("ce_only", "drivekd")}
-    picked = chosen(samples)
+    picked = chosen(samples, verdicts(out / "drivekd" / "answers.jsonl"))
     shown = {s.scene for s in picked[:4]}
     attention_cases({"teacher": teachers, **models}, picked, out / "attention")
     write_scenes([s for s in samples if s.scene in shown], out / "scenes.json")
@@ -168,16 +227,36 @@ def _about(out: Path, base: Recipe) -> None:
     (out / "about.json").write_text(json.dumps({"facts": facts, "commands": commands}, indent=1))
 
 
-def chosen(samples: Sequence[Sample], per_template: int = 1) -> list[Sample]:
-    """The first questions of every template, each of a scene of its own where possible."""
-    picked: dict[str | None, list[Sample]] = {}
-    scenes: set[str | None] = set()
-    for sample in samples:
-        of_template = picked.setdefault(sample.template, [])
-        if len(of_template) < per_template and sample.scene not in scenes:
-            of_template.append(sample)
-            scenes.add(sample.scene)
-    return [sample for group in picked.values() for sample in group]
+def verdicts(path: Path) -> dict[str, bool]:
+    """Which questions of an answers.jsonl were answered rightly, by id."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row["correct"] for row in rows}
+
+
+def chosen(samples: Sequence[Sample], right: Mapping[str, bool]) -> list[Sample]:
+    """A question of every template, and of every capability a right and a wrong answer.
+
+    Each is of a scene not used before where there is one. A capability without any right, or any
+    wrong, answer has none of that sort.
+
+    Args:
+        samples: to choose from.
+        right: by id, whether Drive-KD's answer is right.
+    """
+    picked: list[Sample] = []
+
+    def pick(among: Sequence[Sample]) -> None:
+        used = {s.scene for s in picked}
+        picked.append(next((s for s in among if s.scene not in used), among[0]))
+
+    for template in dict.fromkeys(s.template for s in samples):
+        pick([s for s in samples if s.template == template])
+    for capability in CAPABILITIES:
+        for verdict in (True, False):
+            fits = [s for s in samples if s.capability == capability and right.get(s.id) is verdict]
+            if fits and not any(s in fits for s in picked):
+                pick(fits)
+    return picked
 
 
 def _summary(out: Path, seconds: float) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class Data(_Part):
         max_scenes: use only so many scenes, drawn by the seed.
         max_samples: use only so many samples, drawn by the seed.
         root: folder that relative image paths start from, where it is not the file's own.
-        mismatch: take each sample's teacher maps from another row (the negative control) [ours].
+        mismatch: the negative control: over the image columns every text row is drawn to the
+            teacher's attention of another text row that sees the same images; over the text
+            columns it is drawn to its own [ours].
         exclude_frames: frame tokens never trained on, such as those of the test set.
     """
 

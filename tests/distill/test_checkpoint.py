@@ -24,7 +24,7 @@ RECIPE = {"name": "x", "seed": 0, "train": {"learning_rate": 1e-3, "save_steps":
 
 
 def state(step: int = 2) -> State:
-    return State(step, 9, RECIPE, WHO, "data", ["w"])
+    return State(step, 9, RECIPE, WHO, "data", "f" * 64, ["w"])
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,9 @@ def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> N
         checkpoint.check_resumable(state(), replace(same, recipe=faster), tmp_path)
     with pytest.raises(ValueError, match="data: other training samples"):
         checkpoint.check_resumable(state(), replace(same, data="more"), tmp_path)
+    message = r"student: started from weights f{8} then, e{8} now\. .*another output_dir, or remove"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.check_resumable(state(), replace(same, start="e" * 64), tmp_path)
     with pytest.raises(ValueError, match="another set of trained parameters"):
         checkpoint.check_resumable(state(), replace(same, trained=["v"]), tmp_path)
 
@@ -136,6 +139,22 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert checkpoint.starting_point(tmp_path, three) == three
     with pytest.raises(ValueError, match="holds checkpoint-12 of an earlier run"):
         checkpoint.starting_point(tmp_path, False)
+    elsewhere = tmp_path / "elsewhere"
+    assert checkpoint.starting_point(elsewhere, three) == three
+    (elsewhere / "final").mkdir(parents=True)
+    (elsewhere / "final" / "trainer_state.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="holds final of an earlier run"):
+        checkpoint.starting_point(elsewhere, three)
+
+
+def test_what_came_after_a_step_is_removed(tmp_path: Path) -> None:
+    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-20", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({}))
+    checkpoint.drop_after(tmp_path, 12)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-3"]
+    checkpoint.drop_after(tmp_path, 12)
+    assert checkpoint.starting_point(tmp_path, True) == tmp_path / "checkpoint-12"
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:

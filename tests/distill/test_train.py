@@ -210,6 +210,38 @@ def test_other_teachers_cannot_resume(data: Path, teachers: dict[str, Vlm], tmp_
         train(recipe, resume=place, student=runs.tiny_student(), teachers=others)
 
 
+@pytest.mark.parametrize("place", ["final", "checkpoint-1"])
+def test_another_start_or_other_data_cannot_resume(tmp_path: Path, place: str) -> None:
+    data = runs.write_data(tmp_path / "data")
+    changes: dict[str, Any] = {"capabilities": {}, "train": {"max_steps": 2, "save_steps": 1}}
+    recipe = runs.recipe(data, tmp_path / "run", **changes)
+    train(recipe, student=runs.tiny_student())
+    resume = True if place == "final" else tmp_path / "run" / place
+
+    def refused(student: Vlm | None = None, path: Path = data) -> str:
+        again = runs.recipe(path, tmp_path / "run", **changes)
+        with pytest.raises(ValueError, match="another output_dir, or remove the folder") as caught:
+            train(again, resume=resume, student=student or runs.tiny_student())
+        assert "\n" not in str(caught.value)
+        assert place in str(caught.value)
+        return str(caught.value)
+
+    assert "student: started from weights" in refused(runs.tiny_student(seed=99))
+    assert "which is another model" in refused(runs.tiny_student(text_layers=2))
+    answer = data.with_name("answer.jsonl")
+    answer.write_text(data.read_text().replace("red 0", "red 2", 1))
+    assert "data: other training samples" in refused(path=answer)
+    question = data.with_name("question.jsonl")
+    question.write_text(data.read_text().replace("Turn?", "Stop?", 1))
+    assert "data: other training samples" in refused(path=question)
+    picture = data.with_name("0_CAM_BACK.png")
+    whole = picture.read_bytes()
+    picture.write_bytes(whole + b"more")
+    assert "data: other training samples" in refused()
+    picture.write_bytes(whole)  # made again: later, but the same
+    train(recipe, resume=resume, student=runs.tiny_student())
+
+
 # ------------------------------------------------------------------------------ where it stops
 
 

@@ -98,7 +98,35 @@ def test_answers_of_another_model_mode_or_question_are_refused(
         answers(tiny_vlm(seed=3, image_size=48), samples[:1], "real", out)
     changed = replace(samples[0], messages=(samples[0].messages[0], Message("assistant", "no")))
     with pytest.raises(ValueError, match="another question or answer"):
-        answers(vlm, [changed], "real", out)
+        answers(vlm, [changed], "real", out, max_new_tokens=1)
+
+
+def test_answers_of_another_length_or_other_pictures_are_refused(
+    vlm: Vlm, samples: list[Sample], tmp_path: Path
+) -> None:
+    def moved(place: str) -> list[Sample]:
+        (tmp_path / place).mkdir()
+        copies = {p: tmp_path / place / p.name for s in samples for p in s.images.values()}
+        for path, copy in copies.items():
+            copy.write_bytes(path.read_bytes())
+        return [replace(s, images={c: copies[p] for c, p in s.images.items()}) for s in samples]
+
+    out = tmp_path / "answers.jsonl"
+    first = moved("first")
+    given = answers(vlm, first, "real", out, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"max_new_tokens 2, asked for are .*delete it or write"):
+        answers(vlm, first, "real", out, max_new_tokens=3)
+    second = moved("second")  # later and elsewhere, but the same
+    assert answers(vlm, second, "real", out, max_new_tokens=2) == given
+    picture = second[0].images["CAM_BACK"]
+    picture.write_bytes(picture.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="holds answers with pictures '"):
+        answers(vlm, second, "real", out, max_new_tokens=2)
+    # in the mode "other" it is the second scene that shows the first one's pictures
+    swapped = tmp_path / "other.jsonl"
+    answers(vlm, first, "other", swapped, max_new_tokens=1)
+    answers(vlm, first, "other", swapped, max_new_tokens=1)
+    assert module.shown(first, other_scenes(first))["s0q0"] == module.shown(first, {})["s1q0"]
 
 
 def test_grey_pictures_make_scenes_alike(vlm: Vlm, samples: list[Sample]) -> None:

@@ -9,10 +9,16 @@ import pytest
 import torch
 
 import runs
+from drivekd.distill import train as training
+from drivekd.distill.order import Window
 from drivekd.distill.train import train
 from drivekd.models.vlm import Vlm
 
 TIMES = ("seconds", "questions_per_second")
+
+
+class PulledPlugError(Exception):
+    """Someone pulled the plug."""
 
 
 def untimed(folder: Path) -> list[dict[str, float]]:
@@ -37,9 +43,8 @@ def test_resumed_is_uninterrupted(tmp_path: Path, saved: int) -> None:
     broken.mkdir()
     shutil.copytree(whole / f"checkpoint-{saved}", broken / f"checkpoint-{saved}")
     shutil.copy(whole / "log.jsonl", broken)
-    stranger = runs.tiny_student(seed=99)  # whatever it is, the checkpoint's weights count
     recipe = runs.recipe(data, broken, **changes)
-    train(recipe, resume=True, student=stranger, teachers=teachers)
+    train(recipe, resume=True, student=runs.tiny_student(), teachers=teachers)
 
     for name in ("final/model.safetensors", "checkpoint-4/model.safetensors"):
         if saved == 2 or name.startswith("final"):
@@ -51,3 +56,27 @@ def test_resumed_is_uninterrupted(tmp_path: Path, saved: int) -> None:
     for number, state in optimizers[0].items():
         assert all(torch.equal(state[k], optimizers[1][number][k]) for k in state)
     assert untimed(broken) == untimed(whole)
+
+
+def test_a_run_resumed_at_an_earlier_checkpoint_leaves_no_other_branch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = runs.write_data(tmp_path / "data")
+    settings = {"max_steps": 5, "save_steps": 1, "save_total_limit": None}
+    recipe = runs.recipe(data, tmp_path / "run", capabilities={}, train=settings)
+    final = train(recipe, student=runs.tiny_student())
+    weights = (final / "model.safetensors").read_bytes()
+
+    def stopped(run: training.Run, window: Window) -> None:
+        raise PulledPlugError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "step", stopped)
+        with pytest.raises(PulledPlugError):
+            train(recipe, resume=final.parent / "checkpoint-2", student=runs.tiny_student())
+    left = sorted(path.name for path in final.parent.iterdir() if path.is_dir())
+    assert left == ["checkpoint-1", "checkpoint-2"]
+
+    train(recipe, resume=True, student=runs.tiny_student())
+    assert (final / "model.safetensors").read_bytes() == weights
+    assert [line["step"] for line in runs.lines(final.parent)] == [1, 2, 3, 4, 5]

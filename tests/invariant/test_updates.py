@@ -11,7 +11,8 @@ from torch import Tensor
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.order import windows
+from drivekd.distill.order import projection_order, windows
+from drivekd.distill.projection import COMBINERS, order_length
 from drivekd.distill.train import Run, prepare, step
 from drivekd.models.vlm import Vlm
 
@@ -172,11 +173,35 @@ def test_a_short_last_window_counts_its_own_samples(data: Path, teachers: dict[s
     assert_same(alone.update, short, 1e-6)
 
 
+def weighted(run: Run) -> Tensor:
+    """The mean gradients of a run's only step, times w_ce = 1 and the λ that it logged."""
+    scale = [1.0, *(run.totals[f"lambda/{name}"][0] for name in run.plan.capabilities)]
+    means = run.unit.gradients.double() / run.unit.samples[0]
+    return torch.tensor(scale, dtype=torch.float64)[:, None] * means
+
+
+def combined(run: Run, combiner: str) -> Tensor:
+    """Their combination, straight from the definition of the combiner."""
+    rows = weighted(run)
+    count = order_length(combiner, len(rows) - 1)
+    order = projection_order(run.plan.recipe.seed, (0, 0), count)
+    a = COMBINERS[combiner](rows @ rows.T, order, "per_capability")
+    return (a @ rows).float()
+
+
 @pytest.mark.parametrize("combiner", ["agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum"])
 def test_every_combiner_steps(data: Path, teachers: dict[str, Vlm], combiner: str) -> None:
     run = stepped(data, teachers, combine={"combiner": combiner})
-    assert bool(run.update.isfinite().all())
-    assert run.update.norm() > 0
+    expected = combined(run, combiner)
+    assert_same(expected, run.update, 1e-5)
+    inner = weighted(run) @ weighted(run)[0]
+    assert bool((inner[1:] < 0).any())  # else all projections would be the same plain sum
+    rival = combined(run, "sum" if combiner != "sum" else "agp")
+    gap = float((expected - rival).norm() / rival.norm())
+    assert gap > 1e-4, f"{combiner} is the rival's update up to {gap}"
+    if combiner in ("agp", "stage1_only"):  # more than another count of the cross-entropy
+        plain = combined(run, "sum_ceK")
+        assert float((expected - plain).norm() / plain.norm()) > 3e-5  # a slight conflict
 
 
 @pytest.mark.parametrize("mode", ["fixed", "online"])

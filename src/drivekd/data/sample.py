@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -75,3 +75,19 @@ class Sample:
         """The last user turn without its image placeholders and camera labels' line breaks."""
         asked = [m.content for m in self.messages if m.role == "user"]
         return asked[-1].rsplit(IMAGE_PLACEHOLDER, 1)[-1].strip() if asked else ""
+
+
+def picture_identities(paths: Iterable[Path]) -> dict[Path, str]:
+    """What tells picture files apart without reading them: name and size [bytes] [ours].
+
+    Neither folder nor time of writing counts: the same pictures made again elsewhere are the same.
+    A missing file has the size -1; whoever opens it says so.
+    """
+    return {path: f"{path.name} {_size(path)}" for path in dict.fromkeys(paths)}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

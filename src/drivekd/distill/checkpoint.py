@@ -4,8 +4,9 @@ A folder `checkpoint-<step>/` holds the model and its processor as plain transfo
 and beside them
 - `optimizer.pt`: the optimizer's state, read back with `weights_only=True`;
 - `trainer_state.json`: step, weighting, pending log means, and what identifies the run: the
-  resolved recipe, the teachers, the data. The learning rate and every random draw are functions
-  of the recipe, the seed and the step (order.py), so there is no further state to keep;
+  resolved recipe, the teachers, the data, the weights it started from. The learning rate and every
+  random draw are functions of the recipe, the seed and the step (order.py), so there is no further
+  state to keep;
 - `recipe.yaml`: the resolved recipe, for the reader.
 """
 
@@ -42,7 +43,8 @@ class State:
         total_steps: of the whole run.
         recipe: the resolved recipe as plain data.
         teachers: identity of each capability's teacher, see teacher.identity.
-        data: digest of the training rows, see `digest`.
+        data: digest of the training samples and rows, see `Plan.data`.
+        start: sha256 of the student's weights before the first step.
         trained: names of the trained parameters, in the optimizer's order.
         weighting: the state of the loss weighting.
         totals: sums for the log since the last logged step.
@@ -55,6 +57,7 @@ class State:
     recipe: Mapping[str, Any]
     teachers: Mapping[str, Mapping[str, str]]
     data: str
+    start: str
     trained: list[str]
     weighting: Mapping[str, Any] = field(default_factory=dict)
     totals: Mapping[str, list[float]] = field(default_factory=dict)
@@ -63,7 +66,7 @@ class State:
 
 
 def digest(parts: Iterable[str]) -> str:
-    """sha256 over a sequence of texts, for example the ids of the training samples."""
+    """sha256 over a sequence of texts, for example one for each training sample."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part.encode())
@@ -91,8 +94,32 @@ def save(
     written = write_whole(folder / f"checkpoint-{state.step}", fill)
     if keep is not None:
         for old in _checkpoints(folder)[: -max(keep, 1)]:
-            shutil.rmtree(old)
+            _drop(old)
     return written
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove what a run left after a step: a run resumed there makes its own.
+
+    Without this, the steps of two branches would mix: `latest` would name the older branch, and
+    `final` a model that these checkpoints do not lead to.
+    """
+    later = [path for path in _checkpoints(folder) if _step(path) > step]
+    for path in [folder / FINAL, *reversed(later)]:
+        if path.exists():
+            _drop(path)
+
+
+def _drop(path: Path) -> None:
+    """Remove a folder; interrupted on the way, it does not look like a whole one."""
+    gone = _draft(path)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
 
 
 def save_final(folder: Path, *, vlm: vlms.Vlm, state: State) -> Path:
@@ -125,7 +152,7 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     Raises:
         OSError: with the folder, the reason and the space left, in one line.
     """
-    draft = target.with_name(f".{target.name}.partial")
+    draft = _draft(target)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -166,9 +193,12 @@ def _complaint(target: Path, error: Exception) -> str:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for match, path in found if match]
-    return [path for _, path in sorted(numbered) if (path / "trainer_state.json").exists()]
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return [path for path in sorted(found, key=_step) if (path / "trainer_state.json").exists()]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def latest(folder: Path) -> Path | None:
@@ -183,7 +213,8 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
     Args:
         folder: of the run.
         resume: True: the latest of `folder`, if any; a path: this checkpoint (or the latest of
-            this run's folder); False: start anew.
+            this run's folder), which may lie elsewhere if `folder` holds no run of its own;
+            False: start anew.
 
     Raises:
         ValueError: a new run would overwrite an earlier one, or the path holds no checkpoint.
@@ -191,17 +222,20 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
     finished = folder / FINAL / "trainer_state.json"
     if resume is True:
         return finished.parent if finished.exists() else latest(folder)
-    if resume is False:
+    found = None
+    if resume is not False:
+        found = Path(resume) if (Path(resume) / "trainer_state.json").exists() else latest(resume)
+        if found is None:
+            raise ValueError(
+                f"resume: {resume} is no checkpoint and holds none; expected checkpoint-*"
+            )
+    if found is None or found.resolve().parent != folder.resolve():
         held = finished.parent if finished.exists() else latest(folder)
         if held is not None:
             raise ValueError(
                 f"output_dir {folder} holds {held.name} of an earlier run: resume it, delete the "
                 f"folder, or choose another output_dir"
             )
-        return None
-    found = Path(resume) if (Path(resume) / "trainer_state.json").exists() else latest(resume)
-    if found is None:
-        raise ValueError(f"resume: {resume} is no checkpoint and holds none; expected checkpoint-*")
     return found
 
 
@@ -270,7 +304,7 @@ FREE = (
 
 
 def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
-    """Refuse to continue a run with other teachers, other data or another method.
+    """Refuse to continue a run with another start, other teachers, data or another method.
 
     Raises:
         ValueError: naming every difference.
@@ -286,14 +320,19 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
         if then.get("sha256") != here.get("sha256"):
             differences.append(f"teacher of {name}: {_who(then)} then, {_who(here)} now")
     if saved.data != now.data:
-        differences.append("data: other training samples, or another order of them")
+        differences.append(
+            "data: other training samples (questions, answers or pictures), or another order"
+        )
+    if saved.start != now.start:
+        differences.append(
+            f"student: started from weights {saved.start[:8]} then, {now.start[:8]} now"
+        )
     if saved.trained != now.trained:
         differences.append("student: another set of trained parameters")
     if differences:
         raise ValueError(
-            f"{checkpoint} belongs to another run and cannot be resumed: "
-            + "; ".join(differences)
-            + ". Restore these settings, or start anew in another output_dir."
+            f"{checkpoint} belongs to another run and cannot be resumed: {'; '.join(differences)}. "
+            f"Restore these, choose another output_dir, or remove the folder {checkpoint.parent}"
         )
 
 

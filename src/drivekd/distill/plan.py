@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drivekd.data.progress import track
+from drivekd.data.sample import picture_identities
 from drivekd.distill import attention, corpus, teacher
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
@@ -62,9 +64,21 @@ class Plan:
 
     @property
     def data(self) -> str:
-        """Digest of the training samples and how they share rows."""
-        ids = (f"{each.sample.id} {each.sample.capability}" for each in self.encoded)
-        return digest([*ids, repr(self.order.rows)])
+        """Digest of what the training samples say and show, and of how they share rows."""
+        samples = [each.sample for each in self.encoded]
+        pictures = picture_identities(path for each in samples for path in each.images.values())
+        parts = (
+            json.dumps(
+                [
+                    each.id,
+                    each.capability,
+                    [[message.role, message.content] for message in each.messages],
+                    [[camera, pictures[path]] for camera, path in each.images.items()],
+                ]
+            )
+            for each in samples
+        )
+        return digest([*parts, repr(self.order.rows)])
 
 
 def build(

@@ -70,8 +70,10 @@ def train(
     Args:
         recipe: of the run.
         resume: go on from the latest checkpoint of `output_dir` if there is one, or from the
-            checkpoint named; a finished run is not repeated.
-        student: used instead of loading `recipe.student`, and trained in place.
+            checkpoint named, which removes what was saved after it; a finished run is not
+            repeated. Start, data and teachers must be those of the run.
+        student: used instead of loading `recipe.student`, and trained in place; on resuming, with
+            the weights that the run started from.
         teachers: used instead of loading them, by the name that the recipe gives them.
 
     Returns:
@@ -85,13 +87,16 @@ def train(
     folder = Path(recipe.output_dir)
     with checkpoint.locked(folder), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
+        if student is None:
+            student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
+        start = teacher.fingerprint([student.model])
         if found is not None:
-            student = _restored(found, recipe, student)
+            _restore(found, student)
         run = prepare(plans.build(recipe, student, teachers))
-        state = _initial_state(run)
+        state = _initial_state(run, start)
         if found is not None:
             state = _resume(run, state, found)
-        if found != folder / checkpoint.FINAL:
+        if found is None or found.resolve() != (folder / checkpoint.FINAL).resolve():
             _loop(run, state, folder)
         run.plan.student.model.train(False)
         return folder / checkpoint.FINAL
@@ -217,7 +222,7 @@ def _settings(recipe: Recipe) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _initial_state(run: Run) -> State:
+def _initial_state(run: Run, start: str) -> State:
     plan = run.plan
     who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
     return State(
@@ -226,18 +231,26 @@ def _initial_state(run: Run) -> State:
         recipe=plan.recipe.model_dump(mode="json"),
         teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
         data=plan.data,
+        start=start,
         trained=list(plan.names),
     )
 
 
-def _restored(found: Path, recipe: Recipe, student: vlms.Vlm | None) -> vlms.Vlm:
-    """The student with the weights of a checkpoint."""
-    device = student.device if student else plans.device()
-    saved = vlms.load(found, device=device, dtype=torch.float32)
-    if student is None:
-        return replace(saved, source=recipe.student)
-    student.model.load_state_dict(saved.model.state_dict())
-    return student
+def _restore(found: Path, student: vlms.Vlm) -> None:
+    """Give the student the weights of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture or size.
+    """
+    saved = vlms.load(found, device=student.device, dtype=torch.float32)
+    try:
+        student.model.load_state_dict(saved.model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{found} belongs to another run and cannot be resumed: student: its weights do not "
+            f"fit {student.source}, which is another model. Restore the student, choose another "
+            f"output_dir, or remove the folder {found.parent}"
+        ) from error
 
 
 def _resume(run: Run, now: State, found: Path) -> State:
@@ -260,6 +273,7 @@ def _loop(run: Run, state: State, folder: Path) -> None:
     plans.fill_caches(plan)
     _describe(plan, state, folder)
     board = plan.recipe.train.report_to == "tensorboard"
+    checkpoint.drop_after(folder, state.step)
     journal = log.start(folder, tensorboard=board, after=state.step)
     try:
         remaining = windows(plan.order, state.step, plan.total_steps)

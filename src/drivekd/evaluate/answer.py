@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from drivekd.data.progress import track
-from drivekd.data.sample import Sample
+from drivekd.data.sample import Sample, picture_identities
 from drivekd.evaluate.metrics import (
     exact_match,
     match_tags,
@@ -47,6 +47,24 @@ class Answer:
     correct: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What an answer in a file depends on, so that nothing else is continued.
+
+    Attributes:
+        run: model, image mode and longest reply, alike in all rows.
+        pictures: digest of the pictures shown, by sample id.
+    """
+
+    run: Mapping[str, str | int]
+    pictures: Mapping[str, str]
+
+    def of(self, sample_id: str) -> dict[str, str | int]:
+        """What a row holds beside its answer; without pictures for a sample not asked."""
+        own = {"pictures": self.pictures[sample_id]} if sample_id in self.pictures else {}
+        return {**self.run, **own}
+
+
 def answers(
     vlm: Vlm,
     samples: Sequence[Sample],
@@ -70,13 +88,17 @@ def answers(
 
     Raises:
         ValueError: a sample without answer, equal ids, an unknown mode, only one scene with
-            "other", or a file that belongs to another model, mode or data set.
+            "other", or a file that belongs to another model, mode, length or data set.
     """
     _check(samples, image_mode)
-    mark = {"model": fingerprint(vlm), "images": image_mode} if out is not None else {}
+    other = other_scenes(samples) if image_mode == "other" else None
+    mark = Mark({}, {})
+    if out is not None:
+        run: dict[str, str | int] = {"model": fingerprint(vlm), "images": image_mode}
+        run["max_new_tokens"] = max_new_tokens
+        mark = Mark(run, shown(samples, other or {}))
     known = _resume(out, samples, mark) if out is not None else {}
     missing = [sample for sample in samples if sample.id not in known]
-    other = other_scenes(samples) if image_mode == "other" else None
     features = FeatureCache(image_mode=image_mode, other=other)
     starts = range(0, len(missing), CHUNK)
     for start in track(starts, label="answering"):
@@ -165,6 +187,22 @@ def _next(
     )
 
 
+def shown(samples: Sequence[Sample], other: Mapping[Path, Path]) -> dict[str, str]:
+    """A digest of each sample's pictures: cameras, file names and sizes, by sample id.
+
+    Args:
+        samples: with their pictures.
+        other: stand-ins, see `other_scenes`; where a picture has none, it is shown itself.
+    """
+    seen = {s.id: [(c, other.get(p, p)) for c, p in s.images.items()] for s in samples}
+    names = picture_identities(path for pairs in seen.values() for _, path in pairs)
+    digests = {}
+    for name, pairs in seen.items():
+        text = json.dumps([[camera, names[path]] for camera, path in pairs])
+        digests[name] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digests
+
+
 def fingerprint(vlm: Vlm) -> str:
     """A short name for the weights: the same folder may hold another model tomorrow.
 
@@ -208,8 +246,8 @@ def _check(samples: Sequence[Sample], image_mode: str) -> None:
         )
 
 
-def _resume(out: Path, samples: Sequence[Sample], mark: Mapping[str, str]) -> dict[str, Answer]:
-    """The answers a file already holds; refuses those of another model or data set."""
+def _resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[str, Answer]:
+    """The answers a file already holds; refuses those of another mark or data set."""
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         return {}
@@ -219,7 +257,8 @@ def _resume(out: Path, samples: Sequence[Sample], mark: Mapping[str, str]) -> di
     for row in rows:
         answer = _answer(row, out)
         sample = asked.get(answer.id)
-        differs = next((f"{key} {row.get(key)!r}" for key in mark if row.get(key) != mark[key]), "")
+        own = mark.of(answer.id)
+        differs = next((f"{key} {row.get(key)!r}" for key in own if row.get(key) != own[key]), "")
         if sample is not None and (answer.question, answer.expected) != (
             sample.question,
             sample.answer,
@@ -228,7 +267,7 @@ def _resume(out: Path, samples: Sequence[Sample], mark: Mapping[str, str]) -> di
         if differs:
             raise ValueError(
                 f"answers {out}: the file holds answers with {differs}, asked for are"
-                f" {dict(mark)!r}; delete it or write elsewhere"
+                f" {own!r}; delete it or write elsewhere"
             )
         if sample is not None:
             known[answer.id] = answer
@@ -263,10 +302,11 @@ def _answer(row: Mapping[str, Any], path: Path) -> Answer:
     return Answer(**{name: row[name] for name in fields})
 
 
-def _append(out: Path, new: Sequence[Answer], mark: Mapping[str, str]) -> None:
+def _append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
     with out.open("a", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({**asdict(answer), **mark}, ensure_ascii=False) + "\n" for answer in new
+            json.dumps({**asdict(answer), **mark.of(answer.id)}, ensure_ascii=False) + "\n"
+            for answer in new
         )
         file.flush()
         os.fsync(file.fileno())

@@ -37,7 +37,13 @@ ARMS: tuple[Arm, ...] = (
     Arm("ce_only", "Cross-entropy only", "the same steps without a teacher"),
     Arm("drivekd", "Drive-KD", "three teachers and AGP, the paper's assignment of layers"),
     Arm("full_everywhere", "Full maps", "full attention maps for all three capabilities"),
-    Arm("mismatched", "Mismatched maps", "Drive-KD with the teachers' maps of other rows", True),
+    Arm(
+        "mismatched",
+        "Mismatched maps",
+        "Drive-KD, but each word gets the teacher's attention to the images of another word that"
+        " sees the same ones; attention to text stays its own",
+        True,
+    ),
     Arm("teacher", "Teacher", "each capability's own teacher"),
     Arm("teacher_blind", "Teacher, blind", "the teachers' recipe on grey pictures", True),
 )

@@ -162,6 +162,6 @@ def align(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        history.append((float(on_cell.mean()), float(read)))
+        history.append((on_cell.mean().item(), read.item()))
     on, losses = zip(*history[-max(steps // 20, 1) :], strict=True)
     return Grounding(float(np.mean(on)), float(np.mean(losses)))

@@ -72,7 +72,7 @@ def test_a_few_steps_run_through_every_part(smoke, real_data, tmp_path, monkeypa
         assert all(math.isfinite(value) for value in check.figures.values()), check
     by_claim = {check.claim: check for check in checks}
     figures = checks[0].figures
-    assert figures["real_after"] < figures["real_before"]
+    assert figures["after"] < figures["before"]
     assert by_claim["plain transformers reloads the model and generates the same tokens"].holds
     assert all(
         by_claim[f"the attention loss of {name} falls"].figures["first_tenth"] > 0

@@ -114,19 +114,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Split:
-    """The file by scene.
-
-    Attributes:
-        file: DriveLM's own.
-        training: samples of the scene that trains, without DriveBench's frame.
-        held_out: samples of the other scene.
-        excluded: frames that a recipe must leave out so that it trains on `training`.
-    """
+    """The file by scene, DriveBench's frame in neither part."""
 
     file: Path
     training: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
-    excluded: tuple[str, ...]
+    excluded: tuple[str, ...]  # frames that a recipe leaves out to train on `training`
 
 
 def split(data: Path) -> Split:

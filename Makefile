@@ -43,7 +43,7 @@ study: setup ## arms over five seeds on the test scenes; writes results/study.js
 	$(BIN)/python benchmarks/study.py test
 
 world-teachers: setup ## make the shipped models anew (about an hour); writes src/drivekd/assets
-	$(BIN)/python -m drivekd.world.teachers
+	$(BIN)/python benchmarks/world_teachers.py
 
 clean: ## remove what was built, but neither .venv nor out
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

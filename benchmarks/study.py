@@ -1,36 +1,49 @@
 """Does distillation help? Arms over seeds on the embedded world, chosen on validation scenes.
 
-`study.py choose` compares settings on the validation split and writes results/choice.json.
-`study.py test` runs the frozen recipe on the test split, writes results/study.json and notes the
-look at the test scenes in results/test_log.json. A seed draws training scenes, data order and
-projection order; all arms of a seed share the scenes, their order, the steps and the start.
+    python benchmarks/study.py start   # which start, on validation scenes: choice_start.json
+    python benchmarks/study.py rho     # ρ and signals from the demo's start: choice_rho.json
+    python benchmarks/study.py test    # the frozen recipe on test scenes: study.json
+
+All in results/. A seed draws training scenes, data order and projection order; all arms of a seed
+share the scenes, their order, the steps and the start. `ce_long` alone has more steps: as many as
+take the wall time of Drive-KD. `test` notes each look at the test scenes in results/test_log.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import itertools
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from provenance import RESULTS, commit, provenance, write_result
+
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo import arm_recipe
+from drivekd.demo import arm_recipe, score_team
 from drivekd.recipe import Recipe, load, parse, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
-BASES = ("student_vision", "student_pointer", "student_aligned")
-ARMS = ("ce_only", "drivekd", "full_everywhere", "mismatched")
-OUT, RESULTS = Path("out/study"), Path("results")
+STARTS = ("student_vision", "student_pointer", "student_aligned")
+SIGNALS = ("drivekd", "full_everywhere")
+ARMS = ("ce_only", "drivekd", "full_everywhere", "mismatched", "blind", "ce_long")
+COMPARED = (
+    ("drivekd", "ce_only"),
+    ("full_everywhere", "ce_only"),
+    ("mismatched", "ce_only"),
+    ("drivekd", "mismatched"),
+    ("drivekd", "ce_long"),
+    ("ce_only", "blind"),
+)
+LONG = 4  # ce_long's steps for each of ce_only's
+OUT = Path("out/study")
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Job:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Train, answer, score; what an earlier call finished is read back."""
+    """Train, answer, score; what an earlier call of the same commit finished is read back."""
     import torch
 
     from drivekd.data.readers import read
@@ -59,12 +72,12 @@ def run_job(job: Job) -> dict[str, Any]:
     return {"name": job.name, **as_json(score(given))}
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, dict[str, Any]]:
-    """All jobs, in as many processes as asked for."""
+def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, dict[str, float]]:
+    """Percent right of all jobs, run in as many processes as asked for."""
     found = {}
     for result in side_by_side(run_job, jobs, workers):
-        print(f"{result['name']}: {brief(result)}", flush=True)
-        found[result["name"]] = result
+        found[result["name"]] = brief(result)
+        print(f"{result['name']}: {found[result['name']]}", flush=True)
     return found
 
 
@@ -74,47 +87,50 @@ def brief(result: Mapping[str, Any]) -> dict[str, float]:
     return row | {"average": round(result["average"]["accuracy"], 2)}
 
 
+@cache
 def worlds(split: str, scenes: int) -> Path:
-    """The scored scenes of a split, made if they are missing."""
+    """The scenes of a split, made if they are missing."""
     from drivekd.world.make import make
 
     return make(OUT / "world" / split, scenes, split)  # type: ignore[arg-type]
 
 
-def base_recipe(seed: int, changes: Sequence[str] = ()) -> Recipe:
-    """The demo's recipe on the pool from which each seed draws its own scenes."""
+def job(name: str, arm: str, seed: int, scenes: Path, changes: Sequence[str] = ()) -> Job:
+    """An arm of the demo's recipe, on scenes that the seed draws from the pool.
+
+    Its folder is named after the commit, so that nothing older is ever reported as of this one.
+    """
     pool = worlds("student", POOL)
     files = json.dumps([str(pool), str(pool.with_name("dense.jsonl"))])
-    return load("demo", [f"data.train={files}", f"seed={seed}", *changes])
+    base = load("demo", [f"data.train={files}", f"seed={seed}", *changes])
+    recipe = arm_recipe(base, "ce_only" if arm == "ce_long" else arm, OUT / commit() / name)
+    if arm == "ce_long":
+        raw = recipe.model_dump(mode="json")
+        raw["train"]["max_steps"] *= LONG
+        recipe = parse(raw)
+    return Job(name, recipe, scenes)
 
 
-def choices(seeds: Sequence[int], scenes: Path) -> Iterator[Job]:
-    """Every setting of the grid that is chosen from, and its cross-entropy-only counterpart.
-
-    The starts are stages of `make world-teachers`, which has to run first.
-    """
-    for seed, start in itertools.product(seeds, BASES):
-        plain = base_recipe(seed, [f"student=out/world_teachers/{start}"])
-        name = f"{start}/ce_only/{seed}"
-        yield Job(name, arm_recipe(plain, "ce_only", OUT / "choose" / name), scenes)
-        for rho, arm in itertools.product(RHOS, ("drivekd", "full_everywhere")):
-            name = f"{start}/{arm}-rho{rho:g}/{seed}"
-            recipe = arm_recipe(with_rho(plain, rho), arm, OUT / "choose" / name)
-            yield Job(name, recipe, scenes)
+def starts(seeds: Sequence[int]) -> Iterator[Job]:
+    """Every start with and without teachers; the starts are stages of `make world-teachers`."""
+    for seed, start, arm in itertools.product(seeds, STARTS, ("ce_only", "drivekd")):
+        change = f"student=out/world_teachers/{start}"
+        yield job(f"{start}/{arm}/{seed}", arm, seed, worlds("val", VALIDATION), [change])
 
 
-def with_rho(recipe: Recipe, rho: float) -> Recipe:
-    """The recipe with one ρ for all capabilities."""
-    raw = recipe.model_dump(mode="json")
-    for capability in raw["capabilities"].values():
-        capability["rho"] = rho
-    return parse(raw)
+def strengths(seeds: Sequence[int]) -> Iterator[Job]:
+    """Every ρ with the paper's signals and with full maps for all, from the demo's start."""
+    for seed, rho, arm in itertools.product(seeds, RHOS, SIGNALS):
+        changes = [f"capabilities.{c}.rho={rho}" for c in CAPABILITIES]
+        name = f"{arm}-rho{rho:g}/{seed}"
+        yield job(name, arm, seed, worlds("val", VALIDATION), changes)
 
 
-def choose(seeds: Sequence[int], workers: int) -> None:
-    """Compare the grid on validation scenes."""
-    found = run_jobs(list(choices(seeds, worlds("val", VALIDATION))), workers)
-    write("choice.json", {"scores": {name: brief(r) for name, r in found.items()}}, base_recipe(0))
+def choose(what: str, seeds: Sequence[int], workers: int) -> None:
+    """Compare settings on validation scenes."""
+    jobs = list({"start": starts, "rho": strengths}[what](seeds))
+    scores = run_jobs(jobs, workers)
+    print(write_result(f"choice_{what}", {"scores": scores, "recipe": to_yaml(jobs[0].recipe)}))
 
 
 def test(seeds: Sequence[int], workers: int) -> None:
@@ -123,86 +139,67 @@ def test(seeds: Sequence[int], workers: int) -> None:
 
     if len(seeds) < 2:
         raise SystemExit(f"study.py test: expected at least 2 seeds, got {len(seeds)}")
-    note_look(base_recipe(0))  # before the first score can be seen
+    if commit().endswith("-dirty"):
+        raise SystemExit("study.py test: commit first; what is reported on test scenes is frozen")
     scenes = worlds("test", TEST)
-    jobs = [
-        Job(
-            f"{arm}/{seed}",
-            arm_recipe(base_recipe(seed), arm, OUT / "test" / f"{arm}-{seed}"),
-            scenes,
-        )
-        for seed, arm in itertools.product(seeds, ARMS)
-    ]
-    scores = {name: brief(result) for name, result in run_jobs(jobs, workers).items()}
+    jobs = [job(f"{arm}/{seed}", arm, seed, scenes) for seed, arm in itertools.product(seeds, ARMS)]
+    recipe = jobs[1].recipe
+    note_look(recipe)  # before the first score can be seen
+    scores = run_jobs(jobs, workers)
+    scores |= references(recipe, scenes)
     compared = {}
-    for arm, part in itertools.product(ARMS[1:], (*CAPABILITIES, "average")):
-        mine, plain = ([scores[f"{a}/{s}"][part] for s in seeds] for a in (arm, "ce_only"))
-        compared[f"{arm} - ce_only, {part}"] = vars_of(paired(mine, plain))
+    for (one, other), part in itertools.product(COMPARED, (*CAPABILITIES, "average")):
+        mine, theirs = ([scores[f"{arm}/{s}"][part] for s in seeds] for arm in (one, other))
+        compared[f"{one} - {other}, {part}"] = {
+            name: round(float(value), 4) for name, value in asdict(paired(mine, theirs)).items()
+        }
     report = {"scores": scores, "paired": compared, "seeds": list(seeds)}
-    write("study.json", report, base_recipe(0))
     print(json.dumps(compared, indent=1))
+    print(write_result("study", {**report, "recipe": to_yaml(recipe)}))
 
 
-def vars_of(comparison: Any) -> dict[str, float]:
-    """A comparison as plain numbers: mean difference in points, its 95 % interval, p."""
-    names = ("mean", "low", "high", "p", "n")
-    return {name: round(float(getattr(comparison, name)), 4) for name in names}
+def references(recipe: Recipe, scenes: Path) -> dict[str, dict[str, float]]:
+    """What students are held against: their teachers, a teacher trained blind, the majority."""
+    from drivekd.data.readers import read
+    from drivekd.evaluate.score import as_json, majority, score
+
+    asked, folder = list(read(scenes)), OUT / commit()
+    teachers = {c: recipe.capabilities[c].teacher for c in CAPABILITIES}
+    blind = dict.fromkeys(CAPABILITIES, "world:teacher_blind")
+    found = {
+        "majority": score(majority(list(read(worlds("student", POOL))), asked)),
+        "teacher": score_team(teachers, asked, "real", folder / "teacher"),
+        "teacher_blind": score_team(blind, asked, "grey", folder / "teacher_blind"),
+    }
+    return {name: brief(as_json(each)) for name, each in found.items()}
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Digest of a recipe without its paths."""
-    raw = recipe.model_dump(mode="json")
+    """Digest of a recipe without its paths and its seed."""
+    raw = recipe.model_dump(mode="json", exclude={"output_dir": True, "seed": True})
     raw["data"].pop("train")
-    raw.pop("output_dir")
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def commit() -> str:
-    """The commit that ran, `unknown` outside a checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
-def today() -> str:
-    """The date in UTC."""
-    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-
-
-def write(name: str, content: Mapping[str, Any], recipe: Recipe) -> None:
-    """Write a result with the recipe, commit and hardware that made it."""
-    about = {
-        "commit": commit(),
-        "recipe_hash": recipe_hash(recipe),
-        "recipe": to_yaml(recipe),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one torch thread per run",
-        "date": today(),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps({**content, **about}, indent=1) + "\n")
 
 
 def note_look(recipe: Recipe) -> None:
     """Append to the list of looks at the test scenes."""
     path = RESULTS / "test_log.json"
     looks = json.loads(path.read_text()) if path.exists() else []
-    looks.append(
-        {
-            "date": today(),
-            "commit": commit(),
-            "recipe_hash": recipe_hash(recipe),
-        }
-    )
+    looks.append({"recipe_hash": recipe_hash(recipe), **provenance()})
     path.write_text(json.dumps(looks, indent=1) + "\n")
 
 
 def main() -> None:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("choose", "test"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("what", choices=("start", "rho", "test"))
+    parser.add_argument("--seeds", type=int, help="how many; 1 to choose, 5 to test")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    {"choose": choose, "test": test}[given.what](range(given.seeds), given.workers)
+    seeds = range(given.seeds or (5 if given.what == "test" else 1))
+    if given.what == "test":
+        test(seeds, given.workers)
+    else:
+        choose(given.what, seeds, given.workers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.recipe import Recipe, load, parse
 
 if TYPE_CHECKING:
+    from drivekd.evaluate.score import Scores
     from drivekd.models.images import ImageMode
 
 TRAIN_SCENES, DEMO_SCENES = 200, 120
@@ -28,7 +29,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "full_everywhere": {"signal": "full", "layers": "1..penultimate"},
     "ce_only": {"capabilities": {}},
     "blind": {"capabilities": {}, "images": "grey"},
+    "mismatched": {"mismatch": True},
 }
+TRAINED = ("drivekd", "full_everywhere", "ce_only", "blind")  # by the demo; longest first
+SCORED = (*TRAINED, "student_base", "teacher", "teacher_blind")
 
 
 def arm_recipe(base: Recipe, arm: str, output_dir: Path) -> Recipe:
@@ -36,11 +40,11 @@ def arm_recipe(base: Recipe, arm: str, output_dir: Path) -> Recipe:
 
     Args:
         base: the recipe that all arms share; `drivekd` is this recipe itself.
-        arm: a key of `ARMS`, or `mismatched` for the negative control of the study.
+        arm: a key of `ARMS`.
         output_dir: where the arm writes.
     """
     raw = base.model_dump(mode="json")
-    change = {"mismatch": True} if arm == "mismatched" else ARMS[arm]
+    change = ARMS[arm]
     raw |= {"name": arm, "output_dir": str(output_dir)}
     if "capabilities" in change:
         raw |= {"capabilities": {}, "mixing": {}}
@@ -85,8 +89,8 @@ def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) ->
     changes = [f"data.train={json.dumps(files)}"]
     changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
     base = load("demo", changes)
-    _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in ARMS])
-    _parallel(_evaluate_arm, [(out, base, demo_file, arm) for arm in _scored()])
+    _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in TRAINED])
+    _parallel(_evaluate_arm, [(out, base, demo_file, arm) for arm in SCORED])
     _majority(out, list(read(train_file)), list(read(demo_file)))
     _attention(out, base, list(read(demo_file)))
     _about(out, base)
@@ -125,8 +129,9 @@ def timed(out: Path) -> Iterator[Callable[[], float]]:
 
     def write() -> None:
         fresh = note.with_suffix(".part")
-        fresh.write_text(json.dumps({"seconds": round(seconds(), 1)}) + "\n")
-        fresh.replace(note)
+        with suppress(OSError):  # a full disk: what fails next says so of a file that matters
+            fresh.write_text(json.dumps({"seconds": round(seconds(), 1)}) + "\n")
+            fresh.replace(note)
 
     def tick() -> None:
         while not done.wait(TICK):
@@ -154,10 +159,6 @@ def _train_arm(recipe: Recipe) -> None:
     train(recipe, resume=True)
 
 
-def _scored() -> list[str]:
-    return [*ARMS, "student_base", "teacher", "teacher_blind"]
-
-
 def model_of(out: Path, base: Recipe, arm: str, capability: str) -> str:
     """Where the model of an arm is: a trained one in `out`, the others shipped."""
     if arm == "student_base":
@@ -171,23 +172,39 @@ def _evaluate_arm(job: tuple[Path, Recipe, Path, str]) -> None:
     import torch
 
     from drivekd.data.readers import read
-    from drivekd.evaluate.answer import answers
-    from drivekd.evaluate.score import score, write_scores
-    from drivekd.models.vlm import load as load_model
+    from drivekd.evaluate.score import write_scores
 
     out, base, file, arm = job
     torch.set_num_threads(1)
-    samples = list(read(file))
     images: ImageMode = "grey" if arm in ("blind", "teacher_blind") else "real"
     sources = {c: model_of(out, base, arm, c) for c in CAPABILITIES}
+    scores = score_team(sources, list(read(file)), images, out / arm)
+    write_scores(scores, out / arm / "scores.json")
+
+
+def score_team(
+    sources: Mapping[str, str], samples: Sequence[Sample], images: ImageMode, folder: Path
+) -> Scores:
+    """Let each capability's own model answer its questions, into `answers.jsonl`, and score.
+
+    Args:
+        sources: model of each capability; equal ones are loaded once.
+        samples: the questions.
+        images: real or grey pictures.
+        folder: for the answers.
+    """
+    from drivekd.evaluate.answer import answers
+    from drivekd.evaluate.score import score
+    from drivekd.models.vlm import load as load_model
+
     given, parts = [], []
     for i, source in enumerate(dict.fromkeys(sources.values())):
         asked = [s for s in samples if sources[s.capability or ""] == source]
-        parts.append(out / arm / f"answers.{i}.jsonl")
+        parts.append(folder / f"answers.{i}.jsonl")
         given += answers(load_model(source), asked, images, parts[-1])
     whole = "".join(part.read_text(encoding="utf-8") for part in parts)
-    (out / arm / "answers.jsonl").write_text(whole, encoding="utf-8")
-    write_scores(score(given), out / arm / "scores.json")
+    (folder / "answers.jsonl").write_text(whole, encoding="utf-8")
+    return score(given)
 
 
 def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> None:
@@ -261,9 +278,10 @@ def chosen(samples: Sequence[Sample], right: Mapping[str, bool]) -> list[Sample]
 
 def _summary(out: Path, seconds: float) -> dict[str, Any]:
     """Gather the scores of all arms into `summary.json`."""
-    order = ("majority", "blind", "student_base", "ce_only", "drivekd", "full_everywhere")
+    from drivekd.report.results import ARMS as ROWS
+
     scores, counts = {}, {}
-    for arm in (*order, "teacher", "teacher_blind"):
+    for arm in (row.key for row in ROWS if row.key in (*SCORED, "majority")):
         found = json.loads((out / arm / "scores.json").read_text())
         scores[arm] = {c: found["capabilities"][c]["accuracy"] for c in CAPABILITIES}
         scores[arm]["average"] = found["average"]["accuracy"]

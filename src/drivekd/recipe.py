@@ -168,7 +168,7 @@ class Train(_Part):
         bf16: autocast over fp32 masters.
         fp16: refused, see the error; the key exists so that the refusal can say why.
         num_threads: torch threads of this process.
-        cache_features: run the frozen vision tower once per scene.
+        cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower.
     """
 
     trainable: Literal["language_model", "everything"] = "language_model"
@@ -192,7 +192,7 @@ class Train(_Part):
     fp16: bool = False
     gradient_checkpointing: bool = False
     num_threads: Count = 1
-    cache_features: bool = True
+    cache_features_gb: NonNegative = 4.0
 
     @model_validator(mode="after")
     def _no_fp16(self) -> Train:

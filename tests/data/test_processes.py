@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,7 +59,7 @@ def test_an_error_is_the_jobs_own() -> None:
 
 
 def test_a_killed_worker_is_named() -> None:
-    with pytest.raises(MemoryError, match="worker process was killed"):
+    with pytest.raises(MemoryError, match="worker process ended before its job was done"):
         list(side_by_side(die, [0], 1))
 
 
@@ -69,3 +72,31 @@ def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
     results.close()  # type: ignore[attr-defined]  a generator
     assert time.monotonic() - started < 2.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from drivekd.data.processes import side_by_side\n"
+        "def job(path):\n"
+        "    Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(side_by_side(job, [sys.argv[1]], 1))\n"
+    )
+    note = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, str(script), str(note)]) as parent:
+        until(lambda: note.exists() and note.read_text() != "")
+        parent.kill()
+    worker = Path("/proc") / note.read_text()
+    until(lambda: not worker.exists() or "Z" in (worker / "stat").read_text().split()[2])
+
+
+def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until something holds; fail after a while."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -155,26 +153,3 @@ def test_what_came_after_a_step_is_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-3"]
     checkpoint.drop_after(tmp_path, 12)
     assert checkpoint.starting_point(tmp_path, True) == tmp_path / "checkpoint-12"
-
-
-def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
-    # Plain Python in the other process: importing torch there takes longer than all other tests.
-    code = (
-        "import fcntl, os, sys; file = open(sys.argv[1] + '/.lock', 'a+')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX); file.write(str(os.getpid())); file.flush()\n"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        message = f"in use by another run .process {other.pid}."
-        with pytest.raises(ValueError, match=message), checkpoint.locked(tmp_path):
-            pass
-        other.communicate("")
-    with checkpoint.locked(tmp_path):
-        pass

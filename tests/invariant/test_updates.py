@@ -104,7 +104,7 @@ def test_checkpointed_layers_give_the_same_update(data: Path, teachers: dict[str
 
 def test_cached_features_are_live_features(data: Path, teachers: dict[str, Vlm]) -> None:
     cached = stepped(data, teachers)
-    live = stepped(data, teachers, train={"cache_features": False})
+    live = stepped(data, teachers, train={"cache_features_gb": 0})
     assert_same(cached.update, live.update)
 
 

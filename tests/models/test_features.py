@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivekd.models import tiny
-from drivekd.models.features import FeatureCache, image_features
+from drivekd.models.features import FeatureCache, feature_bytes, image_features
 from drivekd.models.images import token_grid
 from drivekd.models.vlm import freeze_vision, vision_parts
 
@@ -47,10 +47,11 @@ def test_each_picture_runs_once(vlm, paths):
     assert len(runs) == 2
 
 
-def test_precompute_reports_progress_in_pictures(vlm, paths):
-    cache, seen = FeatureCache(chunk=2), []
-    cache.precompute(frozen(vlm), [paths[:2], paths[2:]], lambda *done: seen.append(done))
-    assert seen == [(2, 3), (3, 3)]
+def test_the_memory_foretold_is_the_memory_taken(vlm, paths):
+    own = frozen(vlm)
+    kept = FeatureCache().features(own, paths)
+    foretold = feature_bytes(own, [token_grid(own, path) for path in paths])
+    assert foretold == sum(tokens.numel() * tokens.element_size() for tokens in kept)
 
 
 def test_models_do_not_mix(vlm, paths):

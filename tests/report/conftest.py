@@ -26,7 +26,7 @@ TEMPLATES = {
     "weather": "perception",
     "future": "reasoning",
     "which_slows": "reasoning",
-    "same_plan": "reasoning",
+    "nearer": "reasoning",
     "action": "planning",
     "safe_lane": "planning",
     "collision": "planning",

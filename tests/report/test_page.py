@@ -76,7 +76,7 @@ def chromium(require_all: bool, tmp_path: Path) -> Browser:
 def test_page_holds_every_part(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert page.name == "report.html"
-    for words in ("Drive-KD", "No evidence of road safety", "make demo", "same plan", "control"):
+    for words in ("Drive-KD", "No evidence of road safety", "make demo", "nearer", "control"):
         assert words in text
     assert text.count("<svg") > 10
     assert "missing" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)

@@ -121,18 +121,6 @@ def test_most_lights_are_in_the_dense_labels(truths: list[dict[str, Any]]) -> No
     assert np.mean(lit) >= 0.7
 
 
-def test_a_kinds_cameras_are_those_that_show_more_than_a_glimpse() -> None:
-    twin = replace(CAR, id=2)
-    frame = replace(FRAME, things=(CAR, twin, replace(CAR, id=3, kind="bus")))
-    ids = {camera: np.zeros((96, 96), np.uint8) for camera in CAMERAS}
-    ids["CAM_FRONT"][5, :40] = 1
-    ids["CAM_FRONT_LEFT"][5, :8] = 2
-    ids["CAM_BACK"][5, :40] = 3
-    assert [s.kind_cameras for s in sightings(frame, ids)] == [("CAM_FRONT",), ("CAM_BACK",)]
-    ids["CAM_FRONT_LEFT"][6, 0] = 1  # nine pixels of two cars
-    assert sightings(frame, ids)[0].kind_cameras == ("CAM_FRONT", "CAM_FRONT_LEFT")
-
-
 def test_dense_questions_say_what_the_cells_say(truths: list[dict[str, Any]]) -> None:
     asked: Counter[str] = Counter()
     for truth in truths:

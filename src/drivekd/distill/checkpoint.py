@@ -12,14 +12,12 @@ and beside them
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,30 +237,6 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
     return found
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the system lets go of it when the process ends.
-
-    Raises:
-        ValueError: another run holds it.
-        OSError: the folder cannot be made or written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise ValueError(
-                f"output_dir {folder} is in use by another run (process {handle.read().strip()}): "
-                f"wait for it, or choose another output_dir"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
-
-
 def read_state(checkpoint: Path) -> State:
     """The state stored in a checkpoint.
 
@@ -299,7 +273,7 @@ FREE = (
     "train.save_total_limit",
     "train.report_to",
     "train.num_threads",
-    "train.cache_features",
+    "train.cache_features_gb",
 )
 
 

@@ -18,7 +18,7 @@ from drivekd.distill.order import Order, windows
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
-from drivekd.models.features import FeatureCache
+from drivekd.models.features import FeatureCache, feature_bytes
 from drivekd.recipe import Capability, Recipe
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ def build(
     by_name = {term.capability: term for each in teachers for term in each.terms}
     terms = tuple(by_name[name] for name in recipe.capabilities)
     corpus.check(recipe, terms, encoded)
+    held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe))
     names, parameters = _trained(recipe, student)
+    trains_vision = recipe.train.trainable == "everything"
     order = Order(
         corpus.rows(encoded, pack=recipe.data.pack),
         recipe.seed,
@@ -115,14 +117,14 @@ def build(
     return Plan(
         recipe=recipe,
         student=student,
-        features=_cache(recipe) if recipe.train.trainable == "language_model" else None,
+        features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
         teachers=teachers,
         terms=terms,
         mixing=_mixing(recipe, terms, student.device),
         names=names,
         parameters=parameters,
         encoded=encoded,
-        held_out=corpus.encode_all(student, corpus.evaluation_samples(recipe)),
+        held_out=held_out,
         order=order,
         total_steps=_total_steps(recipe, order),
     )
@@ -171,7 +173,8 @@ def _teachers(
         teacher.check_agreement(student, vlm, ", ".join(taught), encoded)
         own = len(vlms.decoder_layers(student))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
-        teachers.append(Teacher(teacher.freeze(vlm), terms, _cache(recipe)))
+        cache = _cache(recipe, vlm, encoded)
+        teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)
 
 
@@ -184,10 +187,22 @@ def _mixing(
     }
 
 
-def _cache(recipe: Recipe) -> FeatureCache | None:
-    grey = recipe.data.images == "grey"  # without a cache the real picture would be read
-    cached = recipe.train.cache_features or grey
-    return FeatureCache(image_mode=recipe.data.images) if cached else None
+def _cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> FeatureCache | None:
+    """Room for the visual tokens of all pictures, None where they would take too much memory."""
+    if recipe.data.images == "grey":  # one picture for all; without a cache the real one is read
+        return FeatureCache(image_mode="grey")
+    grids = {
+        path: grid for each in encoded for path, grid in zip(each.images, each.grids, strict=True)
+    }
+    need, limit = feature_bytes(vlm, grids.values()) / 1e9, recipe.train.cache_features_gb
+    if need <= limit:
+        return FeatureCache()
+    logger.warning(
+        "visual tokens of %d pictures by %s would take %.1f GB, more than "
+        "train.cache_features_gb = %g: its vision tower runs at every visit of a picture",
+        len(grids), vlm.source, need, limit,
+    )  # fmt: skip
+    return None
 
 
 def fill_caches(plan: Plan) -> None:
@@ -209,7 +224,7 @@ def fill_caches(plan: Plan) -> None:
     for vlm, cache, images in jobs:
         if cache is not None:
             for files in track(images, label=f"visual features of {vlm.source}"):
-                cache.precompute(vlm, [files])
+                cache.features(vlm, files)
 
 
 # ------------------------------------------------------------------------------ what is trained

@@ -225,11 +225,6 @@ def identity(vlm: vlms.Vlm) -> dict[str, str]:
     return {"source": vlm.source, "sha256": fingerprint([vlm.model]), "dtype": dtype}
 
 
-def eyes(vlm: vlms.Vlm) -> str:
-    """Equal for models whose visual features are equal, so that they can share a cache."""
-    return fingerprint(vlms.vision_parts(vlm)) + repr(sorted(vlm.image_processor.to_dict().items()))
-
-
 def check_agreement(
     student: vlms.Vlm, teacher: vlms.Vlm, name: str, encoded: Sequence[Encoded]
 ) -> None:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drivekd.data.lock import locked
 from drivekd.data.progress import track
 from drivekd.distill import checkpoint, log, teacher, update
 from drivekd.distill import plan as plans
@@ -85,7 +86,7 @@ def train(
         OSError: the disk is full, or another process writes to `output_dir`.
     """
     folder = Path(recipe.output_dir)
-    with checkpoint.locked(folder), _settings(recipe):
+    with locked(folder), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
             student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 
 from drivekd.models.images import ImageMode, pixels, token_grid
 from drivekd.models.vlm import Vlm, vision_parts
-
-Progress = Callable[[int, int], None]
 
 
 def image_features(
@@ -40,6 +38,13 @@ def image_features(
         lengths = [rows * columns for rows, columns in (token_grid(vlm, p) for p in paths)]
         return list(torch.split(features, lengths))
     return list(features)
+
+
+def feature_bytes(vlm: Vlm, grids: Iterable[tuple[int, int]]) -> int:
+    """Memory [bytes] of the visual tokens of pictures with these token grids."""
+    embeddings: Any = vlm.model.get_input_embeddings()
+    tokens = sum(rows * columns for rows, columns in grids)
+    return tokens * int(embeddings.embedding_dim * embeddings.weight.element_size())
 
 
 @dataclass(eq=False)
@@ -82,7 +87,7 @@ class FeatureCache:
             raise ValueError(
                 f"model {vlm.source!r}: cached image features carry no gradient, but its vision "
                 "tower or projector is to be trained. Freeze them (models.vlm.freeze_vision) or "
-                "pass no cache (recipe: train.cache_features: false)"
+                "pass no cache (recipe: train.cache_features_gb: 0)"
             )
         known = self._known(vlm, sum(p._version for p in weights))
         missing = {self._key(vlm, p): p for p in paths if self._key(vlm, p) not in known}
@@ -93,17 +98,6 @@ class FeatureCache:
                 made = image_features(vlm, files[part], self.image_mode, self.other)
             known.update(zip(keys[part], made, strict=True))
         return [known[self._key(vlm, p)] for p in paths]
-
-    def precompute(
-        self, vlm: Vlm, images: Iterable[Sequence[Path]], progress: Progress | None = None
-    ) -> None:
-        """Fill the cache for many image tuples; `progress(done, total)` counts pictures."""
-        files = list(dict.fromkeys(path for paths in images for path in paths))
-        for start in range(0, len(files), self.chunk):
-            with torch.no_grad():
-                self.features(vlm, files[start : start + self.chunk])
-            if progress is not None:
-                progress(min(start + self.chunk, len(files)), len(files))
 
     def clear(self) -> None:
         """Forget everything."""

@@ -117,9 +117,10 @@ def load(
     dtype: torch.dtype = torch.float32,
     num_layers: int | None = None,
     max_image_tokens: int = 256,
-    trust_remote_code: bool = False,
 ) -> Vlm:
     """Load a model, its tokenizer and its image processor, in evaluation mode.
+
+    Code that comes with a checkpoint is never run.
 
     Args:
         source: a folder, a hub id, or `world:NAME` for a model shipped with this package.
@@ -129,14 +130,13 @@ def load(
             reads); attention of the layers kept is unchanged [ours].
         max_image_tokens: cap on visual tokens per image where the family adapts to the size of
             the image; without it Qwen2.5-VL spends 1,222 on a 1600x900 camera [ours].
-        trust_remote_code: run code that comes with the checkpoint; never by default.
 
     Raises:
         ValueError: for a source that is no model, an unsupported family or a layer count that the
             model does not have.
     """
     place = locate(source)
-    config = _read_config(source, place, trust_remote_code)
+    config = _read_config(source, place)
     family = family_of(config, str(source))
     if num_layers is not None:
         _cut_layers(config.text_config, num_layers, str(source))
@@ -146,9 +146,9 @@ def load(
             config=config,
             dtype=dtype,
             attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
         )
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         # By name: AutoImageProcessor of older releases asks for torchvision.
         image_processor = getattr(transformers, family.image_processor).from_pretrained(place)
     tokenizer.padding_side = "right"
@@ -244,9 +244,9 @@ def freeze_vision(vlm: Vlm) -> None:
         part.requires_grad_(False)
 
 
-def _read_config(source: str | Path, place: str, trust_remote_code: bool) -> Any:
+def _read_config(source: str | Path, place: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -147,7 +147,7 @@ def align(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.1
     )
-    regions, rng = region_ids(vlm), np.random.default_rng([seed, 37])
+    regions, rng = region_ids(vlm).to(vlm.device), np.random.default_rng([seed, 37])
     history: list[tuple[float, float]] = []
     for _ in track(range(steps), steps, "alignment"):
         chosen = rng.integers(len(scenes), size=rows)

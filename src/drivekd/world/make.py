@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from drivekd.data.lock import locked
 from drivekd.data.processes import side_by_side
 from drivekd.data.progress import track
 from drivekd.data.sample import CAMERAS
@@ -32,7 +33,7 @@ from drivekd.world.rig import size_of
 from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
 from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
 
-FORMAT = 2
+FORMAT = 3
 DENSE = 24  # short questions about cells, per scene
 
 
@@ -71,7 +72,7 @@ def make(
 
     Raises:
         ValueError: for an unknown split, scenes that it does not have, a folder made with other
-            settings, or a damaged file of truth.
+            settings or in use by another process, or a damaged file of truth.
         OSError: where the folder cannot be written, the disk is full, or libX11 is missing.
         MemoryError: the system ended a worker process.
     """
@@ -85,7 +86,7 @@ def make(
     size_of(size)  # before a folder is claimed for a size that cannot be drawn
     job = Job(Path(out), size, wordings)
     seeds = range(SPLITS[split] + first, SPLITS[split] + first + scenes)
-    with _writing(job.out):
+    with _writing(job.out), locked(job.out):
         _claim(job, split)
         missing = [s for s in seeds if not _truth(job, s).exists()]
         count = workers or os.cpu_count() or 1
@@ -108,11 +109,8 @@ def _writing(out: Path) -> Iterator[None]:
             f"cannot write the world to {place}: {error.strerror}; complete scenes are kept, "
             "and once there is room and permission the same command makes the others",
         ) from error
-    except MemoryError:
-        raise MemoryError(
-            f"making the world in {out}: the system ended a worker process, most likely for want "
-            "of memory; complete scenes are kept, try the same command with one worker"
-        ) from None
+    except MemoryError as error:
+        raise MemoryError(f"making the world in {out}: {error}; complete scenes are kept") from None
 
 
 def _claim(job: Job, split: str) -> None:
@@ -221,7 +219,7 @@ def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
         "futures": {str(i): asdict(f) for i, f in scene.futures.items()},
         "sightings": [
             {"id": s.thing.id, "camera": s.camera, "u": s.u, "v": s.v, "pixels": s.pixels}
-            | {"box": s.box, "region": s.region, "kind_cameras": s.kind_cameras}
+            | {"box": s.box, "region": s.region}
             for s in seen
         ],
     }

@@ -91,15 +91,6 @@ TEMPLATES: dict[str, Template] = {
         ),
         answers.light,
     ),
-    "camera": Template(
-        "perception",
-        (
-            "Which camera shows a {kind}?",
-            "In which camera is the {kind}?",
-            "Name the camera with a {kind}.",
-        ),
-        answers.camera,
-    ),
     "lead_colour": Template(
         "perception",
         (
@@ -121,29 +112,20 @@ TEMPLATES: dict[str, Template] = {
     "which_slows": Template(
         "reasoning",
         (
-            "Which one will slow down, {0} or {1}?",
-            "Of {0} and {1}, which is going to slow down?",
-            "Name the one of {0} and {1} that will lose speed.",
+            "Which one will slow down, {0} or {1}? Name its colour.",
+            "What is the colour of the one that is going to slow down, {0} or {1}?",
+            "Of {0} and {1}, one will lose speed. Which colour does it have?",
         ),
         answers.which_slows,
     ),
     "nearer": Template(
         "reasoning",
         (
-            "Which is nearer to the ego vehicle, {0} or {1}?",
-            "Of {0} and {1}, which should be noticed first as the nearer one?",
-            "Name the closer one of {0} and {1}.",
+            "Which is nearer to the ego vehicle, {0} or {1}? Name its colour.",
+            "What is the colour of the nearer one of {0} and {1}?",
+            "Of {0} and {1}, which colour does the closer one have?",
         ),
         answers.nearer,
-    ),
-    "same_plan": Template(
-        "reasoning",
-        (
-            "Will {0} and {1} do the same next?",
-            "Do {0} and {1} have the same future motion?",
-            "Is the predicted behaviour of {0} and {1} alike?",
-        ),
-        answers.same_plan,
     ),
     "in_path": Template(
         "reasoning",
@@ -237,8 +219,7 @@ def ask(
             continue
         answer, objects = found
         tags = [s.tag(i) for i, s in enumerate(objects, 1)]
-        named = objects[0].thing.kind if objects else ""
-        text = wording.format(*tags, kind=named) if "{" in wording else wording
+        text = wording.format(*tags) if "{" in wording else wording
         questions.append(Question(name, template.capability, text, answer))
     return questions
 

@@ -6,18 +6,17 @@ Source: [ours].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.data.sample import CAMERAS
-from drivekd.world.frame import COLOURS, KINDS, Frame, Kind, Thing
+from drivekd.world.frame import COLOURS, KINDS, Frame, Thing
 from drivekd.world.scene import distance
 
 GRID = 4  # cells a camera's side: what one region token of the tiny models stands for
 MIN_SHARE = 0.0035  # of a camera's pixels: smaller things are not asked about
-GLIMPSE = 0.0009  # of a camera's pixels: a kind with fewer (8 of a 96 px picture) is not seen there
 CELL_SHARE = 0.07  # of a cell's pixels: a thing with fewer is not what fills the cell
 #: a traffic light's box is small and its state matters: a lower share, and its pixels count thrice
 LIGHT_CELL_SHARE, LIGHT_WEIGHT = 0.025, 3
@@ -37,7 +36,6 @@ class Sighting:
         v: its row, from 0 (top) to 1.
         pixels: how many show the thing.
         box: left, top, right and bottom border of these pixels, from 0 to 1.
-        kind_cameras: every camera that shows more than a glimpse of something of its kind.
     """
 
     thing: Thing
@@ -46,7 +44,6 @@ class Sighting:
     v: float
     pixels: int
     box: tuple[float, float, float, float]
-    kind_cameras: tuple[str, ...] = ()
 
     @property
     def region(self) -> int:
@@ -76,24 +73,7 @@ def sightings(frame: Frame, ids: Mapping[str, NDArray[np.uint8]]) -> tuple[Sight
             kept = best.get(int(number))
             if seen is not None and (kept is None or seen.pixels > kept.pixels):
                 best[int(number)] = seen
-    cameras = _kind_cameras(frame, ids)
-    return tuple(
-        replace(best[t.id], kind_cameras=cameras[t.kind]) for t in frame.things if t.id in best
-    )
-
-
-def _kind_cameras(
-    frame: Frame, ids: Mapping[str, NDArray[np.uint8]]
-) -> dict[Kind, tuple[str, ...]]:
-    """Per kind, the cameras that show more than a glimpse of all its things together."""
-    numbers = {kind: [t.id for t in frame.things if t.kind == kind] for kind in KINDS}
-    counts = {
-        camera: np.bincount(picture.ravel(), minlength=256) for camera, picture in ids.items()
-    }
-    return {
-        kind: tuple(c for c, n in counts.items() if n[numbers[kind]].sum() > GLIMPSE * n.sum())
-        for kind in KINDS
-    }
+    return tuple(best[t.id] for t in frame.things if t.id in best)
 
 
 def _sight(thing: Thing, camera: str, visible: NDArray[np.bool_]) -> Sighting | None:

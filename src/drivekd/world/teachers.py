@@ -1,45 +1,48 @@
 """Makes the models that ship with the package, from scratch, on the embedded world.
 
-Order of stages: tokenizer; vision tower on dense labels; for the teacher and for the smaller
-student base alike projector, whitening, region tokens, alignment; then questions and answers for
-one generalist teacher, one teacher per capability, and a teacher that only ever saw grey pictures.
-Every stage leaves a model behind, so that an interrupted run goes on where it stopped.
+Tokenizer and vision tower on dense labels; for the teacher and for the smaller student base alike
+projector, whitening, region tokens, alignment; then questions and answers for one generalist
+teacher, one teacher per capability, and a teacher that only ever saw grey pictures. Every stage
+leaves a model behind, so that an interrupted run goes on where it stopped; a stage whose recipe,
+data or start changed is made anew.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from drivekd.data.processes import side_by_side
 from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, CAPABILITIES, Sample
+from drivekd.distill.plan import device
 from drivekd.distill.train import train
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
-from drivekd.models.vlm import ASSETS, Vlm, load, save, vision_parts
+from drivekd.models.vlm import Vlm, load, save, vision_parts
 from drivekd.recipe import parse
+from drivekd.world import make as worlds
 from drivekd.world.dense import NOTHING
 from drivekd.world.grounding import align, plant_regions, whiten
-from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
 from drivekd.world.sight import ATTRIBUTES
 from drivekd.world.tower import read_seen, train_tower, visual_tokens
 
-Stage = Literal["vision", "pointer", "aligned"]
-_STATISTICS = 400  # scenes that whitening and region tokens are computed from
+Facts = dict[str, Any]
+"""What a stage says about itself: how it was made and how well it does."""
 
 
 class Shape(BaseModel):
@@ -63,8 +66,9 @@ class TeachersRecipe(BaseModel):
     seed: int
     scenes: int
     validation_scenes: int
+    statistics_scenes: int
     vocab_size: int
-    vision: dict[str, int]
+    vision: dict[str, Any]
     tower_steps: int
     whitening: float
     teacher: Shape
@@ -76,6 +80,30 @@ class TeachersRecipe(BaseModel):
     capability_steps: int
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What every stage is given: the recipe, the world's folder and the folder of all stages."""
+
+    recipe: TeachersRecipe
+    world: Path
+    out: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step on the way to the shipped models.
+
+    Attributes:
+        make: starts from the models of `after` and returns a model with facts about it.
+        after: names of the stages that it starts from.
+        uses: the parts of the recipe that it depends on, beside `seed` and `scenes`.
+    """
+
+    make: Callable[[Workshop, list[Vlm]], tuple[Vlm, Facts]]
+    after: tuple[str, ...]
+    uses: tuple[str, ...]
+
+
 def read_recipe(path: Path) -> TeachersRecipe:
     """Read the recipe of the shipped models.
 
@@ -83,6 +111,9 @@ def read_recipe(path: Path) -> TeachersRecipe:
         ValueError: for a key or value that is wrong.
     """
     return TeachersRecipe.model_validate(yaml.safe_load(path.read_text()))
+
+
+# ----------------------------------------------------------------------------------- the data
 
 
 def tokenizer_texts(samples: Iterable[Sample]) -> list[str]:
@@ -120,155 +151,151 @@ def lessons(world: Path, dense_per_scene: int, capability: str | None = None) ->
     return unfinished.replace(path)
 
 
-def see(recipe: TeachersRecipe, world: Path, out: Path) -> None:
+# ---------------------------------------------------------------------------------- the stages
+
+
+def see(shop: Workshop, _: list[Vlm]) -> tuple[Vlm, Facts]:
     """Tokenizer and vision tower, with the teacher's projector; the decoder is still random."""
-    tokenizer = build_tokenizer(tokenizer_texts(read(world / "questions.jsonl")), recipe.vocab_size)
-    sizes = _sizes(recipe.teacher, recipe.vision)
-    vlm = tiny_vlm(tokenizer=tokenizer, seed=recipe.seed, **sizes)
-    accuracy = train_tower(
-        vlm, read_seen(world, recipe.scenes), steps=recipe.tower_steps, seed=recipe.seed
-    )
-    _done(vlm, out / "tower", accuracy)
+    recipe = shop.recipe
+    texts = tokenizer_texts(read(shop.world / "questions.jsonl"))
+    tokenizer = build_tokenizer(texts, recipe.vocab_size)
+    vlm = _new(recipe, recipe.teacher, tokenizer, recipe.seed)
+    seen = read_seen(shop.world, recipe.scenes)
+    return vlm, dict(train_tower(vlm, seen, steps=recipe.tower_steps, seed=recipe.seed))
 
 
-def see_smaller(recipe: TeachersRecipe, world: Path, out: Path) -> None:
+def see_smaller(shop: Workshop, start: list[Vlm]) -> tuple[Vlm, Facts]:
     """A smaller decoder behind the same vision tower, with a projector of its own."""
-    eyes = load(out / "tower")
-    sizes = _sizes(recipe.student, recipe.vision)
-    vlm = tiny_vlm(tokenizer=eyes.tokenizer, seed=recipe.seed + 1, **sizes)
+    recipe, (eyes,) = shop.recipe, start
+    seed = recipe.seed + 1
+    vlm = _new(recipe, recipe.student, eyes.tokenizer, seed)
     vision_parts(vlm)[0].load_state_dict(vision_parts(eyes)[0].state_dict())
-    steps, seen = recipe.student.projector_steps, read_seen(world, 1500)
-    accuracy = train_tower(vlm, seen, steps=steps, projector_only=True, seed=recipe.seed + 1)
-    _done(vlm, out / "small_tower", accuracy)
+    seen, steps = read_seen(shop.world, recipe.scenes), recipe.student.projector_steps
+    return vlm, dict(train_tower(vlm, seen, steps=steps, projector_only=True, seed=seed))
 
 
-def ground(shape: Shape, recipe: TeachersRecipe, world: Path, start: Path, out: Path) -> None:
-    """Whiten, plant the region tokens and align; `out` names how far: vision, pointer, aligned."""
-    vlm, stage = load(start), out.name.rsplit("_", 1)[-1]
-    pictures = read_seen(world, _STATISTICS).pictures
+def ground(
+    shop: Workshop, start: list[Vlm], *, who: str, points: bool = True, answers: bool = True
+) -> tuple[Vlm, Facts]:
+    """Whiten; plant the region tokens and learn to point; learn to answer about cells."""
+    recipe, (vlm,) = shop.recipe, start
+    pictures = read_seen(shop.world, recipe.statistics_scenes).pictures
     with torch.no_grad():
         whiten(vlm, visual_tokens(vlm, pictures), recipe.whitening)
-        if stage != "vision":
-            plant_regions(vlm, visual_tokens(vlm, pictures), recipe.seed)
-    quality = {}
-    if stage != "vision":
-        cells = by_scene(read(world / "dense.jsonl"))
-        found = align(
-            vlm, cells, FeatureCache(), steps=shape.align_steps, answers=stage == "aligned"
-        )
-        quality = {"attention on the right cell": found.on_cell, "answer loss": found.loss}
-    _done(vlm, out, quality)
+        if not points:
+            return vlm, {}
+        plant_regions(vlm, visual_tokens(vlm, pictures), recipe.seed)
+    cells, shape = by_scene(read(shop.world / "dense.jsonl")), getattr(recipe, who)
+    found = align(vlm, cells, FeatureCache(), steps=shape.align_steps, answers=answers)
+    return vlm, {"attention on the right cell": found.on_cell, "answer loss": found.loss}
 
 
 def teach(
-    recipe: TeachersRecipe, start: Path, out: Path, file: Path, *, steps: int, images: str = "real"
-) -> None:
-    """Train on the questions and answers of a file with plain cross-entropy."""
-    run = parse(
-        {
-            "name": out.name,
-            "seed": recipe.seed,
-            "student": str(start),
-            "output_dir": str(out) + ".run",
-            "data": {
-                "train": [str(file)],
-                "images": images,
-                "questions_per_row": recipe.questions_per_row,
-            },
-            "train": dict(recipe.questions) | {"max_steps": steps},
-        }
-    )
-    _done(load(train(run, resume=True)), out, {"steps": steps, "images": images})
+    shop: Workshop,
+    start: list[Vlm],
+    *,
+    name: str,
+    steps: str,
+    capability: str | None = None,
+    images: str = "real",
+) -> tuple[Vlm, Facts]:
+    """Train on questions and answers with plain cross-entropy."""
+    recipe, (vlm,) = shop.recipe, start
+    count = getattr(recipe, steps)
+    settings = {
+        "name": name,
+        "seed": recipe.seed,
+        "student": vlm.source,
+        "output_dir": str(shop.out / "runs" / f"{name}-{key(name, recipe)}"),
+        "data": {
+            "train": [str(lessons(shop.world, recipe.dense_per_scene, capability))],
+            "images": images,
+            "questions_per_row": recipe.questions_per_row,
+        },
+        "train": dict(recipe.questions) | {"max_steps": count},
+    }
+    return load(train(parse(settings), resume=True)), {"steps": count, "images": images}
 
 
-def _sizes(shape: Shape, vision: Mapping[str, int]) -> dict[str, Any]:
-    decoder = shape.model_dump(exclude={"projector_steps", "align_steps"})
-    return {**decoder, **vision, "text_intermediate": 3 * shape.text_hidden}
+def _new(recipe: TeachersRecipe, shape: Shape, tokenizer: Tokenizer, seed: int) -> Vlm:
+    sizes = recipe.vision | shape.model_dump(exclude={"projector_steps", "align_steps"})
+    vlm = tiny_vlm(tokenizer=tokenizer, seed=seed, **sizes)
+    model: Any = vlm.model
+    model.to(device())
+    return vlm
 
 
-def _done(vlm: Vlm, folder: Path, card: Mapping[str, Any]) -> None:
-    """Save a stage; the card comes last and says that the stage is complete."""
-    save(vlm, folder)
-    (folder / "card.json").write_text(json.dumps(card, indent=1))
+_GROUND = ("whitening", "statistics_scenes")
+_TEACH = ("questions", "questions_per_row", "dense_per_scene")
+_SEE = ("vision", "vocab_size", "tower_steps", "teacher")
+_general = partial(teach, steps="generalist_steps")
+_student = partial(ground, who="student")
 
-
-def _stage(name: str, recipe: TeachersRecipe, world: Path, out: Path) -> None:
-    """Run one stage, unless it is complete."""
-    if (out / name / "card.json").exists():
-        return
-    torch.set_num_threads(1)
-    target, aligned, dense = out / name, out / "teacher_aligned", recipe.dense_per_scene
-    if name == "tower":
-        torch.set_num_threads(os.cpu_count() or 1)
-        see(recipe, world, out)
-    elif name == "small_tower":
-        see_smaller(recipe, world, out)
-    elif name == "teacher_aligned":
-        ground(recipe.teacher, recipe, world, out / "tower", target)
-    elif name.startswith("student"):
-        ground(recipe.student, recipe, world, out / "small_tower", target)
-    elif name in ("teacher", "teacher_blind"):
-        images = "grey" if name == "teacher_blind" else "real"
-        steps, file = recipe.generalist_steps, lessons(world, dense)
-        teach(recipe, aligned, target, file, steps=steps, images=images)
-    else:
-        file = lessons(world, dense, name.removeprefix("teacher_"))
-        teach(recipe, out / "teacher", target, file, steps=recipe.capability_steps)
-
-
-#: which stages can run side by side, in order
-STAGES: tuple[tuple[str, ...], ...] = (
-    ("tower",),
-    ("teacher_aligned", "small_tower"),
-    (
-        "teacher",
-        "teacher_blind",
-        "student_vision",
-        "student_pointer",
-        "student_aligned",
+STAGES: dict[str, Stage] = {
+    "tower": Stage(see, (), _SEE),
+    "teacher_aligned": Stage(partial(ground, who="teacher"), ("tower",), ("teacher", *_GROUND)),
+    "small_tower": Stage(see_smaller, ("tower",), ("student",)),
+    "teacher": Stage(
+        partial(_general, name="teacher"), ("teacher_aligned",), ("generalist_steps", *_TEACH)
     ),
-    tuple(f"teacher_{c}" for c in CAPABILITIES),
-)
-#: what is shipped, and the stage that it is
-SHIPPED = {
-    "teacher": "teacher",
-    "teacher_blind": "teacher_blind",
-    "student_base": "student_pointer",  # chosen on validation scenes, see docs/log.md
-    **{f"teacher_{c}": f"teacher_{c}" for c in CAPABILITIES},
+    "teacher_blind": Stage(
+        partial(_general, name="teacher_blind", images="grey"),
+        ("teacher_aligned",),
+        ("generalist_steps", *_TEACH),
+    ),
+    "student_vision": Stage(partial(_student, points=False), ("small_tower",), _GROUND),
+    "student_pointer": Stage(
+        partial(_student, answers=False), ("small_tower",), ("student", *_GROUND)
+    ),
+    "student_aligned": Stage(_student, ("small_tower",), ("student", *_GROUND)),
+} | {
+    f"teacher_{c}": Stage(
+        partial(teach, name=f"teacher_{c}", capability=c, steps="capability_steps"),
+        ("teacher",),
+        ("capability_steps", *_TEACH),
+    )
+    for c in CAPABILITIES
 }
+
+
+def key(name: str, recipe: TeachersRecipe) -> str:
+    """Digest of all that a stage depends on: its part of the recipe, the world, its starts."""
+    stage, raw = STAGES[name], recipe.model_dump()
+    depends = {part: raw[part] for part in ("seed", "scenes", *stage.uses)}
+    starts = [key(start, recipe) for start in stage.after]
+    text = json.dumps([name, worlds.FORMAT, depends, starts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_stage(name: str, shop: Workshop) -> None:
+    """Run one stage, unless it is complete as the recipe now says."""
+    card, mark = shop.out / name / "card.json", key(name, shop.recipe)
+    if card.exists() and json.loads(card.read_text()).get("key") == mark:
+        return
+    torch.set_num_threads(1)  # stages run side by side
+    card.unlink(missing_ok=True)
+    stage = STAGES[name]
+    starts = [load(shop.out / start, device=device()) for start in stage.after]
+    vlm, facts = stage.make(shop, starts)
+    save(vlm, shop.out / name)
+    card.write_text(json.dumps({"key": mark, **facts}, indent=1))  # last: the stage is complete
+
+
+def rounds() -> list[list[str]]:
+    """Names of stages, those that can run side by side together."""
+    done: set[str] = set()
+    order = []
+    while len(done) < len(STAGES):
+        ready = [n for n, s in STAGES.items() if n not in done and set(s.after) <= done]
+        order.append(ready)
+        done.update(ready)
+    return order
 
 
 def make_teachers(recipe: TeachersRecipe, out: Path, *, workers: int) -> None:
     """Make every stage, in processes side by side where stages do not need each other."""
-    world = make(out / "world", recipe.scenes, "train").parent
-    for stages in STAGES:
-        stage = partial(_stage, recipe=recipe, world=world, out=out)
-        for _ in side_by_side(stage, stages, workers):
+    world = worlds.make(out / "world", recipe.scenes, "train").parent
+    run = partial(run_stage, shop=Workshop(recipe, world, out))
+    for names in rounds():
+        for _ in side_by_side(run, names, workers):
             pass
-
-
-def ship(out: Path, assets: Path) -> None:
-    """Write the models that ship with the package in half precision, each with its card."""
-    for name, stage in SHIPPED.items():
-        vlm = load(out / stage)
-        half = copy.deepcopy(vlm.model).half()
-        save(Vlm(half, vlm.tokenizer, vlm.image_processor, vlm.family, name), assets / name)
-        card = json.loads((out / stage / "card.json").read_text())
-        lines = [f"# {name}", "", "A tiny model of drivekd's embedded driving world.", ""]
-        lines += [f"- {key}: {value}" for key, value in card.items()]
-        (assets / name / "README.md").write_text("\n".join(lines) + "\n")
-
-
-def main() -> None:
-    """`python -m drivekd.world.teachers`: make and ship all models."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/world_teachers"))
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    recipe = read_recipe(Path(__file__).parent.parent / "recipes" / "world_teachers.yaml")
-    make_teachers(recipe, given.out, workers=given.workers)
-    ship(given.out, ASSETS)
-
-
-if __name__ == "__main__":
-    main()

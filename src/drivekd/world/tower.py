@@ -79,12 +79,13 @@ def dense_loss(
 
     `kind` counts empty cells too, at a lower weight; the other attributes count where they apply.
     """
-    total = torch.zeros(())
+    device = labels.device
+    total = torch.zeros((), device=device)
     accuracy = {}
     for i, name in enumerate(ATTRIBUTES):
         truth, logits = labels[..., i].reshape(-1), read[name].flatten(0, 1)
         if name == "kind":
-            weight = torch.ones(logits.shape[-1])
+            weight = torch.ones(logits.shape[-1], device=device)
             weight[0] = _NOTHING_WEIGHT
             total = total + functional.cross_entropy(logits, truth, weight)
         elif bool((truth > 0).any()):
@@ -92,7 +93,7 @@ def dense_loss(
         said = truth > 0
         if bool(said.any()):
             accuracy[name] = float((logits.argmax(-1) == truth)[said].float().mean())
-    own = torch.arange(CELLS).repeat(len(labels))
+    own = torch.arange(CELLS, device=device).repeat(len(labels))
     logits = read["cell"].flatten(0, 1)
     accuracy["cell"] = float((logits.argmax(-1) == own).float().mean())
     return total + functional.cross_entropy(logits, own), accuracy
@@ -101,8 +102,9 @@ def dense_loss(
 def visual_tokens(vlm: Vlm, pictures: NDArray[np.uint8]) -> Float[Tensor, "s c d"]:
     """Visual tokens of whole scenes [scenes, cells, width], with gradient where enabled."""
     processor = vlm.image_processor
-    mean, std = (torch.tensor(x) for x in (processor.image_mean, processor.image_std))
-    flat = torch.from_numpy(pictures).flatten(0, 1).float() / 255
+    colours = processor.image_mean, processor.image_std
+    mean, std = (torch.tensor(x, device=vlm.device) for x in colours)
+    flat = torch.from_numpy(pictures).to(vlm.device).flatten(0, 1).float() / 255
     model: Any = vlm.model.get_submodule("model")
     output = model.get_image_features(pixel_values=((flat - mean) / std).permute(0, 3, 1, 2))
     tokens = getattr(output, "pooler_output", output)
@@ -135,7 +137,7 @@ def train_tower(
         accuracies over the last fiftieth of the steps, per attribute and for the own cell.
     """
     tower, projector = vision_parts(vlm)
-    heads = Heads(vlm.model.config.text_config.hidden_size)
+    heads = Heads(vlm.model.config.text_config.hidden_size).to(vlm.device)
     trained: Sequence[nn.Module] = (
         (projector, heads) if projector_only else (tower, projector, heads)
     )
@@ -149,7 +151,7 @@ def train_tower(
     for step in track(range(steps), steps, "vision tower"):
         chosen = rng.integers(len(seen.pictures), size=batch)
         tokens = visual_tokens(vlm, _jitter(seen.pictures[chosen], rng))
-        labels = torch.from_numpy(seen.labels[chosen]).long()
+        labels = torch.from_numpy(seen.labels[chosen]).long().to(vlm.device)
         loss, accuracy = dense_loss(heads(tokens), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -31,7 +31,7 @@ from drivekd.recipe import Recipe, load, parse, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
-STARTS = ("student_vision", "student_pointer", "student_aligned")
+STARTS = ("student_vision", "student_pointer", "student_aligned", "student_seeing")
 SIGNALS = ("drivekd", "full_everywhere")
 ARMS = ("ce_only", "drivekd", "full_everywhere", "mismatched", "blind", "ce_long")
 COMPARED = (

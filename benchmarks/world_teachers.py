@@ -30,18 +30,19 @@ from drivekd.evaluate.answer import answers
 from drivekd.evaluate.score import as_json, majority, score
 from drivekd.models.vlm import ASSETS, load, save
 from drivekd.world.make import make
+from drivekd.world.questions import TEMPLATES
 from drivekd.world.teachers import STAGES, TeachersRecipe, make_teachers, read_recipe
 
 #: what is shipped, and the stage that it is
 SHIPPED = {
     "teacher": "teacher",
     "teacher_blind": "teacher_blind",
-    "student_base": "student_pointer",  # chosen on validation scenes, see docs/log.md
+    "student_base": "student_seeing",  # chosen on validation scenes, see docs/log.md
     **{f"teacher_{c}": f"teacher_{c}" for c in CAPABILITIES},
 }
 CONTROLS = ("teacher_blind", "majority")
 #: a model that sees what is named but not what is asked guesses one of two colours
-ONE_OF_TWO = ("which_slows", "nearer")
+ONE_OF_TWO = ("nearer",)
 RECIPE = Path(__file__).parents[1] / "src" / "drivekd" / "recipes" / "world_teachers.yaml"
 CARD = """---
 license: apache-2.0
@@ -79,9 +80,10 @@ def score_stage(stage: str, out: Path, questions: Path) -> dict[str, Any]:
 
 
 def gate(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Per template, percent right of the teacher and of its controls, and the margin."""
+    """Per template, percent right of its capability's teacher and of the controls, the margin."""
     rows = {}
-    for template, teacher in scores["teacher"]["templates"].items():
+    for template, kind in TEMPLATES.items():
+        teacher = scores[f"teacher_{kind.capability}"]["templates"][template]
         controls = {who: scores[who]["templates"][template]["accuracy"] for who in CONTROLS}
         if template in ONE_OF_TWO:
             controls["one_of_two"] = 50.0

@@ -136,54 +136,26 @@ def future_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) 
     return _draw(groups, rng, {"keep going": 0.5})
 
 
-def _pair(right: Sighting, other: Sighting, rng: np.random.Generator) -> Found:
-    """Name two things in random order; the answer is the colour of the one that is meant.
-
-    Answering `c1` or `c2` instead was tried: tiny models do not learn to bind the name to the
-    thing [ours].
-    """
-    both = (right, other) if rng.random() < 0.5 else (other, right)
-    return right.thing.colour, both
-
-
-def _told_apart(one: Sighting, other: Sighting) -> bool:
-    """Whether naming a colour says which of two things is meant."""
-    return one.thing.colour != other.thing.colour
-
-
-def which_slows(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    futures = _grouped(_drivers_from_behind(scene, seen), lambda s: future(scene, s.thing.id))
-    slowing = futures.get("slow down", [])
-    others = [s for said, things in futures.items() if said != "slow down" for s in things]
-    pairs = [(a, b) for a in slowing for b in others if _told_apart(a, b)]
-    return _pair(*pairs[int(rng.integers(len(pairs)))], rng) if pairs else None
-
-
 def nearer(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """Two things at the same height of their pictures, so that the height does not tell."""
+    """The colour of the nearer one of two things, named in random order.
+
+    Both are at the same height of their pictures, so that the height does not tell, and differ in
+    colour. Answering `c1` or `c2` instead was tried: tiny models do not learn to bind the name to
+    the thing [ours].
+    """
     users = [s for s in seen if s.thing.kind in _ROAD_USERS]
     pairs = [
-        (a, b)
-        for a in users
-        for b in users
-        if 1.35 * distance(scene.frame, a.thing) < distance(scene.frame, b.thing)
-        and abs(a.v - b.v) < 0.08
-        and _told_apart(a, b)
+        (near, far)
+        for near in users
+        for far in users
+        if 1.35 * distance(scene.frame, near.thing) < distance(scene.frame, far.thing)
+        and abs(near.v - far.v) < 0.08
+        and near.thing.colour != far.thing.colour
     ]
-    return _pair(*pairs[int(rng.integers(len(pairs)))], rng) if pairs else None
-
-
-def in_path(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """Whether a driver in another lane will be in the ego's path: its indicator tells."""
-    ego = scene.frame.ego
-
-    def enters(s: Sighting) -> str | None:
-        if abs(s.thing.y - ego.y) < 1.8:
-            return None
-        return "yes" if scene.futures[s.thing.id].in_ego_path else "no"
-
-    beside = [s for s in _drivers_from_behind(scene, seen) if abs(s.thing.y - ego.y) < 5.5]
-    return _draw(_grouped(beside, enters), rng, {"no": 0.25})
+    if not pairs:
+        return None
+    near, far = pairs[int(rng.integers(len(pairs)))]
+    return near.thing.colour, (near, far) if rng.random() < 0.5 else (far, near)
 
 
 def cause(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
@@ -232,18 +204,3 @@ def may(action: Action, share_of_no: float) -> Finder:
         return _thin("yes" if answer else "no", {"no": share_of_no}, rng)
 
     return find
-
-
-def collision(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """Whether going on at the same speed ends in a collision with a thing ahead.
-
-    Cones stand in the same lane as a group: where one is hit, all of them count as hit.
-    """
-    first = scene.outcomes["keep speed"].collision
-    cones = {t.id for t in scene.frame.things if t.kind == "cone"}
-    hit = cones if first in cones else {first}
-    ahead = [
-        s for s in seen if s.camera == "CAM_FRONT" and s.thing.kind != "light" and 0.25 < s.u < 0.75
-    ]
-    groups = _grouped(ahead, lambda s: "yes" if s.thing.id in hit else "no")
-    return _draw(groups, rng, {"no": 0.45})

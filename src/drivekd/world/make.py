@@ -33,7 +33,7 @@ from drivekd.world.rig import size_of
 from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
 from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
 
-FORMAT = 3
+FORMAT = 4
 DENSE = 24  # short questions about cells, per scene
 
 
@@ -186,17 +186,16 @@ def make_one(job: Job, seed: int) -> int:
     for view in views:
         Image.fromarray(view.rgb).save(folder / f"{view.camera}.png", compress_level=1)
     seen = sightings(scene.frame, {v.camera: v.ids for v in views})
-    rng = np.random.default_rng([seed, 29])
     labels = cells(scene.frame, [v.ids for v in views])
     truth = truth_of(scene, seen)
     truth["cells"] = labels.ravel().tolist()
     truth["questions"] = [
         _row(seed, f"q{i}", q.capability, q.template, q.text, q.answer)
-        for i, q in enumerate(ask(scene, seen, rng, wordings=job.wordings))
+        for i, q in enumerate(ask(scene, seen, seed, wordings=job.wordings))
     ]
     truth["dense"] = [
         _row(seed, f"d{i}", "perception", f"cell_{d.attribute}", d.text, d.answer)
-        for i, d in enumerate(dense_questions(labels, DENSE, rng))
+        for i, d in enumerate(dense_questions(labels, DENSE, np.random.default_rng([seed, 29])))
     ]
     _write(_truth(job, seed), [json.dumps(truth, allow_nan=False)])
     return seed

@@ -109,15 +109,6 @@ TEMPLATES: dict[str, Template] = {
         ),
         answers.future_of,
     ),
-    "which_slows": Template(
-        "reasoning",
-        (
-            "Which one will slow down, {0} or {1}? Name its colour.",
-            "What is the colour of the one that is going to slow down, {0} or {1}?",
-            "Of {0} and {1}, one will lose speed. Which colour does it have?",
-        ),
-        answers.which_slows,
-    ),
     "nearer": Template(
         "reasoning",
         (
@@ -126,15 +117,6 @@ TEMPLATES: dict[str, Template] = {
             "Of {0} and {1}, which colour does the closer one have?",
         ),
         answers.nearer,
-    ),
-    "in_path": Template(
-        "reasoning",
-        (
-            "Will {0} be in the path of the ego vehicle?",
-            "Is {0} going to enter the lane of the ego vehicle?",
-            "Predict whether {0} gets in the way.",
-        ),
-        answers.in_path,
     ),
     "cause": Template(
         "reasoning",
@@ -181,22 +163,13 @@ TEMPLATES: dict[str, Template] = {
         ),
         answers.may("accelerate", 0.35),
     ),
-    "collision": Template(
-        "planning",
-        (
-            "Will keeping the speed lead to a collision with {0}?",
-            "Does the ego vehicle hit {0} if it goes on like this?",
-            "Is {0} hit at the present speed?",
-        ),
-        answers.collision,
-    ),
 }
 
 
 def ask(
     scene: Scene,
     seen: Sequence[Sighting],
-    rng: np.random.Generator,
+    seed: int,
     *,
     wordings: Sequence[int] = (0, 1),
     names: Sequence[str] = tuple(TEMPLATES),
@@ -206,13 +179,14 @@ def ask(
     Args:
         scene: the ground truth.
         seen: what the cameras show of it.
-        rng: draws wordings, and answers where a scene offers several.
+        seed: of the draws of wordings, and of answers where a scene offers several; each template
+            has a stream of its own, so that adding or dropping one changes no other's questions.
         wordings: which of the three wordings to draw from (2 is held out from training).
         names: the templates to ask.
     """
     questions = []
     for name in names:
-        template = TEMPLATES[name]
+        template, rng = TEMPLATES[name], np.random.default_rng([seed, *name.encode()])
         found = template.find(scene, seen, rng)
         wording = template.wordings[wordings[int(rng.integers(len(wordings)))]]
         if found is None:

@@ -78,6 +78,7 @@ class TeachersRecipe(BaseModel):
     dense_per_scene: int
     generalist_steps: int
     capability_steps: int
+    seeing_steps: int
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,19 @@ def teach(
     *,
     name: str,
     steps: str,
-    capability: str | None = None,
+    lesson: Callable[[Workshop], Path],
     images: str = "real",
 ) -> tuple[Vlm, Facts]:
-    """Train on questions and answers with plain cross-entropy."""
+    """Train on questions and answers with plain cross-entropy.
+
+    Args:
+        shop: as for every stage.
+        start: the model to start from.
+        name: of this stage.
+        steps: which part of the recipe counts them.
+        lesson: the file of questions.
+        images: real or grey pictures.
+    """
     recipe, (vlm,) = shop.recipe, start
     count = getattr(recipe, steps)
     settings = {
@@ -208,7 +218,7 @@ def teach(
         "student": vlm.source,
         "output_dir": str(shop.out / "runs" / f"{name}-{key(name, recipe)}"),
         "data": {
-            "train": [str(lessons(shop.world, recipe.dense_per_scene, capability))],
+            "train": [str(lesson(shop))],
             "images": images,
             "questions_per_row": recipe.questions_per_row,
         },
@@ -228,7 +238,17 @@ def _new(recipe: TeachersRecipe, shape: Shape, tokenizer: Tokenizer, seed: int) 
 _GROUND = ("whitening", "statistics_scenes")
 _TEACH = ("questions", "questions_per_row", "dense_per_scene")
 _SEE = ("vision", "vocab_size", "tower_steps", "teacher")
-_general = partial(teach, steps="generalist_steps")
+
+
+def _mixed(shop: Workshop, capability: str | None = None) -> Path:
+    return lessons(shop.world, shop.recipe.dense_per_scene, capability)
+
+
+def _dense(shop: Workshop) -> Path:
+    return shop.world / "dense.jsonl"
+
+
+_general = partial(teach, steps="generalist_steps", lesson=_mixed)
 _student = partial(ground, who="student")
 
 STAGES: dict[str, Stage] = {
@@ -248,9 +268,19 @@ STAGES: dict[str, Stage] = {
         partial(_student, answers=False), ("small_tower",), ("student", *_GROUND)
     ),
     "student_aligned": Stage(_student, ("small_tower",), ("student", *_GROUND)),
+    "student_seeing": Stage(
+        partial(teach, name="student_seeing", steps="seeing_steps", lesson=_dense),
+        ("student_aligned",),
+        ("seeing_steps", *_TEACH),
+    ),
 } | {
     f"teacher_{c}": Stage(
-        partial(teach, name=f"teacher_{c}", capability=c, steps="capability_steps"),
+        partial(
+            teach,
+            name=f"teacher_{c}",
+            steps="capability_steps",
+            lesson=partial(_mixed, capability=c),
+        ),
         ("teacher",),
         ("capability_steps", *_TEACH),
     )

@@ -143,14 +143,15 @@ MASKS: dict[str, tuple[Any, bool, Tensor]] = {
 ROWS = {"all": None, "some": torch.tensor([1, 4, 6]), "unsorted": torch.tensor([6, 0, 5, 3])}
 
 
-@pytest.mark.parametrize("at_once", [1, 150, 250, 2**20])
+@pytest.mark.parametrize(("at_once", "rows_at_once"), [(1, 99), (150, 3), (250, 2), (2**20, 99)])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", MASKS)
 def test_fast_map_equals_its_plain_twin(
-    name: str, rows: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+    name: str, rows: str, at_once: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and gradient to 1e-12, one head at a time, some at a time, all at once."""
+    """Value and gradient to 1e-12, one head or few rows at a time, some at a time, all at once."""
     monkeypatch.setattr(head_mean_module, "HEADS_AT_ONCE", at_once)
+    monkeypatch.setattr(head_mean_module, "ROWS_AT_ONCE", rows_at_once)
     mask, causal, bias = MASKS[name]
     q, k = (x.requires_grad_() for x in qkv())
     wanted = ROWS[rows]

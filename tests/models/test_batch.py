@@ -116,6 +116,19 @@ def test_mask_equals_its_definition(vlm, encoded):
     assert torch.equal(rows.attention_mask[:, 0].cpu(), expected)
 
 
+def test_a_causal_batch_leaves_the_mask_to_sdpa(vlm, encoded):
+    for one in encoded:
+        rows = batch.collate(vlm, [one], pack=True)
+        assert rows.causal
+        assert torch.equal(rows.attention_mask, torch.ones_like(rows.attention_mask).tril())
+        with torch.no_grad():
+            bare = batch.forward(vlm, rows)
+            masked = batch.forward(vlm, dataclasses.replace(rows, causal=False))
+        assert torch.allclose(bare, masked, **CLOSE)
+    for pack in (False, True):
+        assert not batch.collate(vlm, encoded, pack=pack).causal
+
+
 def test_padding_is_marked_everywhere(vlm, encoded):
     rows = batch.collate(vlm, encoded, pack=False)
     lengths = torch.tensor([len(e.input_ids) for e in encoded])

@@ -5,19 +5,22 @@ Pure functions of queries and keys; attention.py takes them from a running model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HEADS_AT_ONCE = 2**20
-"""Scores [entries] computed at a time: few small heads go in one product, large ones one by one.
+HEADS_AT_ONCE = 2**18
+"""Scores [entries] computed at a time, 1 MB: a block that leaves the cache costs double."""
 
-Measured on one CPU core, forward: 16 heads of 150 × 500 in 1.6 ms together, 1.7 ms one by one;
-28 heads of 500 × 500 in 30 ms together, 15 ms one by one (blocks beyond the cache cost double).
+ROWS_AT_ONCE = 128
+"""Rows computed at a time on a CPU, with the columns up to the last that any of them attends to.
+
+Half of a causal map is so never computed. A GPU does all rows at once: to ask it how far they
+reach would make it wait.
 """
 
 KEPT_ENTRIES = 2**23
@@ -29,6 +32,22 @@ At most 32 MB a map: tiny models train a quarter faster, at full size nothing is
 
 Mask = Bool[Tensor, "Bm 1 n k"] | Float[Tensor, "Bm 1 n k"]
 Chunk = tuple[slice, slice]
+
+
+class _Part(NamedTuple):
+    """Some rows of the map.
+
+    Attributes:
+        rows: which of the rows wanted.
+        columns: up to the last one that any of these rows may attend to.
+        bias: their additive mask [Bm, 1, 1, r, c]; None where it changes nothing.
+        dead: those that attend to nothing [Bm, r, 1]; None where it is known that there are none.
+    """
+
+    rows: slice
+    columns: slice
+    bias: Tensor | None
+    dead: Tensor | None
 
 
 def head_mean_plain(
@@ -114,17 +133,21 @@ def _mean(
 ) -> Tensor:
     """The map; where `kept` is given, small probabilities are put there for the backward pass."""
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        bias, dead = _bias(q, k, mask, rows, causal)
-        picked = _split_heads(_pick(q, rows), k)
-        total = q.new_zeros(q.shape[0], picked.shape[3], k.shape[2], dtype=_accurate(q))
-        keeps = picked.shape[:4].numel() * k.shape[2] <= KEPT_ENTRIES
-        for chunk in _chunks(picked, k):
-            p = _probabilities(*_operands(picked, k, scale, chunk), bias)
-            total += p.sum(dim=(1, 2))
-            if kept is not None and keeps:
-                kept.append(p)
-        total /= q.shape[1]
-        return total if dead is None else total.masked_fill_(dead, 0.0)
+        scaled, keys = _operands(q, k, rows, scale)
+        total = keys.new_zeros(len(q), scaled.shape[3], k.shape[2])
+        keeps = scaled.shape[:4].numel() * k.shape[2] <= KEPT_ENTRIES
+        for part in _parts(q, k, mask, rows, causal):
+            target = total[:, part.rows, part.columns]
+            for heads, group in _chunks(scaled, part):
+                q_, k_ = scaled[:, heads, group, part.rows], keys[:, heads, part.columns]
+                p = _probabilities(q_, k_, part.bias)
+                for head in p.flatten(1, 2).unbind(1):
+                    target += head
+                if kept is not None and keeps:
+                    kept.append(p)
+            if part.dead is not None:
+                target.masked_fill_(part.dead, 0.0)
+        return total.div_(q.shape[1])
 
 
 def _mean_backward(
@@ -139,59 +162,80 @@ def _mean_backward(
 ) -> tuple[Tensor, Tensor]:
     """∂/∂q and ∂/∂k: with P_h = softmax and dP = grad/H, dS_h = P_h ∘ (dP − Σ_cols P_h ∘ dP)."""
     with torch.autocast(q.device.type, enabled=False):
-        bias, dead = _bias(q, k, mask, rows, causal)
-        picked = _split_heads(_pick(q, rows), k)
-        grad = (grad if dead is None else grad.masked_fill(dead, 0.0)) / q.shape[1]
-        grad_q = torch.empty_like(picked, dtype=_accurate(q))
-        grad_k = torch.zeros_like(k, dtype=_accurate(q))
-        for i, chunk in enumerate(_chunks(picked, k)):
-            q_, k_ = _operands(picked, k, scale, chunk)
-            p = kept[i] if kept else _probabilities(q_, k_, bias)
-            ds = p * grad[:, None, None]
-            ds.addcmul_(p, ds.sum(-1, keepdim=True), value=-1.0)
-            flat = ds.flatten(2, 3)
-            grad_q[:, chunk[0], chunk[1]] = (flat @ k_).view_as(q_) * scale
-            grad_k[:, chunk[0]] += flat.transpose(-1, -2) @ q_.flatten(2, 3)  # q_ is scaled
-        full = grad_q.flatten(1, 2)
+        scaled, keys = _operands(q, k, rows, scale)
+        grad_q, grad_k = torch.empty_like(scaled), torch.zeros_like(keys)
+        again = iter(kept)
+        for part in _parts(q, k, mask, rows, causal):
+            dp = grad[:, part.rows, part.columns] / q.shape[1]
+            dp = dp if part.dead is None else dp.masked_fill_(part.dead, 0.0)
+            for heads, group in _chunks(scaled, part):
+                q_, k_ = scaled[:, heads, group, part.rows], keys[:, heads, part.columns]
+                p = next(again) if kept else _probabilities(q_, k_, part.bias)
+                ds = p * dp[:, None, None]
+                ds.addcmul_(p, ds.sum(-1, keepdim=True), value=-1.0)
+                flat = ds.flatten(2, 3)
+                grad_q[:, heads, group, part.rows] = (flat @ k_).view_as(q_)
+                grad_k[:, heads, part.columns] += flat.transpose(-1, -2) @ q_.flatten(2, 3)
+        full = grad_q.mul_(scale).flatten(1, 2)  # grad_k has the scale already, by q_
         if rows is not None:
             full = torch.zeros_like(q, dtype=full.dtype).index_add_(2, rows, full)
         return full.to(q.dtype), grad_k.to(k.dtype)
 
 
-def _operands(q: Tensor, k: Tensor, scale: float, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Scaled q [B, hk, g, R, d] and k [B, hk, m, d] of some heads, in the map's precision."""
-    return q[:, chunk[0], chunk[1]].to(_accurate(q)) * scale, k[:, chunk[0]].to(_accurate(k))
+def _operands(q: Tensor, k: Tensor, rows: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Scaled q [B, Hk, H/Hk, R, d] of the rows wanted and k, in the map's precision."""
+    picked = q if rows is None else q.index_select(2, rows)
+    split = picked.reshape(len(q), k.shape[1], -1, *picked.shape[2:])
+    return split.to(_accurate(q)) * scale, k.to(_accurate(k))
 
 
 def _probabilities(q_: Tensor, k_: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention of some heads [B, hk, g, R, m]."""
+    """Softmax attention of some heads [B, hk, g, r, c]."""
     # One product per key head for all of its query heads: k is never repeated.
     scores = (q_.flatten(2, 3) @ k_.transpose(-1, -2)).view(*q_.shape[:-1], k_.shape[2])
     if bias is not None:
-        scores += bias[:, None]
+        scores += bias
     return torch.softmax(scores, dim=-1)
 
 
-def _bias(
+def _parts(
     q: Tensor, k: Tensor, mask: Tensor | None, rows: Tensor | None, causal: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The mask of the rows wanted as an additive one, and which rows [B, R, 1] attend to nothing.
+) -> Iterator[_Part]:
+    """The rows wanted, some at a time, with their mask as an additive one.
 
     Adding is 1.5 to 3 times as fast as filling. Rows that may attend to nothing are left open
     here and zeroed in the map: softmax over nothing is NaN.
     """
-    if mask is None:
-        if not causal:
-            return None, None
-        at = torch.arange(q.shape[2], device=q.device) if rows is None else rows
-        allowed = at[:, None] >= torch.arange(k.shape[2], device=q.device)
-        return _additive(allowed[None, None], q), None
-    mask = _pick(mask, rows)
+    wanted = torch.arange(q.shape[2], device=q.device) if rows is None else rows
+    step = ROWS_AT_ONCE if q.is_cpu else max(1, len(wanted))
+    for start in range(0, len(wanted), step):
+        place = slice(start, min(start + step, len(wanted)))
+        if mask is None and not causal:
+            yield _Part(place, slice(0, k.shape[2]), None, None)
+            continue
+        at, dead = wanted[place], None
+        if mask is None:
+            bias = _additive(at[:, None] >= torch.arange(k.shape[2], device=q.device), q)
+            bias = bias[None, None]
+        else:
+            bias, dead = _opened(mask[:, :, place] if rows is None else mask[:, :, at], q)
+        reach = _reach(bias) if q.is_cpu else k.shape[2]
+        yield _Part(place, slice(0, reach), bias[:, :, None, :, :reach], dead)
+
+
+def _opened(mask: Tensor, q: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An additive mask in which every row attends to something, and the rows that did not."""
     if mask.dtype == torch.bool:
-        dead = ~mask.any(dim=-1, keepdim=True)
-        return _additive(mask | dead, q), dead[:, 0]
-    dead = (mask == -torch.inf).all(dim=-1, keepdim=True)
+        mask = _additive(mask, q)
+    dead = mask.amax(dim=-1, keepdim=True) == -torch.inf
+    if dead.is_cpu and not bool(dead.any()):
+        return mask.to(_accurate(q)), None
     return mask.to(_accurate(q)).masked_fill(dead, 0.0), dead[:, 0]
+
+
+def _reach(bias: Tensor) -> int:
+    """How many leading columns the rows of an additive mask attend to."""
+    return int((bias.amax(dim=(0, 1, 2)) > -torch.inf).nonzero()[-1]) + 1
 
 
 def _additive(allowed: Tensor, q: Tensor) -> Tensor:
@@ -199,25 +243,17 @@ def _additive(allowed: Tensor, q: Tensor) -> Tensor:
     return torch.where(allowed, zeros, -torch.inf)
 
 
-def _pick(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x.index_select(2, rows)
-
-
-def _split_heads(x: Tensor, k: Tensor) -> Tensor:
-    """[B, H, n, d] → [B, Hk, H/Hk, n, d]."""
-    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:])
-
-
 def _accurate(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _chunks(q: Tensor, k: Tensor) -> list[Chunk]:
+def _chunks(q: Tensor, part: _Part) -> list[Chunk]:
     """Slices of key heads and of query heads within them that fit HEADS_AT_ONCE, at least one."""
-    batch, heads, group, rows = q.shape[:4]
-    fit = max(1, HEADS_AT_ONCE // max(1, batch * rows * k.shape[2]))
+    batch, heads, group = q.shape[:3]
+    entries = batch * (part.rows.stop - part.rows.start) * part.columns.stop
+    fit = max(1, HEADS_AT_ONCE // max(1, entries))
     if fit >= group:
         step = fit // group
         return [(slice(h, h + step), slice(None)) for h in range(0, heads, step)]
     within = [slice(g, g + fit) for g in range(0, group, fit)]
-    return [(slice(h, h + 1), part) for h in range(heads) for part in within]
+    return [(slice(h, h + 1), some) for h in range(heads) for some in within]

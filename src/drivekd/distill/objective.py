@@ -68,7 +68,7 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
     device = batch.input_ids.device.type
     with attention.capture(vlms.decoder_layers(plan.student), wanted) as maps:
         with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
-            goals = teacher.targets(plan.teachers, batch, rows, mismatch=plan.recipe.data.mismatch)
+            goals = plan.targets(batch, rows)
             hidden = forward(plan.student, batch, plan.features)
             answers = answer_loss(plan.student, hidden, batch)
         _check_captured(plan, wanted, maps)

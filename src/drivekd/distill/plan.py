@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Plan:
         features: its cache of visual features; None where its vision tower is trained or caching
             is off.
         teachers: the distinct frozen models.
+        targets: where the teachers' maps come from: `teacher.targets` of the live teachers.
         terms: one per capability, in the recipe's order: the columns of Π.
         mixing: Π, a row of K shares [K] per capability of a sample.
         names: of the trained parameters.
@@ -48,6 +50,7 @@ class Plan:
     student: vlms.Vlm
     features: FeatureCache | None
     teachers: tuple[Teacher, ...]
+    targets: teacher.Targets
     terms: tuple[Term, ...]
     mixing: Mapping[str | None, Tensor]
     names: tuple[str, ...]
@@ -119,6 +122,7 @@ def build(
         student=student,
         features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
         teachers=teachers,
+        targets=partial(teacher.targets, teachers, mismatch=recipe.data.mismatch),
         terms=terms,
         mixing=_mixing(recipe, terms, student.device),
         names=names,

@@ -7,7 +7,7 @@ for every capability and every student layer, the mean of the teacher maps match
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,9 @@ from drivekd.recipe import Capability
 
 Maps = dict[int, Tensor]
 """Layer (0-based) to head-averaged map: float32 [B, n, n], or [B, R, n] for the rows asked for."""
+
+Targets = Callable[[Batch, Tensor], dict[str, Maps]]
+"""f(batch, `text_rows(batch)`) → capability → student layer → map; chosen before the loop."""
 
 #: Samples compared one by one even where student and teacher have the very same tokenizer.
 PROBES = 16
@@ -138,9 +141,7 @@ def targets(
         maps = _maps(teacher, batch, rows)
         for each in teacher.terms:
             found[each.capability] = {
-                student: torch.stack([seen(maps[t], each, rows) for t in matched]).mean(0)
-                if len(matched) > 1
-                else seen(maps[matched[0]], each, rows)
+                student: _mean([seen(maps[t], each, rows) for t in matched])
                 for student, matched in each.matches.items()
             }
             if mismatch:
@@ -150,6 +151,16 @@ def targets(
                     for layer, map_ in found[each.capability].items()
                 }
     return found
+
+
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    """Their mean, summed in place: a stack of maps would be as large as all of them."""
+    if len(maps) == 1:
+        return maps[0]
+    total = maps[0] + maps[1]
+    for map_ in maps[2:]:
+        total += map_
+    return total.div_(len(maps))
 
 
 def _maps(teacher: Teacher, batch: Batch, rows: Tensor) -> Maps:

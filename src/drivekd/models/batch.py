@@ -55,6 +55,7 @@ class Batch:
         row: the row of each sample.
         members: positions of the row that make up the sample: shared prefix and own segment.
         samples: in the order given to `collate`.
+        causal: the mask is the plain causal one: a sample to a row, no padding.
     """
 
     input_ids: Int[Tensor, "b n"]
@@ -67,6 +68,7 @@ class Batch:
     row: Int[Tensor, " s"]
     members: Bool[Tensor, "s n"]
     samples: tuple[Sample, ...]
+    causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def collate(
         row=row_of.to(device),
         members=((own == 0) | (own == number[:, None])).to(device),
         samples=tuple(e.sample for e in encoded),
+        causal=len(rows) == len(encoded) and len({len(ids) for ids, *_ in laid}) == 1,
     )
 
 
@@ -136,12 +139,20 @@ def forward(vlm: Vlm, batch: Batch, features: FeatureCache | None = None) -> Flo
     embeds = embed(vlm, batch.input_ids, batch.is_image, paths, features)
     output = language_model(vlm)(
         inputs_embeds=embeds,
-        attention_mask=_additive(batch.attention_mask, embeds.dtype),
+        attention_mask=_mask(vlm, batch, embeds.dtype),
         position_ids=batch.position_ids,
         use_cache=False,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _mask(vlm: Vlm, batch: Batch, dtype: torch.dtype) -> Tensor | dict[str, None]:
+    """The mask that the decoder gets; none where SDPA's own causal one, half the work, will do."""
+    config: Any = vlm.model.config.get_text_config()
+    if batch.causal and config._attn_implementation != "eager":  # which reads none as "no mask"
+        return dict.fromkeys(config.layer_types)
+    return _additive(batch.attention_mask, dtype)
 
 
 def _additive(allowed: Bool[Tensor, "b 1 n n"], dtype: torch.dtype) -> Float[Tensor, "b 1 n n"]:

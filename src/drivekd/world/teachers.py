@@ -297,12 +297,12 @@ def key(name: str, recipe: TeachersRecipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_stage(name: str, shop: Workshop) -> None:
-    """Run one stage, unless it is complete as the recipe now says."""
+def run_stage(name: str, shop: Workshop, threads: int = 1) -> None:
+    """Run one stage in so many torch threads, unless it is complete as the recipe now says."""
     card, mark = shop.out / name / "card.json", key(name, shop.recipe)
     if card.exists() and json.loads(card.read_text()).get("key") == mark:
         return
-    torch.set_num_threads(1)  # stages run side by side
+    torch.set_num_threads(threads)
     card.unlink(missing_ok=True)
     stage = STAGES[name]
     starts = [load(shop.out / start, device=device()) for start in stage.after]
@@ -325,7 +325,8 @@ def rounds() -> list[list[str]]:
 def make_teachers(recipe: TeachersRecipe, out: Path, *, workers: int) -> None:
     """Make every stage, in processes side by side where stages do not need each other."""
     world = worlds.make(out / "world", recipe.scenes, "train").parent
-    run = partial(run_stage, shop=Workshop(recipe, world, out))
+    shop = Workshop(recipe, world, out)
     for names in rounds():
-        for _ in side_by_side(run, names, workers):
+        threads = max(1, workers // len(names))
+        for _ in side_by_side(partial(run_stage, shop=shop, threads=threads), names, workers):
             pass

@@ -100,8 +100,7 @@ def job(name: str, arm: str, seed: int, scenes: Path, changes: Sequence[str] = (
 
     Its folder is named after the commit, so that nothing older is ever reported as of this one.
     """
-    pool = worlds("student", POOL)
-    files = json.dumps([str(pool), str(pool.with_name("dense.jsonl"))])
+    files = json.dumps([str(worlds("student", POOL))])
     base = load("demo", [f"data.train={files}", f"seed={seed}", *changes])
     recipe = arm_recipe(base, "ce_only" if arm == "ce_long" else arm, OUT / commit() / name)
     if arm == "ce_long":

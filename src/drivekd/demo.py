@@ -85,8 +85,7 @@ def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) ->
 
     (train, scenes), (test, held_out) = worlds(out, max_steps)
     train_file, demo_file = make(train, scenes, "student"), make(test, held_out, "demo")
-    files = [str(train_file), str(train_file.with_name("dense.jsonl"))]
-    changes = [f"data.train={json.dumps(files)}"]
+    changes = [f"data.train={json.dumps([str(train_file)])}"]
     changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
     base = load("demo", changes)
     _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in TRAINED])

@@ -221,7 +221,7 @@ def test_only_q_and_k_are_kept_for_backward_of_large_maps(monkeypatch: pytest.Mo
     mask = block_mask()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         head_mean(q, k, mask)
-    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in (q, k, mask)}
+    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in (q, k)}
     kept.clear()
     with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         result = head_mean(q, k, mask)
@@ -408,3 +408,24 @@ def test_capture_says_what_went_wrong() -> None:
     with capture(layers, {0: None}) as maps:  # nothing is left behind by any of the above
         model(ids)
     assert maps[0].shape == (2, 5, 5)
+
+
+def test_a_packed_row_computes_few_columns_and_looks_at_its_mask_once() -> None:
+    """Questions behind one prefix: a block of rows sees the prefix and its own questions only."""
+    prefix, own, questions = 64, 40, 8
+    n = prefix + own * questions
+    segment = torch.cat(
+        [torch.zeros(prefix), torch.arange(1, questions + 1).repeat_interleave(own)]
+    )
+    allowed = (segment[:, None] == segment) | (segment == 0)
+    mask = (allowed & torch.ones(n, n, dtype=torch.bool).tril())[None, None]
+    q, k = torch.randn(2, 4, n, 8), torch.randn(2, 2, n, 8)
+    known: head_mean_module.Blocks = {}
+    found = head_mean(q, k, mask, known=known)
+    bias = torch.zeros(()).where(mask, -torch.inf)
+    torch.testing.assert_close(found, head_mean_plain(q, k, bias, 8**-0.5))
+    ((_, _, blocks),) = known.values()
+    computed = [len(torch.arange(n)[block.columns]) for block in blocks]
+    assert max(computed) <= prefix + own * 5  # 128 rows touch at most five questions
+    assert torch.equal(found, head_mean(q, k, mask, known=known))
+    assert len(known) == 1

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from drivekd.distill.head_mean import head_mean
+from drivekd.distill.head_mean import Blocks, head_mean
 
 NAME = "drivekd_sdpa"
 """Under this name the tapped SDPA is registered with transformers."""
@@ -35,6 +35,7 @@ class _Tap:
     layer: int
     rows: Tensor | None
     maps: dict[int, Tensor]
+    known: Blocks
 
 
 def _tapped_sdpa(
@@ -78,6 +79,7 @@ def _record(
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal)
         and query.shape[2] > 1,
         rows=tap.rows,
+        known=tap.known,
     )
     # A checkpointed layer runs again during backward and must save the same tensors again; the
     # map that the loss was built on is the first one, and the one of the recomputation is dropped.
@@ -142,10 +144,11 @@ def capture(
             missing at the end of a block that ended normally.
     """
     maps: dict[int, Tensor] = {}
+    known: Blocks = {}
     modules = {layer: _untapped(layers, layer) for layer in wanted}
     try:
         for layer, module in modules.items():
-            setattr(module, _TAP, _Tap(layer, wanted[layer], maps))
+            setattr(module, _TAP, _Tap(layer, wanted[layer], maps, known))
         yield maps
     finally:
         for module in modules.values():

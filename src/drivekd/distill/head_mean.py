@@ -17,10 +17,10 @@ HEADS_AT_ONCE = 2**18
 """Scores [entries] computed at a time, 1 MB: a block that leaves the cache costs double."""
 
 ROWS_AT_ONCE = 128
-"""Rows computed at a time on a CPU, with the columns up to the last that any of them attends to.
+"""Rows computed at a time on a CPU, with the columns that any of them attends to.
 
-Half of a causal map is so never computed. A GPU does all rows at once: to ask it how far they
-reach would make it wait.
+Half of a causal map, and most of a row in which many questions share one prefix, is so never
+computed. A GPU does all rows at once: to ask it what they reach would make it wait.
 """
 
 KEPT_ENTRIES = 2**23
@@ -34,20 +34,24 @@ Mask = Bool[Tensor, "Bm 1 n k"] | Float[Tensor, "Bm 1 n k"]
 Chunk = tuple[slice, slice]
 
 
-class _Part(NamedTuple):
+class Block(NamedTuple):
     """Some rows of the map.
 
     Attributes:
         rows: which of the rows wanted.
-        columns: up to the last one that any of these rows may attend to.
+        columns: those that any of these rows may attend to.
         bias: their additive mask [Bm, 1, 1, r, c]; None where it changes nothing.
         dead: those that attend to nothing [Bm, r, 1]; None where it is known that there are none.
     """
 
     rows: slice
-    columns: slice
+    columns: slice | Tensor
     bias: Tensor | None
     dead: Tensor | None
+
+
+Blocks = dict[tuple[int, int], tuple[Tensor, Tensor | None, list[Block]]]
+"""Blocks by mask and rows wanted: layers of one forward pass share them, by identity."""
 
 
 def head_mean_plain(
@@ -69,10 +73,11 @@ def head_mean(
     scale: float | None = None,
     causal: bool = True,
     rows: Int[Tensor, " R"] | None = None,
+    known: Blocks | None = None,
 ) -> Float[Tensor, "B R m"]:
     """Softmax attention of chosen rows averaged over heads, Ā = (1/H) Σ_h softmax(q_h k_hᵀ·scale).
 
-    Differentiable in q and k. Only q and k (and the mask) are kept for the backward pass, which
+    Differentiable in q and k. Only q, k and the blocks are kept for the backward pass, which
     recomputes the heads; without gradient nothing is kept. [release: the map; ours: the way]
 
     Args:
@@ -83,15 +88,17 @@ def head_mean(
         scale: factor of the scores; d^-½ by default.
         causal: what `mask=None` means.
         rows: positions of the rows wanted, in any order; all by default.
+        known: remembers what was worked out about a mask, for calls with the same one.
 
     Returns:
         float32 (float64 for float64 inputs); rows of fully masked positions are zero.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    blocks = _blocks(q, k, mask, rows, causal, {} if known is None else known)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        result: Tensor = _HeadMean.apply(q, k, mask, rows, scale, causal)  # type: ignore[no-untyped-call]
+        result: Tensor = _HeadMean.apply(q, k, rows, scale, blocks)  # type: ignore[no-untyped-call]
         return result
-    return _mean(q, k, mask, rows, scale, causal)
+    return _mean(q, k, rows, scale, blocks)
 
 
 class _HeadMean(torch.autograd.Function):
@@ -99,36 +106,28 @@ class _HeadMean(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        mask: Tensor | None,
-        rows: Tensor | None,
-        scale: float,
-        causal: bool,
+        ctx: Any, q: Tensor, k: Tensor, rows: Tensor | None, scale: float, blocks: Sequence[Block]
     ) -> Tensor:
         kept: list[Tensor] = []
-        mean = _mean(q, k, mask, rows, scale, causal, kept)
-        ctx.save_for_backward(q, k, mask, rows, *kept)
-        ctx.settings = (scale, causal)
+        mean = _mean(q, k, rows, scale, blocks, kept)
+        ctx.save_for_backward(q, k, rows, *kept)
+        ctx.settings = (scale, blocks)
         return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, mask, rows, *kept = ctx.saved_tensors
-        scale, causal = ctx.settings
-        passed = _mean_backward(grad, q, k, mask, rows, scale, causal, kept)
-        return *passed, None, None, None, None
+        q, k, rows, *kept = ctx.saved_tensors
+        scale, blocks = ctx.settings
+        return *_mean_backward(grad, q, k, rows, scale, blocks, kept), None, None, None
 
 
 def _mean(
     q: Tensor,
     k: Tensor,
-    mask: Tensor | None,
     rows: Tensor | None,
     scale: float,
-    causal: bool,
+    blocks: Sequence[Block],
     kept: list[Tensor] | None = None,
 ) -> Tensor:
     """The map; where `kept` is given, small probabilities are put there for the backward pass."""
@@ -136,17 +135,18 @@ def _mean(
         scaled, keys = _operands(q, k, rows, scale)
         total = keys.new_zeros(len(q), scaled.shape[3], k.shape[2])
         keeps = scaled.shape[:4].numel() * k.shape[2] <= KEPT_ENTRIES
-        for part in _parts(q, k, mask, rows, causal):
-            target = total[:, part.rows, part.columns]
+        for block in blocks:
+            seen = keys[:, :, block.columns]
+            part = total.new_zeros(len(q), block.rows.stop - block.rows.start, seen.shape[2])
             for heads, group in _chunks(scaled, part):
-                q_, k_ = scaled[:, heads, group, part.rows], keys[:, heads, part.columns]
-                p = _probabilities(q_, k_, part.bias)
+                p = _probabilities(scaled[:, heads, group, block.rows], seen[:, heads], block.bias)
                 for head in p.flatten(1, 2).unbind(1):
-                    target += head
+                    part += head
                 if kept is not None and keeps:
                     kept.append(p)
-            if part.dead is not None:
-                target.masked_fill_(part.dead, 0.0)
+            if block.dead is not None:
+                part.masked_fill_(block.dead, 0.0)
+            total[:, block.rows, block.columns] = part
         return total.div_(q.shape[1])
 
 
@@ -154,10 +154,9 @@ def _mean_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
-    mask: Tensor | None,
     rows: Tensor | None,
     scale: float,
-    causal: bool,
+    blocks: Sequence[Block],
     kept: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """∂/∂q and ∂/∂k: with P_h = softmax and dP = grad/H, dS_h = P_h ∘ (dP − Σ_cols P_h ∘ dP)."""
@@ -165,17 +164,20 @@ def _mean_backward(
         scaled, keys = _operands(q, k, rows, scale)
         grad_q, grad_k = torch.empty_like(scaled), torch.zeros_like(keys)
         again = iter(kept)
-        for part in _parts(q, k, mask, rows, causal):
-            dp = grad[:, part.rows, part.columns] / q.shape[1]
-            dp = dp if part.dead is None else dp.masked_fill_(part.dead, 0.0)
-            for heads, group in _chunks(scaled, part):
-                q_, k_ = scaled[:, heads, group, part.rows], keys[:, heads, part.columns]
-                p = next(again) if kept else _probabilities(q_, k_, part.bias)
+        for block in blocks:
+            seen = keys[:, :, block.columns]
+            dp = grad[:, block.rows, block.columns] / q.shape[1]
+            dp = dp if block.dead is None else dp.masked_fill_(block.dead, 0.0)
+            grad_seen = torch.zeros_like(seen)
+            for heads, group in _chunks(scaled, dp):
+                q_, k_ = scaled[:, heads, group, block.rows], seen[:, heads]
+                p = next(again) if kept else _probabilities(q_, k_, block.bias)
                 ds = p * dp[:, None, None]
                 ds.addcmul_(p, ds.sum(-1, keepdim=True), value=-1.0)
                 flat = ds.flatten(2, 3)
-                grad_q[:, heads, group, part.rows] = (flat @ k_).view_as(q_)
-                grad_k[:, heads, part.columns] += flat.transpose(-1, -2) @ q_.flatten(2, 3)
+                grad_q[:, heads, group, block.rows] = (flat @ k_).view_as(q_)
+                grad_seen[:, heads] += flat.transpose(-1, -2) @ q_.flatten(2, 3)
+            grad_k[:, :, block.columns] += grad_seen
         full = grad_q.mul_(scale).flatten(1, 2)  # grad_k has the scale already, by q_
         if rows is not None:
             full = torch.zeros_like(q, dtype=full.dtype).index_add_(2, rows, full)
@@ -198,44 +200,54 @@ def _probabilities(q_: Tensor, k_: Tensor, bias: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def _parts(
-    q: Tensor, k: Tensor, mask: Tensor | None, rows: Tensor | None, causal: bool
-) -> Iterator[_Part]:
+def _blocks(
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: Tensor | None, causal: bool, known: Blocks
+) -> list[Block]:
     """The rows wanted, some at a time, with their mask as an additive one.
 
     Adding is 1.5 to 3 times as fast as filling. Rows that may attend to nothing are left open
     here and zeroed in the map: softmax over nothing is NaN.
     """
+    if mask is None:
+        return list(_cut(q, k, mask, rows, causal))
+    name = (id(mask), id(rows))
+    if name not in known:  # an id stands for a tensor only while that lives
+        known[name] = mask, rows, list(_cut(q, k, mask, rows, causal))
+    return known[name][2]
+
+
+def _cut(
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: Tensor | None, causal: bool
+) -> Iterator[Block]:
     wanted = torch.arange(q.shape[2], device=q.device) if rows is None else rows
     step = ROWS_AT_ONCE if q.is_cpu else max(1, len(wanted))
     for start in range(0, len(wanted), step):
         place = slice(start, min(start + step, len(wanted)))
         if mask is None and not causal:
-            yield _Part(place, slice(0, k.shape[2]), None, None)
+            yield Block(place, slice(0, k.shape[2]), None, None)
             continue
-        at, dead = wanted[place], None
+        at = wanted[place]
         if mask is None:
-            bias = _additive(at[:, None] >= torch.arange(k.shape[2], device=q.device), q)
-            bias = bias[None, None]
+            open_ = (at[:, None] >= torch.arange(k.shape[2], device=q.device))[None, None]
         else:
-            bias, dead = _opened(mask[:, :, place] if rows is None else mask[:, :, at], q)
-        reach = _reach(bias) if q.is_cpu else k.shape[2]
-        yield _Part(place, slice(0, reach), bias[:, :, None, :, :reach], dead)
+            open_ = mask[:, :, place] if rows is None else mask[:, :, at]
+        bias = _additive(open_, q) if open_.dtype == torch.bool else open_.to(_accurate(q))
+        columns = _reached(bias) if q.is_cpu else slice(0, k.shape[2])
+        bias = bias[..., columns]
+        dead = bias.amax(dim=-1, keepdim=True) == -torch.inf
+        if q.is_cpu and not bool(dead.any()):
+            yield Block(place, columns, bias[:, :, None], None)
+        else:
+            yield Block(place, columns, bias.masked_fill(dead, 0.0)[:, :, None], dead[:, 0])
 
 
-def _opened(mask: Tensor, q: Tensor) -> tuple[Tensor, Tensor | None]:
-    """An additive mask in which every row attends to something, and the rows that did not."""
-    if mask.dtype == torch.bool:
-        mask = _additive(mask, q)
-    dead = mask.amax(dim=-1, keepdim=True) == -torch.inf
-    if dead.is_cpu and not bool(dead.any()):
-        return mask.to(_accurate(q)), None
-    return mask.to(_accurate(q)).masked_fill(dead, 0.0), dead[:, 0]
-
-
-def _reach(bias: Tensor) -> int:
-    """How many leading columns the rows of an additive mask attend to."""
-    return int((bias.amax(dim=(0, 1, 2)) > -torch.inf).nonzero()[-1]) + 1
+def _reached(bias: Tensor) -> slice | Tensor:
+    """The columns that any row of an additive mask attends to; at least one."""
+    found = (bias.amax(dim=(0, 1, 2)) > -torch.inf).nonzero().squeeze(1)
+    if len(found) == 0:
+        return slice(0, 1)
+    last = int(found[-1]) + 1
+    return slice(0, last) if len(found) == last else found
 
 
 def _additive(allowed: Tensor, q: Tensor) -> Tensor:
@@ -247,11 +259,10 @@ def _accurate(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _chunks(q: Tensor, part: _Part) -> list[Chunk]:
+def _chunks(q: Tensor, part: Tensor) -> list[Chunk]:
     """Slices of key heads and of query heads within them that fit HEADS_AT_ONCE, at least one."""
-    batch, heads, group = q.shape[:3]
-    entries = batch * (part.rows.stop - part.rows.start) * part.columns.stop
-    fit = max(1, HEADS_AT_ONCE // max(1, entries))
+    heads, group = q.shape[1:3]
+    fit = max(1, HEADS_AT_ONCE // max(1, part.numel()))
     if fit >= group:
         step = fit // group
         return [(slice(h, h + step), slice(None)) for h in range(0, heads, step)]

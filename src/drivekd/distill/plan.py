@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import attention, corpus, teacher
+from drivekd.distill import agreement, attention, bridges, corpus, teacher
+from drivekd.distill.bridges import Bridges
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.teacher import Teacher, Term
@@ -35,6 +36,7 @@ class Plan:
             is off.
         teachers: the distinct frozen models.
         terms: one per capability, in the recipe's order: the columns of Π.
+        bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
         names: of the trained parameters.
         parameters: the trained parameters; tied ones once.
@@ -49,6 +51,7 @@ class Plan:
     features: FeatureCache | None
     teachers: tuple[Teacher, ...]
     terms: tuple[Term, ...]
+    bridges: Bridges
     mixing: Mapping[str | None, Tensor]
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
@@ -120,6 +123,7 @@ def build(
         features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
         teachers=teachers,
         terms=terms,
+        bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
         names=names,
         parameters=parameters,
@@ -147,6 +151,12 @@ def _refuse_unsupported(recipe: Recipe) -> None:
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "
             "train.trainable: everything trains it. Use trainable: language_model"
         )
+    for name, capability in recipe.capabilities.items():
+        if recipe.data.mismatch and capability.signal in ("hidden", "logits_kl"):
+            raise ValueError(
+                f"data.mismatch: true exchanges attention between words, but capabilities.{name} "
+                f"has signal {capability.signal}; set data.mismatch: false or an attention signal"
+            )
 
 
 # -------------------------------------------------------------------------------- who teaches
@@ -168,14 +178,29 @@ def _teachers(
         if source in given:
             vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
         else:
-            vlm = teacher.load(source, taught.values(), device=student.device, dtype=dtype)
+            vlm = teacher.load(source, taught, device=student.device, dtype=dtype)
             depth = teacher.depth(source)
-        teacher.check_agreement(student, vlm, ", ".join(taught), encoded)
+        agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
+        if any(use.signal == "logits_kl" for use in taught.values()):
+            agreement.check_outputs(student, vlm, ", ".join(taught))
         own = len(vlms.decoder_layers(student))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
         cache = _cache(recipe, vlm, encoded)
         teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)
+
+
+def _bridges(recipe: Recipe, student: vlms.Vlm, teachers: Sequence[Teacher]) -> Bridges:
+    def width(vlm: vlms.Vlm) -> int:
+        return int(vlm.model.config.get_text_config().hidden_size)
+
+    return bridges.build(
+        [term for each in teachers for term in each.terms],
+        {term.capability: width(each.vlm) for each in teachers for term in each.terms},
+        width(student),
+        seed=recipe.seed,
+        device=student.device,
+    )
 
 
 def _mixing(

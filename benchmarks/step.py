@@ -191,7 +191,7 @@ def with_targets(plan: plans.Plan) -> plans.Plan:
     batch = batch_of(plan, [0])
     stored = plan.targets(batch, teacher.text_rows(batch))
 
-    def targets(batch: Batch, rows: Tensor) -> dict[str, teacher.Maps]:
+    def targets(batch: Batch, rows: Tensor) -> dict[str, teacher.Trace]:
         return stored
 
     return replace(plan, targets=targets)

@@ -120,6 +120,16 @@ def capability(name: str, layers: str, signal: str, **options: Any) -> dict[str,
     return {"teacher": f"tiny:{name}", "student_layers": layers, "signal": signal, **options}
 
 
+def three_signals(loss: str = "mse", temperature: float = 2.0) -> dict[str, dict[str, Any]]:
+    """Attention, hidden states and output distributions, one teacher each."""
+    outputs = {"teacher": "tiny:planning", "signal": "logits_kl", "temperature": temperature}
+    return {
+        "perception": capability("perception", "first", "text_to_vision", loss=loss),
+        "reasoning": capability("reasoning", "1..penultimate", "hidden", loss=loss),
+        "planning": outputs,
+    }
+
+
 def lines(output_dir: Path) -> list[dict[str, float]]:
     """The record of a run."""
     text = (output_dir / "log.jsonl").read_text(encoding="utf-8")

@@ -33,9 +33,18 @@ ALLOWED: dict[str, set[str]] = {
 MAKERS = {"world/teachers.py", "world/tower.py", "world/grounding.py"}
 MAKERS_ALLOWED = {"data", "models", "distill", "recipe"}
 #: a run as data: nothing but data
-RECIPE = {"recipe", "recipe_errors"}
+RECIPE = {"recipe", "recipe_errors", "recipe_files"}
 #: the mathematics knows no model family, no configuration object, no file
-MATHEMATICS = {"layers", "attention", "head_mean", "losses", "projection", "weighting"}
+MATHEMATICS = {
+    "layers",
+    "attention",
+    "head_mean",
+    "losses",
+    "projection",
+    "states",
+    "token_kl",
+    "weighting",
+}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "factory", "misc"}
 #: loading one of these takes longer than all of `drivekd --help` may
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "panda3d", "highway_env", "PIL"}
@@ -93,7 +102,9 @@ def permitted(path: Path, module: str) -> bool:
         stem = Path(rest).stem
         if stem in MATHEMATICS:  # the tap takes its map from the pure function beside it
             return stem == "attention" and inner == "head_mean"
-        return inner in {"layers", "attention"} if stem == "teacher" else inner != "train"
+        if stem == "teacher":
+            return inner in {"layers", "attention", "states"}
+        return inner != "train"
     if package == "distill" and Path(rest).stem in MATHEMATICS:
         return False
     if name_of(path) in MAKERS and target in MAKERS_ALLOWED:

@@ -99,7 +99,12 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
         ("combine.combiner=apg", "'agp'"),
         ("capabilities.planning.student_layers=frist", "'frist' names no layers"),
         ("capabilities.planning.student_layers=0..", "names no layers"),
-        ("capabilities.planning.signal=logits", "'text_to_vision' or 'full'"),
+        ("capabilities.planning.signal=logits", "got 'logits'; did you mean 'logits_kl'?"),
+        ("capabilities.planning.signal=hiden", "did you mean 'hidden'?"),
+        ("capabilities.planning.signal=zebra", "'full', 'hidden' or 'logits_kl', got 'zebra'"),
+        ("capabilities.planning.student_layers=null", "text_to_vision compares layers: expected"),
+        ("capabilities.planning.temperature=2", "temperature has no meaning for signal text_to_v"),
+        ("capabilities.planning.temperature=0", "greater than 0"),
         ("mixing.planning.planing=1", "mixing.planning.planing: no such teacher"),
         ("mixing.plan.planning=1", "mixing.plan: no such capability"),
         ("mixing.planning.planning=0", "not all zero"),
@@ -119,6 +124,45 @@ def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path: Path, override: str,
         recipes.load(path, [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LOGITS: dict[str, Any] = {"teacher": "a", "signal": "logits_kl"}
+
+
+def with_planning(raw: dict[str, Any]) -> recipes.Recipe:
+    return recipes.parse(BASE | {"capabilities": {"planning": raw}})
+
+
+def test_distilling_outputs_needs_no_layers() -> None:
+    recipe = with_planning(LOGITS | {"temperature": 2})
+    found = recipe.capabilities["planning"]
+    assert (found.student_layers, found.teacher_layers, found.temperature) == (None, None, 2.0)
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("student_layers", "first", "student_layers has no meaning for signal logits_kl: .* null"),
+        ("student_layers", "frist", "'frist' names no layers"),
+        ("teacher_layers", "last", "teacher_layers has no meaning"),
+        ("loss", "cosine", "loss has no meaning for signal logits_kl: expected mse, got cosine"),
+        ("grouping", "proportional", "grouping has no meaning"),
+        ("reachable_only", True, "reachable_only has no meaning"),
+    ],
+)
+def test_keys_that_outputs_do_not_read_are_refused(key: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"`capabilities\.planning[a-z._]*`: .*{said}") as caught:
+        with_planning(LOGITS | {key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_hidden_states_have_layers_and_no_pairs() -> None:
+    hidden = TEACHERS["reasoning"] | {"signal": "hidden", "loss": "cosine"}
+    assert with_planning(hidden).capabilities["planning"].teacher_layers == "1..penultimate"
+    for key, value in (("reachable_only", True), ("temperature", 2)):
+        with pytest.raises(ValueError, match=f"{key} has no meaning for signal hidden"):
+            with_planning(hidden | {key: value})
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

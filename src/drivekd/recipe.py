@@ -1,4 +1,4 @@
-"""A run as data: the pydantic models of a recipe, YAML in and out, dotted overrides.
+"""A run as data: the pydantic models of a recipe, read from YAML and written to it.
 
 Defaults are the paper's assignment where the paper states one, the release's where only the
 release does, ours otherwise; each field says which.
@@ -6,10 +6,8 @@ release does, ours otherwise; each field says which.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,13 +24,27 @@ from pydantic import (
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.recipe_errors import explain
+from drivekd.recipe_files import names, read, shipped
+
+__all__ = [
+    "Capability",
+    "Combine",
+    "Data",
+    "Recipe",
+    "Train",
+    "Weighting",
+    "load",
+    "parse",
+    "shipped",
+    "to_yaml",
+]
 
 _BOUND = r"\s*(first|penultimate|last|\d+)(\s*[+-]\s*\d+)?\s*"
 _PART = rf"(\s*all\s*|{_BOUND}(\.\.{_BOUND})?)"
 _LAYERS = re.compile(rf"{_PART}(,{_PART})*", re.IGNORECASE)
 
 Combiner = Literal["agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "sum_ce3"]
-Signal = Literal["text_to_vision", "full"]
+Signal = Literal["text_to_vision", "full", "hidden", "logits_kl"]
 
 
 def _layer_spec(spec: int | str) -> int | str:
@@ -93,35 +105,71 @@ class Data(_Part):
 
 
 class Capability(_Part):
-    """One teacher: which maps of which layers the student is drawn to.
+    """One teacher: what the student is drawn to, and in which layers.
 
     Attributes:
         teacher: path, hub id or `world:NAME`; equal names share one forward pass.
-        student_layers: layers of the student, e.g. `first`, `1..penultimate` [paper].
+        student_layers: layers of the student, e.g. `first`, `1..penultimate` [paper]; none for
+            `logits_kl`, which compares what leaves the last one.
         teacher_layers: the same on the teacher; the student's specification where absent.
-        signal: the text→vision block or the full map [paper].
-        loss: mean squared error [paper] or cosine [ours].
+        signal: attention maps, their text→vision block or all of them [paper]; or, for the
+            ablations [ours], `hidden`: states behind layers at text positions, through a learned
+            linear map to the teacher's width; `logits_kl`: KL(teacher‖student) on answer tokens.
+        loss: mean squared error [paper] or cosine [ours]; nothing else than mse for `logits_kl`.
         grouping: how student layers are matched to teacher layers: window [release] or
             proportional [ours].
         rho: gradient norm of this loss relative to cross-entropy's, before Π [ours].
-        reachable_only: leave out pairs that causality forbids [ours].
+        reachable_only: leave out pairs of attention that causality forbids [ours].
+        temperature: τ that both logits are divided by, for `logits_kl` only; the loss is
+            multiplied by τ² [ours].
     """
 
     teacher: str
-    student_layers: LayerSpec
-    teacher_layers: LayerSpec
+    student_layers: LayerSpec | None = None
+    teacher_layers: LayerSpec | None = None
     signal: Signal
     loss: Literal["mse", "cosine"] = "mse"
     grouping: Literal["window", "proportional"] = "window"
     rho: NonNegative = 5.4
     reachable_only: bool = False
+    temperature: Positive = 1.0
 
     @model_validator(mode="before")
     @classmethod
     def _same_layers(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "student_layers" in values:
-            return {"teacher_layers": values["student_layers"], **values}
+        if isinstance(values, dict) and values.get("student_layers") is not None:
+            theirs = values.get("teacher_layers")
+            return {
+                **values,
+                "teacher_layers": values["student_layers"] if theirs is None else theirs,
+            }
         return values
+
+    @model_validator(mode="after")
+    def _keys_of_the_signal(self) -> Capability:
+        if self.signal != "logits_kl" and self.student_layers is None:
+            raise ValueError(
+                f"signal {self.signal} compares layers: expected student_layers, got none; write "
+                "for instance student_layers: 1..penultimate"
+            )
+        for key in _WITHOUT_MEANING[self.signal]:
+            usual = type(self).model_fields[key].default
+            if getattr(self, key) != usual:
+                raise ValueError(
+                    f"{key} has no meaning for signal {self.signal}: expected "
+                    f"{'null' if usual is None else usual}, got {getattr(self, key)}; leave the "
+                    "key out, or choose another signal"
+                )
+        return self
+
+
+#: Keys of a capability that its signal does not read.
+_WITHOUT_MEANING: Mapping[Signal, tuple[str, ...]] = {
+    "text_to_vision": ("temperature",),
+    "full": ("temperature",),
+    "hidden": ("reachable_only", "temperature"),
+    "logits_kl": ("student_layers", "teacher_layers", "loss", "grouping", "reachable_only"),
+}
 
 
 class Weighting(_Part):
@@ -246,20 +294,20 @@ class Recipe(_Part):
         known = tuple(self.capabilities)
         for row, shares in self.mixing.items():
             if row not in known and row not in CAPABILITIES:
-                raise ValueError(f"mixing.{row}: no such capability; there are {_names(known)}")
+                raise ValueError(f"mixing.{row}: no such capability; there are {names(known)}")
             for column in shares:
                 if column not in known:
                     raise ValueError(
-                        f"mixing.{row}.{column}: no such teacher; there are {_names(known)}"
+                        f"mixing.{row}.{column}: no such teacher; there are {names(known)}"
                     )
         for name in self.weighting.fixed:
             if name not in known:
                 raise ValueError(
-                    f"weighting.fixed.{name}: no such capability; there are {_names(known)}"
+                    f"weighting.fixed.{name}: no such capability; there are {names(known)}"
                 )
         missing = [name for name in known if name not in self.weighting.fixed]
         if self.weighting.mode == "fixed" and missing:
-            raise ValueError(f"weighting.fixed lacks a number for {_names(missing)}")
+            raise ValueError(f"weighting.fixed lacks a number for {names(missing)}")
         return self
 
 
@@ -275,15 +323,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: there is no such file or shipped recipe.
         ValueError: a key or value is wrong; the message is one line that names it.
     """
-    text, where = _text(path_or_name)
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader with two corrections
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where}: expected keys and values at the top, got {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
+    raw, where = read(path_or_name, overrides)
     return parse(raw, where)
 
 
@@ -302,73 +342,6 @@ def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `load` of it gives an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def shipped() -> list[str]:
-    """Names of the recipes that come with the package, runs all of them."""
-    folder = resources.files("drivekd") / "recipes"
-    with resources.as_file(folder) as root:
-        names = {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
-    return sorted(names - {"world_teachers"})  # a chain of runs with a schema of its own
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads 5e-5 as a number and refuses a key written twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    mapping: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in mapping:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-
-
-def _text(path_or_name: str | Path) -> tuple[str, str]:
-    """The YAML text and the name to call it by in errors."""
-    name = str(path_or_name)
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"no recipe file {name}; shipped recipes: {_names(shipped())}")
-        return path.read_text(encoding="utf-8"), name
-    if name not in shipped():
-        close = difflib.get_close_matches(name, shipped(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {_names(shipped())}"
-        raise FileNotFoundError(f"no shipped recipe {name!r}, and no name of a .yaml file; {hint}")
-    return (resources.files("drivekd") / "recipes" / f"{name}.yaml").read_text("utf-8"), name
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Set one dotted key of a nested dictionary, in place."""
-    dotted, separator, value = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not separator or not all(keys):
-        raise ValueError(f"override {override!r}: expected KEY=VALUE, e.g. train.max_steps=2")
-    part = raw
-    for key in keys[:-1]:
-        if part.get(key) is None:
-            part[key] = {}
-        part = part[key]
-        if not isinstance(part, dict):
-            raise ValueError(f"override {override!r}: {key} holds a value, not further keys")
-    try:
-        part[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is no valid YAML") from None
 
 
 def _mixing(given: Mapping[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:
@@ -394,7 +367,3 @@ def _normalised(row: str, shares: Any, teachers: tuple[str, ...]) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"

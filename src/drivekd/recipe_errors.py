@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -27,7 +28,16 @@ def _fault(fault: dict[str, Any], model: type[BaseModel]) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"`{dotted}`: {message}" if dotted else message
-    return f"`{dotted}`: {message[0].lower() + message[1:]}, got {fault['input']!r}"
+    return f"`{dotted}`: {message[0].lower() + message[1:]}, got {fault['input']!r}{_hint(fault)}"
+
+
+def _hint(fault: dict[str, Any]) -> str:
+    """The nearest of the values that a key may have, where it may have a few."""
+    if fault["type"] != "literal_error":
+        return ""
+    allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+    close = difflib.get_close_matches(str(fault["input"]), allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _unknown_key(location: tuple[str, ...], model: type[BaseModel]) -> str:

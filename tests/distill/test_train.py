@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 import runs
 from drivekd.data.readers import read
+from drivekd.distill import bridges
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
 from drivekd.distill.train import clip, learning_rate, prepare, step, train
@@ -166,8 +167,10 @@ def test_a_capability_that_no_sample_has_is_refused(
     said = refusal(runs.recipe(blind, tmp_path), teachers=teachers)
     assert "capabilities.perception: none of the 15 training samples" in said
     routed = {c: {"perception": 1.0} for c in runs.CAPABILITIES}
-    said = refusal(runs.recipe(data, tmp_path, mixing=routed), teachers=teachers)
-    assert "capabilities.reasoning" in said
+    for signals in ({}, {"capabilities": runs.three_signals()}):
+        said = refusal(runs.recipe(data, tmp_path, mixing=routed, **signals), teachers=teachers)
+        assert "capabilities.reasoning: none of the 15 training samples" in said
+        assert "and Π a share above 0" in said
 
 
 def test_what_cannot_be_meant_is_refused(
@@ -182,6 +185,12 @@ def test_what_cannot_be_meant_is_refused(
     everything = {"trainable": "everything"}
     grey = runs.recipe(data, tmp_path, data={"images": "grey"}, train=everything)
     assert "trainable: language_model" in refusal(grey)
+    swapped = {"mismatch": True}
+    for signal in ("hidden", "logits_kl"):
+        one = {name: cap for name, cap in runs.three_signals().items() if cap["signal"] == signal}
+        hot = {c: dict.fromkeys(one, 1.0) for c in runs.CAPABILITIES}
+        recipe = runs.recipe(data, tmp_path, data=swapped, capabilities=one, mixing=hot)
+        assert f"has signal {signal}; set data.mismatch: false" in refusal(recipe)
     excluded = {"exclude_frames": [f"frame{i}" for i in range(3)]}
     assert "exclude_frames" in refusal(runs.recipe(data, tmp_path, data=excluded))
 
@@ -259,6 +268,51 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
     assert not (tmp_path / "log.jsonl").read_text()
     assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize("signal", ["hidden", "logits_kl"])
+def test_a_teacher_that_is_no_number_stops_before_the_update(
+    data: Path, tmp_path: Path, signal: str
+) -> None:
+    student, teachers = runs.tiny_student(), runs.tiny_teachers()
+    word = student.tokenizer.convert_tokens_to_ids("?")
+    name, logged = {"hidden": ("reasoning", "hidden"), "logits_kl": ("planning", "kl")}[signal]
+    with torch.no_grad():
+        faulty = teachers[f"tiny:{name}"].model
+        faulty.get_input_embeddings().weight[word] = torch.nan
+    before = {k: v.clone() for k, v in student.model.state_dict().items()}
+    recipe = runs.recipe(data, tmp_path, capabilities=runs.three_signals())
+    said = rf"step 1, samples s.*: the loss {logged}/{name} of samples s.*not a finite number"
+    with pytest.raises(RuntimeError, match=said):
+        train(recipe, student=student, teachers=teachers)
+    assert all(torch.equal(v, before[k]) for k, v in student.model.state_dict().items())
+    assert not (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_learned_map_whose_gradient_is_no_number_stops_before_the_update(
+    data: Path, teachers: dict[str, Vlm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third step, with the checkpoint of the second as it was."""
+    student, collect, steps = runs.tiny_student(), bridges.collect, []
+    settings = {"max_steps": 4, "save_steps": 2}
+    recipe = runs.recipe(data, tmp_path, capabilities=runs.three_signals(), train=settings)
+
+    def faulty(found: bridges.Bridges, name: str, total: torch.Tensor, carried: float) -> None:
+        steps.append(name)
+        collect(found, name, total * (math.inf if len(steps) == 3 else 1.0), carried)
+        if len(steps) == 3:
+            weights.update({k: v.clone() for k, v in student.model.state_dict().items()})
+
+    weights: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(bridges, "collect", faulty)
+    said = r"step 3, samples s.*learned map of reasoning, layer 1, is not a finite number"
+    with pytest.raises(RuntimeError, match=said):
+        train(recipe, student=student, teachers=teachers)
+    assert all(torch.equal(v, weights[k]) for k, v in student.model.state_dict().items())
+    assert [line["step"] for line in runs.lines(tmp_path)] == [1, 2]
+    monkeypatch.undo()
+    train(recipe, resume=True, student=runs.tiny_student(), teachers=teachers)
+    assert [line["step"] for line in runs.lines(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_missing_map_stops_with_the_step(

@@ -184,18 +184,25 @@ class _Stop(Exception):  # noqa: N818  not an error: it ends a forward pass earl
 
 
 @contextmanager
-def stop_after(layers: nn.ModuleList, index: int) -> Iterator[None]:
+def stop_after(layers: nn.ModuleList, index: int, *, whole: bool = False) -> Iterator[None]:
     """End the forward pass inside the block once the attention of layer `index` (from 0) has run.
 
     What comes later (that layer's feed-forward part, all further layers, the final norm, the
     head) is not computed; the block is left at that point, so nothing may follow the forward pass
     in it. Maps up to and including this layer are those of the full pass, bit for bit.
+
+    Args:
+        layers: the decoder layers of a model.
+        index: the last one that runs, from 0.
+        whole: let that layer finish, because its output states are wanted (states.py; open its
+            block first, so that they are recorded before the pass ends).
     """
 
     def leave(*_: Any) -> None:
         raise _Stop
 
-    handle = _attention_of(layers, index).register_forward_hook(leave)
+    attention = _attention_of(layers, index)
+    handle = (layers[index] if whole else attention).register_forward_hook(leave)
     try:
         yield
     except _Stop:

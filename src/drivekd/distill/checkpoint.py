@@ -3,6 +3,7 @@
 A folder `checkpoint-<step>/` holds the model and its processor as plain transformers loads them,
 and beside them
 - `optimizer.pt`: the optimizer's state, read back with `weights_only=True`;
+- `bridges.safetensors`: the learned maps of `hidden` signals, where there are any (bridges.py);
 - `trainer_state.json`: step, weighting, pending log means, and what identifies the run: the
   resolved recipe, the teachers, the data, the weights it started from. The learning rate and every
   random draw are functions of the recipe, the seed and the step (order.py), so there is no further
@@ -23,11 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from drivekd.models import vlm as vlms
 
 FINAL = "final"
 """Name of the folder of the finished model."""
+
+BRIDGES = "bridges.safetensors"
+"""Name of the file of learned maps in a checkpoint."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -76,7 +83,13 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def save(
-    folder: Path, *, vlm: vlms.Vlm, optimizer: torch.optim.Optimizer, state: State, keep: int | None
+    folder: Path,
+    *,
+    vlm: vlms.Vlm,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    keep: int | None,
+    bridges: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `folder/checkpoint-<step>` and drop all but the newest `keep` checkpoints.
 
@@ -87,6 +100,8 @@ def save(
     def fill(target: Path) -> None:
         write_model(target, vlm, state.recipe)
         torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        if bridges:
+            save_file({name: weight.detach() for name, weight in bridges.items()}, target / BRIDGES)
         _write_state(target, state)
 
     written = write_whole(folder / f"checkpoint-{state.step}", fill)
@@ -257,6 +272,33 @@ def read_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's state; no code in the file is ever run."""
     path = checkpoint / "optimizer.pt"
     optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    """Copy the learned maps of a checkpoint into these weights; nothing to do without any.
+
+    Raises:
+        ValueError: the checkpoint has no such file, or other maps than these.
+    """
+    if not weights:
+        return
+    path = checkpoint / BRIDGES
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}), but the run learns maps for its hidden signals; "
+            f"resume another checkpoint"
+        ) from error
+    shapes, found = ({n: tuple(w.shape) for n, w in part.items()} for part in (weights, saved))
+    if shapes != found:
+        raise ValueError(
+            f"{path} holds maps of other layers or widths than the run has: {found} then, {shapes} "
+            f"now; resume with the recipe and teachers of that run"
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved[name])
 
 
 #: What may differ between a checkpoint and the run that resumes it: names of places (the weights

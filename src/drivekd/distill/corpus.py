@@ -10,7 +10,7 @@ from drivekd.data.readers import exclude_frames, read
 from drivekd.data.sample import Sample
 from drivekd.distill.order import Row, group_rows, select
 from drivekd.distill.teacher import Term
-from drivekd.models.batch import Encoded, encode
+from drivekd.models.batch import IGNORE, Encoded, encode
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
 
@@ -92,14 +92,29 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
         if not any(has_term(term, each) and share(recipe, term, each) > 0 for each in encoded):
             raise ValueError(
                 f"capabilities.{term.capability}: none of the {len(encoded)} training samples has "
-                f"this term: a text_to_vision signal needs images, and Π a share above 0 for the "
-                f"samples' capabilities; give it such samples, or leave the capability out"
+                f"this term: signal {term.signal} needs {_NEEDS[term.signal]}, and Π a share "
+                f"above 0 for the samples' capabilities; give it such samples, or leave the "
+                f"capability out"
             )
 
 
+_NEEDS = {
+    "text_to_vision": "images",
+    "full": "tokens",
+    "hidden": "text",
+    "logits_kl": "answers",
+}
+
+
 def has_term(term: Term, encoded: Encoded) -> bool:
-    """Whether a sample can have this term: text→vision needs image tokens."""
-    return term.whole or bool(encoded.is_image.any())
+    """Whether a sample can have this term: image tokens for text→vision, text, or an answer."""
+    there = {
+        "text_to_vision": encoded.is_image,
+        "full": encoded.is_image | ~encoded.is_image,
+        "hidden": ~encoded.is_image,
+        "logits_kl": encoded.labels != IGNORE,
+    }
+    return bool(there[term.signal].any())
 
 
 def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:

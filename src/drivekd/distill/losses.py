@@ -1,6 +1,6 @@
-"""Losses between a student's and a teacher's head-averaged attention maps.
+"""Losses between a student's and a teacher's head-averaged attention maps, or hidden states.
 
-The plain forms say what is meant, one mask and one mean; `packed_loss` computes the same for many
+The plain forms say what is meant, one mask and one mean; the packed ones compute the same for many
 samples that share rows of a batch, which is what training uses. Maps are head-averaged softmax
 attention, at least float32: raw map differences are 1e-7 … 1e-3, and counts of map entries
 overflow half precision.
@@ -91,6 +91,22 @@ def attention_cosine(
         )
     cos = (student * teacher).sum(dim=1) / norms
     return torch.ones_like(cos) - cos
+
+
+def hidden_mse(
+    student: Float[Tensor, "B n d"], teacher: Float[Tensor, "B n d"], text: Bool[Tensor, "B n"]
+) -> Float[Tensor, " B"]:
+    """Mean squared difference of states over each sample's text positions and width [ours]."""
+    squares = (_accurate(student) - _accurate(teacher)).square().mean(dim=2)
+    return torch.where(text, squares, 0.0).sum(dim=1) / text.sum(dim=1)
+
+
+def hidden_cosine(
+    student: Float[Tensor, "B n d"], teacher: Float[Tensor, "B n d"], text: Bool[Tensor, "B n"]
+) -> Float[Tensor, " B"]:
+    """1 − cos between each sample's states at text positions, flattened [ours]."""
+    one, other = ((_accurate(x) * text[:, :, None]).flatten(1) for x in (student, teacher))
+    return 1.0 - torch.cosine_similarity(one, other, dim=1)
 
 
 def _count(mask: Bool[Tensor, "B n n"]) -> Float[Tensor, " B"]:
@@ -191,6 +207,55 @@ class _SquaredDistance(torch.autograd.Function):
         return difference * (2.0 * grad)[:, :, None], None, None
 
 
+def packed_hidden_loss(
+    student: Float[Tensor, "B R d"],
+    teacher: Float[Tensor, "B R d"],
+    *,
+    rows: Int[Tensor, " R"] | None,
+    row: Int[Tensor, " S"],
+    members: Bool[Tensor, "S n"],
+    is_image: Bool[Tensor, "B n"],
+    loss: Distance = "mse",
+) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
+    """One loss between hidden states per sample, where samples may share a row of the batch.
+
+    Over the text positions T_s of the sample, shared prefix included [ours]: `mse` is
+    Σ_{i ∈ T_s} ‖s_i − t_i‖² / (|T_s| d), `cosine` is 1 − cos of the states of T_s flattened. Image
+    tokens and padding never count.
+
+    Args:
+        student: states, projected to the teacher's width, at the positions given by `rows`.
+        teacher: the target; receives no gradient.
+        rows: the positions, at least all that are text in any sample; None: all n.
+        row: batch row of each sample.
+        members: positions that make up each sample, without padding.
+        is_image: image tokens of the batch rows.
+        loss: `mse` or `cosine`.
+
+    Returns:
+        The loss of each sample (at least float32; exactly 0 and without gradient where absent),
+        and whether it is present: it has text, and for `cosine` both sides have a direction.
+
+    Raises:
+        ValueError: `rows` lacks one that a sample needs.
+    """
+    own = members & ~is_image[row]
+    own = own if rows is None else _picked(own, rows)
+    count = own.sum(dim=1)
+    student, teacher = _accurate(student), _accurate(teacher).detach()
+
+    def total(product: Tensor) -> Tensor:
+        """Σ over each sample's own positions and the width."""
+        return torch.where(own, product.sum(dim=-1)[row], 0.0).sum(dim=-1)
+
+    if loss == "mse":
+        entries = (count.clamp(min=1) * student.shape[2]).to(student.dtype)
+        return total((student - teacher).square()) / entries, count > 0
+    ss, tt, st = total(student.square()), total(teacher.square()), total(student * teacher)
+    present = (count > 0) & (ss > 0) & (tt > 0)
+    return _one_minus_cosine(ss, tt, st, present), present
+
+
 def _one_minus_cosine(
     ss: Float[Tensor, " S"],
     tt: Float[Tensor, " S"],
@@ -218,7 +283,7 @@ def _picked(own_rows: Bool[Tensor, "S n"], rows: Int[Tensor, " R"]) -> Bool[Tens
     lacking = (own_rows & ~covered).any(dim=1)
     if bool(lacking.any()):
         raise ValueError(
-            f"attention loss: the map has {len(rows)} rows and lacks some that samples "
+            f"attention or hidden loss: it was given {len(rows)} rows and lacks some that samples "
             f"{lacking.nonzero().flatten().tolist()} need; capture every row that is text in any "
             "sample, or all rows for the full map"
         )

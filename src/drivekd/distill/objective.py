@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.distill import attention, corpus, log, teacher
+from drivekd.distill import attention, bridges, corpus, log, states, teacher
 from drivekd.distill.log import Totals
-from drivekd.distill.losses import packed_loss
+from drivekd.distill.losses import packed_hidden_loss, packed_loss
 from drivekd.distill.plan import Plan
-from drivekd.distill.teacher import Maps, Term
+from drivekd.distill.teacher import Maps, Term, Trace
+from drivekd.distill.token_kl import token_kl
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Batch, answer_loss, collate, forward
+from drivekd.models.batch import Batch, answer_loss, answer_positions, collate, forward
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,16 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
     """
     rows = teacher.text_rows(batch)
     wanted = teacher.wanted(plan.terms, rows, of_teacher=False)
-    device = batch.input_ids.device.type
-    with attention.capture(vlms.decoder_layers(plan.student), wanted) as maps:
+    outputs = teacher.wanted_states(plan.terms, of_teacher=False)
+    layers, device = vlms.decoder_layers(plan.student), batch.input_ids.device.type
+    with attention.capture(layers, wanted) as maps, states.capture(layers, outputs) as behind:
         with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
             goals = plan.targets(batch, rows)
             hidden = forward(plan.student, batch, plan.features)
             answers = answer_loss(plan.student, hidden, batch)
         _check_captured(plan, wanted, maps)
-        terms, carried = _attention_losses(plan, batch, rows, maps, goals)
+        mine = Trace(maps, behind, hidden, vlms.head_weight(plan.student))
+        terms, carried = _term_losses(plan, batch, rows, mine, goals)
         _check_finite(plan, batch, answers, terms)
         yield Losses(answers, terms, carried)
 
@@ -86,26 +89,40 @@ def _check_captured(plan: Plan, wanted: Mapping[int, Tensor | None], maps: Maps)
         )
 
 
-def _attention_losses(
-    plan: Plan, batch: Batch, rows: Tensor, maps: Maps, goals: Mapping[str, Maps]
+def _term_losses(
+    plan: Plan, batch: Batch, rows: Tensor, mine: Trace, goals: Mapping[str, Trace]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """L_{t,b}, K times [S], and Π[c_b,t] · present [K, S]."""
     if not plan.terms:
         return (), torch.zeros(0, len(batch.samples), device=batch.input_ids.device)
-    each = [_term_loss(term, batch, rows, maps, goals[term.capability]) for term in plan.terms]
+    pairs = [(term, goals[term.capability]) for term in plan.terms]
+    each = [_term_loss(plan, term, batch, rows, mine, goal) for term, goal in pairs]
     shares = torch.stack([plan.mixing[sample.capability] for sample in batch.samples], dim=1)
     present = torch.stack([present for _, present in each])
     return tuple(values for values, _ in each), shares * present
 
 
 def _term_loss(
-    term: Term, batch: Batch, rows: Tensor, maps: Maps, goals: Maps
+    plan: Plan, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
 ) -> tuple[Tensor, Tensor]:
     """The mean over the term's student layers, and where all of them are present, both [S]."""
-    found = [
+    if term.signal == "logits_kl":
+        return _output_loss(term, batch, mine, goal)
+    if term.signal == "hidden":
+        found = _hidden_losses(plan, term, batch, rows, mine, goal)
+    else:
+        found = _attention_losses(term, batch, rows, mine, goal)
+    values, present = zip(*found, strict=True)
+    return torch.stack(values).mean(0), torch.stack(present).all(0)
+
+
+def _attention_losses(
+    term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
+) -> list[tuple[Tensor, Tensor]]:
+    return [
         packed_loss(
-            teacher.seen(maps[layer], term, rows),
-            goal,
+            teacher.seen(mine.maps[layer], term, rows),
+            target,
             rows=None if term.whole else rows,
             columns=None,
             row=batch.row,
@@ -115,20 +132,78 @@ def _term_loss(
             loss=term.loss,
             reachable=term.reachable,
         )
-        for layer, goal in goals.items()
+        for layer, target in goal.maps.items()
     ]
-    values, present = zip(*found, strict=True)
-    return torch.stack(values).mean(0), torch.stack(present).all(0)
+
+
+def _hidden_losses(
+    plan: Plan, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
+) -> list[tuple[Tensor, Tensor]]:
+    found = []
+    for layer, target in goal.states.items():
+        bridge = plan.bridges.layers[term.capability][layer]
+        found.append(
+            packed_hidden_loss(
+                bridge(mine.states[layer].index_select(1, rows).float()),
+                target,
+                rows=rows,
+                row=batch.row,
+                members=batch.members,
+                is_image=batch.is_image,
+                loss=term.loss,
+            )
+        )
+    return found
+
+
+def _output_loss(term: Term, batch: Batch, mine: Trace, goal: Trace) -> tuple[Tensor, Tensor]:
+    """Mean of τ² KL over each sample's answer tokens, and whether it has any, both [S] [ours]."""
+    assert mine.hidden is not None
+    assert mine.head is not None
+    assert goal.hidden is not None
+    assert goal.head is not None
+    sample, row, position = answer_positions(batch)
+    # The state that predicts a token is one position to the left.
+    each = token_kl(
+        mine.hidden[row, position - 1],
+        mine.head,
+        goal.hidden[row, position - 1],
+        goal.head,
+        temperature=term.temperature,
+    )
+    count = torch.bincount(sample, minlength=len(batch.samples))
+    sums = torch.zeros(len(count), device=each.device).index_add(0, sample, each)
+    return sums / count.clamp(min=1), count > 0
+
+
+def learn(plan: Plan, found: Losses) -> None:
+    """Collect the gradients of the learned maps, each from the loss of its own term alone.
+
+    Call it before the student's gradients are taken: those free the graph.
+    """
+    if not plan.bridges.layers:
+        return
+    sums = dict(zip(plan.capabilities, found.sums()[1:], strict=True))
+    shares = dict(zip(plan.capabilities, found.carried.sum(1).tolist(), strict=True))
+    for name in plan.bridges.layers:
+        total = sums[name]
+        if total is not None:
+            bridges.collect(plan.bridges, name, total, shares[name])
 
 
 def tally(totals: Totals, plan: Plan, found: Losses) -> None:
     """Count losses for the log: means over the samples that have the term and a share in it."""
     log.add(totals, "loss/ce", float(found.answers.detach().mean()), len(found.answers))
-    for name, values, carried in zip(plan.capabilities, found.terms, found.carried, strict=True):
+    for term, values, carried in zip(plan.terms, found.terms, found.carried, strict=True):
         carriers = int((carried > 0).sum())
         if carriers:
             mean = float(values.detach()[carried > 0].mean())
-            log.add(totals, f"loss/attn/{name}", mean, carriers)
+            log.add(totals, f"loss/{_logged(term)}", mean, carriers)
+
+
+def _logged(term: Term) -> str:
+    kinds = {"hidden": "hidden", "logits_kl": "kl"}
+    return f"{kinds.get(term.signal, 'attn')}/{term.capability}"
 
 
 @torch.no_grad()
@@ -150,7 +225,7 @@ def _check_finite(plan: Plan, batch: Batch, answers: Tensor, terms: tuple[Tensor
     table = torch.stack([answers, *terms]).detach().isfinite()
     if bool(table.all()):
         return
-    names = ("ce", *(f"attn/{name}" for name in plan.capabilities))
+    names = ("ce", *(_logged(term) for term in plan.terms))
     bad = [name for name, row in zip(names, table.tolist(), strict=True) if not all(row)]
     where = [s.id for s, ok in zip(batch.samples, table.all(0).tolist(), strict=True) if not ok]
     raise RuntimeError(

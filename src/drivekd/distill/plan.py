@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import attention, corpus, teacher
+from drivekd.distill import agreement, attention, bridges, corpus, teacher
+from drivekd.distill.bridges import Bridges
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.teacher import Teacher, Term
@@ -37,6 +38,7 @@ class Plan:
         teachers: the distinct frozen models.
         targets: where the teachers' maps come from: `teacher.targets` of the live teachers.
         terms: one per capability, in the recipe's order: the columns of Π.
+        bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
         names: of the trained parameters.
         parameters: the trained parameters; tied ones once.
@@ -52,6 +54,7 @@ class Plan:
     teachers: tuple[Teacher, ...]
     targets: teacher.Targets
     terms: tuple[Term, ...]
+    bridges: Bridges
     mixing: Mapping[str | None, Tensor]
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
@@ -124,6 +127,7 @@ def build(
         teachers=teachers,
         targets=partial(teacher.targets, teachers, mismatch=recipe.data.mismatch),
         terms=terms,
+        bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
         names=names,
         parameters=parameters,
@@ -151,6 +155,12 @@ def _refuse_unsupported(recipe: Recipe) -> None:
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "
             "train.trainable: everything trains it. Use trainable: language_model"
         )
+    for name, capability in recipe.capabilities.items():
+        if recipe.data.mismatch and capability.signal in ("hidden", "logits_kl"):
+            raise ValueError(
+                f"data.mismatch: true exchanges attention between words, but capabilities.{name} "
+                f"has signal {capability.signal}; set data.mismatch: false or an attention signal"
+            )
 
 
 # -------------------------------------------------------------------------------- who teaches
@@ -172,14 +182,29 @@ def _teachers(
         if source in given:
             vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
         else:
-            vlm = teacher.load(source, taught.values(), device=student.device, dtype=dtype)
+            vlm = teacher.load(source, taught, device=student.device, dtype=dtype)
             depth = teacher.depth(source)
-        teacher.check_agreement(student, vlm, ", ".join(taught), encoded)
+        agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
+        if any(use.signal == "logits_kl" for use in taught.values()):
+            agreement.check_outputs(student, vlm, ", ".join(taught))
         own = len(vlms.decoder_layers(student))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
         cache = _cache(recipe, vlm, encoded)
         teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)
+
+
+def _bridges(recipe: Recipe, student: vlms.Vlm, teachers: Sequence[Teacher]) -> Bridges:
+    def width(vlm: vlms.Vlm) -> int:
+        return int(vlm.model.config.get_text_config().hidden_size)
+
+    return bridges.build(
+        [term for each in teachers for term in each.terms],
+        {term.capability: width(each.vlm) for each in teachers for term in each.terms},
+        width(student),
+        seed=recipe.seed,
+        device=student.device,
+    )
 
 
 def _mixing(

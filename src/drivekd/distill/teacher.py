@@ -1,14 +1,16 @@
 """Frozen teachers: one forward pass each, no further than the highest layer that is used.
 
 Teachers given by the same name are one model and share one pass. What they hand on are targets:
-for every capability and every student layer, the mean of the teacher maps matched to that layer.
+for every capability and every student layer, the mean of the teacher maps (or states) matched to
+that layer; or what their language-model head is to be applied to.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,40 +18,69 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from drivekd.distill import attention
+from drivekd.distill import attention, states
 from drivekd.distill.layers import group_layers, resolve
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Batch, Encoded, encode, forward
+from drivekd.models.batch import Batch, forward
 from drivekd.models.features import FeatureCache
-from drivekd.recipe import Capability
+from drivekd.recipe import Capability, Signal
 
 Maps = dict[int, Tensor]
 """Layer (0-based) to head-averaged map: float32 [B, n, n], or [B, R, n] for the rows asked for."""
 
-Targets = Callable[[Batch, Tensor], dict[str, Maps]]
-"""f(batch, `text_rows(batch)`) → capability → student layer → map; chosen before the loop."""
-
-#: Samples compared one by one even where student and teacher have the very same tokenizer.
-PROBES = 16
-
 
 @dataclass(frozen=True)
 class Term:
-    """One capability's attention loss.
+    """One capability's loss.
 
     Attributes:
         capability: its name.
-        matches: 0-based student layer to the 0-based teacher layers whose mean is its target.
-        whole: the full map, not the text→vision block alone.
+        signal: what is compared: attention maps, hidden states or output distributions.
+        matches: 0-based student layer to the 0-based teacher layers whose mean is its target;
+            none for output distributions.
         loss: `mse` or `cosine`.
         reachable: leave out pairs that causality forbids.
+        temperature: of output distributions.
     """
 
     capability: str
+    signal: Signal
     matches: Mapping[int, Sequence[int]]
-    whole: bool
     loss: Literal["mse", "cosine"]
     reachable: bool
+    temperature: float
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether it compares attention maps."""
+        return self.signal in ("text_to_vision", "full")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it compares full maps, not the text→vision block alone."""
+        return self.signal == "full"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward pass leaves behind, or of a teacher's what one capability is compared with.
+
+    Attributes:
+        maps: attention by layer; of a target by the student's layer.
+        states: outputs of layers [B, n, d]; of a target by the student's layer, [B, R, d] at the
+            text rows.
+        hidden: states behind the last norm [B, n, d]; None where the pass ended earlier.
+        head: weight of the language-model head [V, d]; None where nothing needs it.
+    """
+
+    maps: Maps = field(default_factory=dict)
+    states: Maps = field(default_factory=dict)
+    hidden: Tensor | None = None
+    head: Tensor | None = None
+
+
+Targets = Callable[[Batch, Tensor], dict[str, Trace]]
+"""f(batch, `text_rows(batch)`) → capability → what it is compared with; chosen before the loop."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +99,52 @@ class Teacher:
 
 
 def term(name: str, capability: Capability, student_depth: int, teacher_depth: int) -> Term:
-    """Resolve a capability's layer specification on both models."""
-    matches = group_layers(
-        resolve(capability.student_layers, student_depth),
-        resolve(capability.teacher_layers, teacher_depth),
-        capability.grouping,
+    """Resolve a capability's layer specification on both models.
+
+    Raises:
+        ValueError: a model lacks a layer that is asked for; the key is named.
+    """
+    matches: dict[int, list[int]] = {}
+    if capability.signal != "logits_kl":
+        own = _resolved(name, "student_layers", capability.student_layers, student_depth)
+        theirs = _resolved(name, "teacher_layers", capability.teacher_layers, teacher_depth)
+        matches = group_layers(own, theirs, capability.grouping)
+    return Term(
+        capability=name,
+        signal=capability.signal,
+        matches=matches,
+        loss=capability.loss,
+        reachable=capability.reachable_only,
+        temperature=capability.temperature,
     )
-    whole = capability.signal == "full"
-    return Term(name, matches, whole, capability.loss, capability.reachable_only)
+
+
+def _resolved(name: str, key: str, spec: int | str | None, layers: int) -> list[int]:
+    assert spec is not None, key  # the recipe sees to it
+    try:
+        return resolve(spec, layers)
+    except ValueError as error:
+        raise ValueError(f"capabilities.{name}.{key}: {error}") from None
 
 
 def load(
-    source: str, uses: Iterable[Capability], *, device: torch.device, dtype: torch.dtype
+    source: str, uses: Mapping[str, Capability], *, device: torch.device, dtype: torch.dtype
 ) -> vlms.Vlm:
-    """Load a teacher without the layers above the highest one that its capabilities use."""
-    top = max(max(resolve(use.teacher_layers, depth(source))) for use in uses)
-    return vlms.load(source, device=device, dtype=dtype, num_layers=top + 1)
+    """Load a teacher without the layers above the highest one that its capabilities use.
+
+    For `logits_kl` it is loaded whole, with its language-model head.
+
+    Raises:
+        ValueError: it lacks a layer or the head that is needed.
+    """
+    if any(use.signal == "logits_kl" for use in uses.values()):
+        return vlms.load(source, device=device, dtype=dtype)
+    own = depth(source)
+    top = max(
+        max(_resolved(name, "teacher_layers", use.teacher_layers, own))
+        for name, use in uses.items()
+    )
+    return vlms.load(source, device=device, dtype=dtype, num_layers=top + 1, head=False)
 
 
 def depth(source: str) -> int:
@@ -105,10 +166,20 @@ def wanted(terms: Iterable[Term], rows: Tensor, *, of_teacher: bool) -> dict[int
     """Which rows of which layers to compute: all of them (None) where any term needs that."""
     layers: dict[int, Tensor | None] = {}
     for each in terms:
-        for student, teachers in each.matches.items():
-            for layer in teachers if of_teacher else [student]:
-                layers[layer] = None if each.whole else layers.get(layer, rows)
+        for layer in _layers(each, of_teacher) if each.of_attention else ():
+            layers[layer] = None if each.whole else layers.get(layer, rows)
     return layers
+
+
+def wanted_states(terms: Iterable[Term], *, of_teacher: bool) -> set[int]:
+    """Layers whose output states any term compares."""
+    return {n for each in terms if each.signal == "hidden" for n in _layers(each, of_teacher)}
+
+
+def _layers(term: Term, of_teacher: bool) -> list[int]:
+    if of_teacher:
+        return [layer for matched in term.matches.values() for layer in matched]
+    return list(term.matches)
 
 
 def text_rows(batch: Batch) -> Int[Tensor, " R"]:
@@ -125,50 +196,73 @@ def seen(map_: Tensor, term: Term, rows: Tensor) -> Tensor:
 @torch.no_grad()
 def targets(
     teachers: Sequence[Teacher], batch: Batch, rows: Tensor, *, mismatch: bool = False
-) -> dict[str, Maps]:
-    """What the student's maps are compared with: capability → student layer → map.
+) -> dict[str, Trace]:
+    """What the student is compared with, per capability.
 
-    [release] A student layer's target is the uniform mean of the teacher maps matched to it.
+    [release] A student layer's target is the uniform mean of the teacher maps matched to it; of
+    states the same [ours].
 
     Args:
         teachers: the distinct ones.
         batch: as the student sees it.
         rows: `text_rows(batch)`.
-        mismatch: the negative control, see `mismatched`.
+        mismatch: the negative control of attention, see `mismatched`.
     """
-    found: dict[str, Maps] = {}
+    found: dict[str, Trace] = {}
     for teacher in teachers:
-        maps = _maps(teacher, batch, rows)
+        trace = _trace(teacher, batch, rows)
         for each in teacher.terms:
-            found[each.capability] = {
-                student: _mean([seen(maps[t], each, rows) for t in matched])
-                for student, matched in each.matches.items()
-            }
+            found[each.capability] = goal = _target(each, trace, rows)
             if mismatch:
                 partner = _partners(batch)
-                found[each.capability] = {
+                maps = {
                     layer: mismatched(map_, None if each.whole else rows, partner, batch.is_image)
-                    for layer, map_ in found[each.capability].items()
+                    for layer, map_ in goal.maps.items()
                 }
+                found[each.capability] = Trace(maps)
     return found
 
 
-def _mean(maps: Sequence[Tensor]) -> Tensor:
+def _target(term: Term, trace: Trace, rows: Tensor) -> Trace:
+    """One capability's share of what a teacher's pass left behind."""
+    if term.signal == "logits_kl":
+        return Trace(hidden=trace.hidden, head=trace.head)
+    if term.signal == "hidden":
+        matched = {
+            student: [trace.states[layer].index_select(1, rows).float() for layer in layers]
+            for student, layers in term.matches.items()
+        }
+        return Trace(states={student: _mean(parts) for student, parts in matched.items()})
+    return Trace(
+        maps={
+            student: _mean([seen(trace.maps[layer], term, rows) for layer in layers])
+            for student, layers in term.matches.items()
+        }
+    )
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
     """Their mean, summed in place: a stack of maps would be as large as all of them."""
-    if len(maps) == 1:
-        return maps[0]
-    total = maps[0] + maps[1]
-    for map_ in maps[2:]:
-        total += map_
-    return total.div_(len(maps))
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total.div_(len(parts))
 
 
-def _maps(teacher: Teacher, batch: Batch, rows: Tensor) -> Maps:
+def _trace(teacher: Teacher, batch: Batch, rows: Tensor) -> Trace:
+    """One pass, as far as its terms need it."""
     layers = vlms.decoder_layers(teacher.vlm)
     asked = wanted(teacher.terms, rows, of_teacher=True)
-    with attention.capture(layers, asked) as maps, attention.stop_after(layers, max(asked)):
-        forward(teacher.vlm, batch, teacher.features)
-    return maps
+    outputs = wanted_states(teacher.terms, of_teacher=True)
+    to_the_end = any(each.signal == "logits_kl" for each in teacher.terms)
+    last, whole = max([(n, False) for n in asked] + [(n, True) for n in outputs], default=(0, True))
+    end = nullcontext() if to_the_end else attention.stop_after(layers, last, whole=whole)
+    hidden: Tensor | None = None
+    with attention.capture(layers, asked) as maps, states.capture(layers, outputs) as found, end:
+        hidden = forward(teacher.vlm, batch, teacher.features)
+    return Trace(maps, found, hidden, vlms.head_weight(teacher.vlm) if to_the_end else None)
 
 
 # -------------------------------------------------------------------------- the negative control
@@ -234,49 +328,3 @@ def identity(vlm: vlms.Vlm) -> dict[str, str]:
     """Who a teacher is: where it came from, its weights, their type."""
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
     return {"source": vlm.source, "sha256": fingerprint([vlm.model]), "dtype": dtype}
-
-
-def check_agreement(
-    student: vlms.Vlm, teacher: vlms.Vlm, name: str, encoded: Sequence[Encoded]
-) -> None:
-    """Refuse a teacher that reads a sample as another sequence than the student does.
-
-    Raises:
-        ValueError: naming the sample and the first position where they part.
-    """
-    if student.family != teacher.family:
-        raise ValueError(
-            f"teacher of {name}: {teacher.source} is a {teacher.family.name} model, the student "
-            f"{student.source} a {student.family.name} one; attention maps can only be compared "
-            f"position by position, so both must be of one family"
-        )
-    probes = encoded
-    if _spelling(student) == _spelling(teacher):
-        probes = encoded[:: max(1, len(encoded) // PROBES)]
-    for mine in probes:
-        theirs = encode(teacher, mine.sample)
-        fault = _difference(mine, theirs, student, teacher)
-        if fault:
-            raise ValueError(
-                f"teacher of {name}: {teacher.source} and the student {student.source} read sample "
-                f"{mine.sample.id} differently: {fault}. Their tokenizer, chat template and number "
-                f"of tokens per image must agree, position by position"
-            )
-
-
-def _spelling(vlm: vlms.Vlm) -> tuple[str, object]:
-    return vlm.tokenizer.backend_tokenizer.to_str(), vlm.tokenizer.chat_template
-
-
-def _difference(mine: Encoded, theirs: Encoded, student: vlms.Vlm, teacher: vlms.Vlm) -> str:
-    if len(mine.input_ids) != len(theirs.input_ids):
-        return f"{len(mine.input_ids)} tokens for the student, {len(theirs.input_ids)} for it"
-    unequal = mine.input_ids.ne(theirs.input_ids) | mine.is_image.ne(theirs.is_image)
-    if not unequal.any():
-        return ""
-    place = int(unequal.nonzero()[0])
-    words = [
-        repr(vlm.tokenizer.convert_ids_to_tokens(int(each.input_ids[place])))
-        for vlm, each in ((student, mine), (teacher, theirs))
-    ]
-    return f"at position {place} the student reads {words[0]}, it reads {words[1]}"

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from drivekd.data.lock import locked
 from drivekd.data.progress import track
-from drivekd.distill import checkpoint, log, teacher, update
+from drivekd.distill import bridges, checkpoint, log, teacher, update
 from drivekd.distill import plan as plans
 from drivekd.distill.checkpoint import State
 from drivekd.distill.log import Totals
-from drivekd.distill.objective import batch_of, held_out_loss, losses, tally
+from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.weighting import Weigh
@@ -39,7 +39,7 @@ class Run:
 
     Attributes:
         plan: what was decided beforehand.
-        optimizer: AdamW over the trained parameters.
+        optimizer: AdamW over the trained parameters and the bridges.
         weigh: Gram matrix → λ, see weighting.py.
         memory: what `weigh` remembers of earlier units.
         unit: the gradients being collected.
@@ -117,10 +117,12 @@ def step(run: Run, window: Window) -> None:
     total = sum(len(batch) for batch in window.batches)
     torch.manual_seed(int(stream(plan.recipe.seed, "dropout", window.step).integers(2**63)))
     run.update.zero_()
+    bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
         update.clear(unit)
         for indices in batches:
             with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
+                learn(plan, found)
                 update.accumulate(unit, found, plan.parameters)
                 tally(run.totals, plan, found)
         with _located(plan, window, [index for batch in batches for index in batch]):
@@ -128,6 +130,8 @@ def step(run: Run, window: Window) -> None:
         run.update.add_(solved.update, alpha=unit.samples[0] / total)
         run.memory.update(solved.memory)
         log.add_all(run.totals, solved.logged)
+    with _located(plan, window, [index for batch in window.batches for index in batch]):
+        bridges.settle(plan.bridges)
     norm = clip(run.update, plan.recipe.train.max_grad_norm)
     log.add(run.totals, "grad_norm", norm)
     for group in run.optimizer.param_groups:
@@ -183,6 +187,8 @@ def prepare(plan: Plan) -> Run:
         {"params": [p for p in plan.parameters if p.ndim > 1]},
         {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if plan.bridges.layers:
+        groups.append({"params": list(bridges.parameters(plan.bridges).values())})
     optimizer = torch.optim.AdamW(
         groups,
         lr=settings.learning_rate,
@@ -233,7 +239,7 @@ def _initial_state(run: Run, start: str) -> State:
         teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
         data=plan.data,
         start=start,
-        trained=list(plan.names),
+        trained=[*plan.names, *bridges.parameters(plan.bridges)],
     )
 
 
@@ -259,6 +265,7 @@ def _resume(run: Run, now: State, found: Path) -> State:
     saved = checkpoint.read_state(found)
     checkpoint.check_resumable(saved, now, found)
     if found.name != checkpoint.FINAL:
+        checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
         checkpoint.read_optimizer(found, run.optimizer)
         run.memory.update(saved.weighting)
         run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
@@ -311,8 +318,14 @@ def _report(run: Run, state: State, window: Window, journal: log.Journal, folder
     if saves and not last:
         saved = replace(state, weighting=run.memory, totals=run.totals)
         limit = settings.save_total_limit
-        model, optimizer = plan.student, run.optimizer
-        checkpoint.save(folder, vlm=model, optimizer=optimizer, state=saved, keep=limit)
+        checkpoint.save(
+            folder,
+            vlm=plan.student,
+            optimizer=run.optimizer,
+            bridges=bridges.parameters(plan.bridges),
+            state=saved,
+            keep=limit,
+        )
 
 
 def _record(run: Run, state: State, window: Window) -> dict[str, float]:

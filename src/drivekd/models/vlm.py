@@ -117,6 +117,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     num_layers: int | None = None,
     max_image_tokens: int = 256,
+    head: bool = True,
 ) -> Vlm:
     """Load a model, its tokenizer and its image processor, in evaluation mode.
 
@@ -130,10 +131,12 @@ def load(
             reads); attention of the layers kept is unchanged [ours].
         max_image_tokens: cap on visual tokens per image where the family adapts to the size of
             the image; without it Qwen2.5-VL spends 1,222 on a 1600x900 camera [ours].
+        head: refuse a checkpoint without language-model head; transformers would fill it with
+            random numbers [ours]. A teacher of attention needs none.
 
     Raises:
-        ValueError: for a source that is no model, an unsupported family or a layer count that the
-            model does not have.
+        ValueError: for a source that is no model, an unsupported family, a layer count that the
+            model does not have, or a head that is not there.
     """
     place = locate(source)
     config = _read_config(source, place)
@@ -141,16 +144,23 @@ def load(
     if num_layers is not None:
         _cut_layers(config.text_config, num_layers, str(source))
     with _quiet():
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place,
             config=config,
             dtype=dtype,
             attn_implementation="sdpa",
             trust_remote_code=False,
+            output_loading_info=True,
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         # By name: AutoImageProcessor of older releases asks for torchvision.
         image_processor = getattr(transformers, family.image_processor).from_pretrained(place)
+    model, report = loaded
+    if head and any(name.startswith("lm_head.") for name in report["missing_keys"]):
+        raise ValueError(
+            f"model {str(source)!r} has no language-model head: its checkpoint lacks "
+            "lm_head.weight and does not tie it to the embeddings; expected a complete model"
+        )
     tokenizer.padding_side = "right"
     _single_tile(image_processor, family, config, max_image_tokens)
     return Vlm(model.to(device).eval(), tokenizer, image_processor, family, str(source))
@@ -231,6 +241,13 @@ def decoder_layers(vlm: Vlm) -> nn.ModuleList:
 def lm_head(vlm: Vlm) -> nn.Module:
     """The map from hidden states to vocabulary logits."""
     return vlm.model.get_submodule("lm_head")
+
+
+def head_weight(vlm: Vlm) -> torch.Tensor:
+    """Weight [V, d] of the language-model head, which has no bias in any family."""
+    weight = lm_head(vlm).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 def vision_parts(vlm: Vlm) -> list[nn.Module]:

@@ -17,7 +17,8 @@ ARM/scores.json (`drivekd.evaluate.score.write_scores`)
 ARM/answers.jsonl (`drivekd.evaluate.answer.answers`)
     one row per question: id, capability, template, scene, question, expected, reply, correct.
 ARM/log.jsonl (`drivekd train`)
-    one row per logged step: step, loss/ce, loss/attn/CAPABILITY, lambda/CAPABILITY, grad/….
+    one row per logged step: step, loss/ce, loss/attn/CAPABILITY (or loss/hidden/…, loss/kl/…),
+    lambda/CAPABILITY, grad/….
 attention/cases.json, attention/maps.npz (optional; `drivekd.looking.attention_cases`)
     [{"id", "capability", "template", "question", "expected", "rows": "answer" | "question",
     "images": {camera: path}, "tags": […], "arms": {ARM: {"reply", "correct", "layer", "layers",

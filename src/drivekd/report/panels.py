@@ -11,6 +11,13 @@ from drivekd.report.results import ARMS, Row, capabilities_logged, series
 
 Logs = Mapping[str, Sequence[Row]]
 
+#: kind of a teacher's loss, as the log names it, to the panel's title
+_LOSSES = {
+    "attn": "Attention loss",
+    "hidden": "Hidden-state loss",
+    "kl": "Divergence of outputs",
+}
+
 #: colour and dash of an arm, the same in every panel
 _ARM_STYLE = {
     "ce_only": ("c1", 0),
@@ -39,10 +46,11 @@ def training_panels(logs: Logs) -> list[dict[str, Any]]:
         return found
 
     panels = [_panel("Cross-entropy", lines("loss/ce"), unit="nats per answer token", wide=True)]
-    for capability in capabilities_logged(logs, "loss/attn/"):
-        title = f"Attention loss: {capability}"
-        found = lines(f"loss/attn/{capability}")
-        panels.append(_panel(title, found, log=True, unit="log scale", wide=True))
+    for kind, what in _LOSSES.items():
+        for capability in capabilities_logged(logs, f"loss/{kind}/"):
+            found = lines(f"loss/{kind}/{capability}")
+            title = f"{what}: {capability}"
+            panels.append(_panel(title, found, log=True, unit="log scale", wide=True))
     return [panel for panel in panels if panel]
 
 

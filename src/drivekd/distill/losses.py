@@ -177,8 +177,7 @@ def packed_loss(
 
     if loss == "mse":
         squares = _SquaredDistance.apply(student, teacher, columns)  # type: ignore[no-untyped-call]
-        summed = (squares[row] * own_rows).sum(dim=-1)
-        return summed / pairs.clamp(min=1).to(student.dtype), pairs > 0
+        return (squares[row] * own_rows).sum(-1) / pairs.clamp(min=1).to(student.dtype), pairs > 0
     ss, tt, st = total(student.square()), total(teacher.square()), total(student * teacher)
     present = (pairs > 0) & (ss > 0) & (tt > 0)
     return _one_minus_cosine(ss, tt, st, present), present

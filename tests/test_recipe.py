@@ -209,3 +209,29 @@ def test_a_layer_specification_of_a_recipe_can_be_resolved(spec: int | str) -> N
     teacher = TEACHERS["planning"] | {"student_layers": spec}
     recipe = recipes.parse(BASE | {"capabilities": {"planning": teacher}})
     assert resolve(recipe.capabilities["planning"].student_layers, 7)
+
+
+def test_a_recipe_may_be_a_patch_of_another(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "base: demo\nname: mine\nmixing: null\n"
+        "capabilities: {planning: {rho: 2}, reasoning: null}\n"
+    )
+    (tmp_path / "plain.yaml").write_text("base: mine.yaml\ncapabilities: null\n")
+    demo, mine = recipes.load("demo"), recipes.load(tmp_path / "mine.yaml", ["seed=3"])
+    assert (mine.name, mine.seed, mine.train) == ("mine", 3, demo.train)
+    assert list(mine.capabilities) == ["perception", "planning"]
+    assert mine.capabilities["planning"].rho == 2
+    assert mine.capabilities["planning"].teacher == demo.capabilities["planning"].teacher
+    plain = recipes.load(tmp_path / "plain.yaml")
+    assert (plain.name, plain.capabilities) == ("mine", {})
+
+
+def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"b\.yaml"):
+        recipes.load(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(
+        ValueError, match=r"round in a circle: \S*a\.yaml → \S*b\.yaml → \S*a\.yaml"
+    ):
+        recipes.load(tmp_path / "a.yaml")

@@ -316,7 +316,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path_or_name: a YAML file, or the name of a shipped recipe without `.yaml`, e.g. `demo` or
-            `ablations/sum_ceK`.
+            `ablations/sum_ceK`. A recipe with the key `base` is a patch of another one.
         overrides: changes such as `train.max_steps=2`; the value is read as YAML.
 
     Raises:

@@ -27,7 +27,7 @@ from provenance import RESULTS, commit, provenance, write_result
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo import arm_recipe, score_team
-from drivekd.recipe import Recipe, load, parse, to_yaml
+from drivekd.recipe import Recipe, load, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
@@ -101,13 +101,11 @@ def job(name: str, arm: str, seed: int, scenes: Path, changes: Sequence[str] = (
     Its folder is named after the commit, so that nothing older is ever reported as of this one.
     """
     files = json.dumps([str(worlds("student", POOL))])
-    base = load("demo", [f"data.train={files}", f"seed={seed}", *changes])
-    recipe = arm_recipe(base, "ce_only" if arm == "ce_long" else arm, OUT / commit() / name)
+    given = [f"data.train={files}", f"seed={seed}", *changes]
     if arm == "ce_long":
-        raw = recipe.model_dump(mode="json")
-        raw["train"]["max_steps"] *= LONG
-        recipe = parse(raw)
-    return Job(name, recipe, scenes)
+        arm, steps = "ce_only", load("demo").train.max_steps
+        given.append(f"train.max_steps={LONG * steps}")
+    return Job(name, arm_recipe(arm, OUT / commit() / name, given), scenes)
 
 
 def starts(seeds: Sequence[int]) -> Iterator[Job]:

@@ -44,7 +44,7 @@ FULL = {
 )
 def test_an_arm_changes_its_own_keys_only(arm: str, expected: dict[str, Any]) -> None:
     base = load("demo")
-    made = flat(demo.arm_recipe(base, arm, Path("runs") / arm).model_dump(mode="json"))
+    made = flat(demo.arm_recipe(arm, Path("runs") / arm).model_dump(mode="json"))
     known = flat(base.model_dump(mode="json"))
     changed = {key: value for key, value in made.items() if known.get(key, None) != value}
     named = {".name": arm, ".output_dir": f"runs/{arm}"}

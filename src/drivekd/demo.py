@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.recipe import Recipe, load, parse
+from drivekd.recipe import Recipe, load
 
 if TYPE_CHECKING:
     from drivekd.evaluate.score import Scores
@@ -23,38 +23,22 @@ TRAIN_SCENES, DEMO_SCENES = 200, 120
 QUICK_STEPS, QUICK_SCENES = 20, (16, 8)  # fewer steps than that use only so many scenes
 TICK = 5.0  # [s] between two notes of the time spent
 
-#: how every trained arm differs from recipes/demo.yaml; same start, steps and data order
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "drivekd": {},
-    "full_everywhere": {"signal": "full", "layers": "1..penultimate"},
-    "ce_only": {"capabilities": {}},
-    "blind": {"capabilities": {}, "images": "grey"},
-    "mismatched": {"mismatch": True},
-}
-TRAINED = ("drivekd", "full_everywhere", "ce_only", "blind")  # by the demo; longest first
+TRAINED = ("drivekd", "full_everywhere", "ce_only", "blind")  # longest first
 SCORED = (*TRAINED, "student_base", "teacher", "teacher_blind")
 
 
-def arm_recipe(base: Recipe, arm: str, output_dir: Path) -> Recipe:
-    """The demo's recipe as one arm runs it.
+def arm_recipe(arm: str, output_dir: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of an arm: `demo` for `drivekd`, for the others the ablation of that name.
+
+    All share start, steps and data order.
 
     Args:
-        base: the recipe that all arms share; `drivekd` is this recipe itself.
-        arm: a key of `ARMS`.
+        arm: its name.
         output_dir: where the arm writes.
+        changes: of the demo, as `drivekd.recipe.load` reads them.
     """
-    raw = base.model_dump(mode="json")
-    change = ARMS[arm]
-    raw |= {"name": arm, "output_dir": str(output_dir)}
-    if "capabilities" in change:
-        raw |= {"capabilities": {}, "mixing": {}}
-    for capability in raw["capabilities"].values():
-        if "signal" in change:
-            capability["signal"] = change["signal"]
-            capability["student_layers"] = capability["teacher_layers"] = change["layers"]
-    raw["data"]["images"] = change.get("images", "real")
-    raw["data"]["mismatch"] = change.get("mismatch", False)
-    return parse(raw, arm)
+    recipe = "demo" if arm == "drivekd" else f"ablations/{arm}"
+    return load(recipe, [*changes, f"name={arm}", f"output_dir={output_dir}"])
 
 
 def run(out: Path, max_steps: int | None = None) -> Path:
@@ -88,7 +72,7 @@ def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) ->
     changes = [f"data.train={json.dumps([str(train_file)])}"]
     changes += [f"train.max_steps={max_steps}"] if max_steps is not None else []
     base = load("demo", changes)
-    _parallel(_train_arm, [arm_recipe(base, arm, out / arm) for arm in TRAINED])
+    _parallel(_train_arm, [arm_recipe(arm, out / arm, changes) for arm in TRAINED])
     _parallel(_evaluate_arm, [(out, base, demo_file, arm) for arm in SCORED])
     _majority(out, list(read(train_file)), list(read(demo_file)))
     _attention(out, base, list(read(demo_file)))

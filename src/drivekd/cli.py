@@ -127,7 +127,7 @@ def world_show(
     typer.echo(show(folder, out, scenes))
 
 
-@app.command(epilog="Example: drivekd train demo --set train.max_steps=20 --out out/try")
+@app.command(epilog="Example: drivekd train demo --max-steps 20 --out out/try")
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     changes: Annotated[
@@ -137,6 +137,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results (output_dir).")
     ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps (train.max_steps).")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
     ] = False,
@@ -144,8 +147,9 @@ def train(
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
     from drivekd.recipe import load
 
-    output = [f"output_dir={out}"] if out is not None else []
-    resolved = load(recipe, [*(changes or []), *output])  # a slip is told before torch is loaded
+    given = {"output_dir": out, "train.max_steps": max_steps}
+    short = [f"{key}={value}" for key, value in given.items() if value is not None]
+    resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
     from drivekd.distill.train import train as run
 
     typer.echo(run(resolved, resume=resume))

@@ -97,9 +97,16 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
             )
 
 
+def capabilities(terms: Sequence[Term], encoded: Sequence[Encoded]) -> tuple[str, ...]:
+    """Capabilities that have samples: those with a teacher first, in the recipe's order."""
+    found = {str(each.sample.capability) for each in encoded}
+    taught = [term.capability for term in terms if term.capability in found]
+    return (*taught, *sorted(found.difference(taught)))
+
+
 def has_term(term: Term, encoded: Encoded) -> bool:
     """Whether a sample can have this term: text→vision needs image tokens."""
-    return term.whole or bool(encoded.is_image.any())
+    return term.whole or bool(encoded.images)
 
 
 def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import attention, corpus, teacher
+from drivekd.distill import attention, corpus, jacobian_descent, teacher
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.teacher import Teacher, Term
@@ -142,6 +142,8 @@ def _refuse_unsupported(recipe: Recipe) -> None:
             "data.pack puts all questions of a scene into one batch; set data.pack: false or "
             "combine.granularity: step"
         )
+    if recipe.combine.combiner.startswith(jacobian_descent.PREFIX):
+        jacobian_descent.torchjd_combiner(recipe.combine.combiner)
     if recipe.train.trainable == "everything" and recipe.data.images != "real":
         raise ValueError(
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "

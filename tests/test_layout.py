@@ -33,18 +33,15 @@ ALLOWED: dict[str, set[str]] = {
 MAKERS = {"world/teachers.py", "world/tower.py", "world/grounding.py"}
 MAKERS_ALLOWED = {"data", "models", "distill", "recipe"}
 #: a run as data: nothing but data
-RECIPE = {"recipe", "recipe_errors", "recipe_files"}
+RECIPE = {"recipe", "recipe_combine", "recipe_errors", "recipe_files"}
 #: the mathematics knows no model family, no configuration object, no file
-MATHEMATICS = {
-    "layers",
-    "attention",
-    "head_mean",
-    "losses",
-    "projection",
-    "states",
-    "token_kl",
-    "weighting",
-}
+MATHEMATICS = {"layers", "attention", "head_mean", "losses", "projection", "weighting"}
+MATHEMATICS |= {"grouped", "missing", "jacobian_descent", "telemetry", "refresh"}
+MATHEMATICS |= {"states", "token_kl"}
+#: … and may use: the tap the pure function beside it, other forms of the projection the first one
+BUILDS_ON = {"attention": "head_mean"} | dict.fromkeys(
+    ("grouped", "missing", "jacobian_descent", "telemetry"), "projection"
+)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "factory", "misc"}
 #: loading one of these takes longer than all of `drivekd --help` may
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "panda3d", "highway_env", "PIL"}
@@ -100,8 +97,8 @@ def permitted(path: Path, module: str) -> bool:
     package = package.partition("/")[0]
     if package == "distill" and target == "distill":
         stem = Path(rest).stem
-        if stem in MATHEMATICS:  # the tap takes its map from the pure function beside it
-            return stem == "attention" and inner == "head_mean"
+        if stem in MATHEMATICS:
+            return inner == BUILDS_ON.get(stem)
         if stem == "teacher":
             return inner in {"layers", "attention", "states"}
         return inner != "train"

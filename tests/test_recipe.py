@@ -96,7 +96,14 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
         ("train.fp16=true", "fp16 is refused"),
         ("train.learning_rate=0", "greater than 0"),
         ("train.learning_rate=.inf", "finite"),
-        ("combine.combiner=apg", "'agp'"),
+        ("combine.combiner=apg", "did you mean 'agp'?"),
+        ("combine.combiner=torchjd", "torchjd:NAME such as torchjd:MGDA"),
+        ("combine.combiner=torchjd:", "'torchjd:' is no combiner"),
+        ("combine.refresh=0", "greater than or equal to 1"),
+        ("combine={refresh: 4, granularity: micro_batch}", "set granularity: step or refresh: 1"),
+        ("combine={refresh: 4, missing: skip}", "set missing: zero or refresh: 1"),
+        ("combine={combiner: agp_grouped, missing: skip}", "which has no agp_grouped"),
+        ("combine={combiner: 'torchjd:MGDA', missing: skip}", "which has no torchjd"),
         ("capabilities.planning.student_layers=frist", "'frist' names no layers"),
         ("capabilities.planning.student_layers=0..", "names no layers"),
         ("capabilities.planning.signal=logits", "got 'logits'; did you mean 'logits_kl'?"),
@@ -196,8 +203,16 @@ def test_every_combiner_of_a_recipe_exists() -> None:
     from typing import get_args
 
     from drivekd.distill.projection import COMBINERS
+    from drivekd.recipe_combine import Combiner
 
-    assert set(get_args(recipes.Combiner)) <= set(COMBINERS)
+    assert set(get_args(Combiner)) == {*COMBINERS, "agp_grouped"}
+
+
+@pytest.mark.parametrize("name", ["torchjd:UPGrad", "torchjd:CAGrad(c=0.4)", "agp_grouped"])
+def test_combiners_that_a_recipe_may_name(name: str) -> None:
+    recipe = recipes.parse(BASE | {"combine": {"combiner": name, "refresh": 8}})
+    assert recipe.combine.combiner == name
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
 
 
 @pytest.mark.parametrize(

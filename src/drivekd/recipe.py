@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from drivekd.data.sample import CAPABILITIES
+from drivekd.recipe_combine import Combine
 from drivekd.recipe_errors import explain
 from drivekd.recipe_files import names, read, shipped
 
@@ -43,7 +44,6 @@ _BOUND = r"\s*(first|penultimate|last|\d+)(\s*[+-]\s*\d+)?\s*"
 _PART = rf"(\s*all\s*|{_BOUND}(\.\.{_BOUND})?)"
 _LAYERS = re.compile(rf"{_PART}(,{_PART})*", re.IGNORECASE)
 
-Combiner = Literal["agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "sum_ce3"]
 Signal = Literal["text_to_vision", "full", "hidden", "logits_kl"]
 
 
@@ -188,20 +188,6 @@ class Weighting(_Part):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     cap: Positive = 30.0
     fixed: dict[str, NonNegative] = Field(default_factory=dict)
-
-
-class Combine(_Part):
-    """How one update is made of the gradients.
-
-    Attributes:
-        combiner: asymmetric gradient projection [paper] or one of its ablations.
-        ce_count: cross-entropy counted once per active teacher [release] or once [ours].
-        granularity: one projection per optimizer step [ours] or per micro-batch [release].
-    """
-
-    combiner: Combiner = "agp"
-    ce_count: Literal["per_capability", "once"] = "per_capability"
-    granularity: Literal["step", "micro_batch"] = "step"
 
 
 class Train(_Part):

@@ -21,8 +21,8 @@ from drivekd.distill.projection import (
     linear_combination,
     order_length,
     rescale,
-    telemetry,
 )
+from drivekd.distill.telemetry import telemetry
 from matrices import NASTY, ORDINARY, Vectors, conflicting, gram_of, order_of, random
 
 ALL = NASTY | ORDINARY
@@ -76,26 +76,15 @@ def bound(name: str, ce_count: str = "per_capability") -> Callable[..., Vectors]
 # --- the Gram form -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ce_count", COUNTS)
 @pytest.mark.parametrize("name", COMBINERS)
-@pytest.mark.parametrize("case", ORDINARY)
-def test_gram_form_equals_vector_form(case: str, name: str, ce_count: str) -> None:
-    g = ORDINARY[case]
-    for seed in range(3):
+@pytest.mark.parametrize("case", ALL)
+def test_gram_form_equals_vector_form(case: str, name: str) -> None:
+    """Nasty inputs too: to 1e-9 of Σ |a_k| ‖g_k‖, what vectors themselves lose by cancelling."""
+    g = ALL[case]
+    for seed, ce_count in itertools.product(range(3), COUNTS):
         order = order_of(g, name, seed)
         a = combine(gram_of(g), name, order, ce_count).numpy()
         properties.assert_same_update(a, g, update_of(name, g, order, ce_count))
-
-
-@pytest.mark.parametrize("name", COMBINERS)
-@pytest.mark.parametrize(
-    "case", ["aligned", "orthogonal", "zero teacher", "only the anchor", "no teacher"]
-)
-def test_gram_form_equals_vector_form_where_nothing_is_lost(case: str, name: str) -> None:
-    g = NASTY[case]
-    order = order_of(g, name)
-    a = combine(gram_of(g), name, order).numpy()
-    properties.assert_same_update(a, g, update_of(name, g, order, "per_capability"), 1e-7)
 
 
 @given(
@@ -162,13 +151,39 @@ def test_at_least_the_sum(case: str, name: str, ce_count: str) -> None:
     properties.assert_anchor_guarantee(a, g, least)
 
 
+@pytest.mark.parametrize("name", ["pcgrad_caps", "pcgrad", "sum", "sum_ceK"])
+@pytest.mark.parametrize("case", ALL)
+def test_projections_only_add(case: str, name: str) -> None:
+    """(i) holds for the rivals as well: what they subtract are negative multiples."""
+    g = ALL[case]
+    K = len(g) - 1
+    for ce_count in COUNTS:
+        counted = name in ("pcgrad_caps", "sum_ceK") and (ce_count, name) != ("once", "pcgrad_caps")
+        a = bound(name, ce_count)(gram_of(g), order_of(g, name))
+        properties.assert_at_least_the_sum(a, max(1, K) if counted else 1)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_small_followers_never_trigger_stage_2_on_nasty_inputs(case: str) -> None:
+    """(iii) wherever its premise holds, by itself or because the teachers are scaled down."""
+    g = ALL[case]
+    for scale in (1.0, 1e-3, 1e-12, 1e-24):
+        scaled = np.concatenate([g[:1], scale * g[1:]])
+        G, order = gram_of(scaled), order_of(g, "agp")
+        solved = projection.capability_rows(G, order, stage1=True, stage2=True)
+        followers = np.sort(np.sqrt(np.diag(solved.F)[1:]))[::-1]
+        if len(followers) > 1 and followers[0] * followers[1] <= solved.F[0, 0] * (1 - 1e-9):
+            assert not solved.fired2.any()
+        assert (np.diag(solved.F)[1:] <= np.diag(solved.G)[1:]).all()  # ‖f_t‖ ≤ ‖g_t‖
+
+
 # Orthogonal only up to rounding: a dot of -1e-17 fires and adds nothing that float64 can hold.
 @pytest.mark.parametrize("case", sorted(set(ALL) - {"orthogonal"}))
 def test_equality_exactly_where_nothing_fired(case: str) -> None:
     g = ALL[case]
     K = len(g) - 1
     G, order = gram_of(g), order_of(g, "agp")
-    solved = projection._capability_rows(G, order, stage1=True, stage2=True)
+    solved = projection.capability_rows(G, order, stage1=True, stage2=True)
     fired = bool(solved.fired1.any() or solved.fired2.any())
     a = bound("agp")(G, order)
     assert (not np.array_equal(a, [max(1, K)] + [1] * K)) == fired
@@ -177,7 +192,7 @@ def test_equality_exactly_where_nothing_fired(case: str) -> None:
 @pytest.mark.parametrize("case", ORDINARY)
 def test_no_conflict_with_the_anchor_after_stage_1(case: str) -> None:
     g = ORDINARY[case]
-    solved = projection._capability_rows(gram_of(g), None, stage1=True, stage2=False)
+    solved = projection.capability_rows(gram_of(g), None, stage1=True, stage2=False)
     for t, (added, f) in enumerate(zip(solved.anchor, stage1(g), strict=True)):
         follower = g[1 + t] + added * g[0]
         np.testing.assert_allclose(follower, f, atol=1e-12)
@@ -205,11 +220,11 @@ def test_small_followers_never_trigger_stage_2() -> None:
         norms = sorted(properties.lengths(np.stack(stage1(g))))
         g[1:] *= properties.lengths(g[0]) / (norms[-1] * norms[-2]) ** 0.5 * (1 - 1e-12)
         for order in itertools.permutations(range(3)):
-            solved = projection._capability_rows(gram_of(g), order, stage1=True, stage2=True)
+            solved = projection.capability_rows(gram_of(g), order, stage1=True, stage2=True)
             assert not solved.fired2.any()
             met += 1
         g[1:] *= 4  # and beyond the bound it does fire for these
-        assert projection._capability_rows(gram_of(g), order, stage1=True, stage2=True).fired2.any()
+        assert projection.capability_rows(gram_of(g), order, stage1=True, stage2=True).fired2.any()
     assert met == 1200
 
 
@@ -350,6 +365,7 @@ def test_telemetry_by_hand() -> None:
             "grad/ce_multiplier": 5.5,
             "grad/update_dot_ce": 3.5,
             "grad/conflict_rate": 0.5,
+            "grad/stage1_rate": 0.5,
             "grad/stage1_removed/reasoning": 1 - 2 / 5**0.5,
             "grad/stage1_removed/planning": 0.0,
             "grad/stage2_rate": 1.0,

@@ -176,7 +176,7 @@ def test_a_short_last_window_counts_its_own_samples(data: Path, teachers: dict[s
 def weighted(run: Run) -> Tensor:
     """The mean gradients of a run's only step, times w_ce = 1 and the λ that it logged."""
     scale = [1.0, *(run.totals[f"lambda/{name}"][0] for name in run.plan.capabilities)]
-    means = run.unit.gradients.double() / run.unit.samples[0]
+    means = run.unit.gradients.double() / len(run.unit.indices)
     return torch.tensor(scale, dtype=torch.float64)[:, None] * means
 
 

@@ -4,10 +4,10 @@ A folder `checkpoint-<step>/` holds the model and its processor as plain transfo
 and beside them
 - `optimizer.pt`: the optimizer's state, read back with `weights_only=True`;
 - `bridges.safetensors`: the learned maps of `hidden` signals, where there are any (bridges.py);
-- `trainer_state.json`: step, weighting, pending log means, and what identifies the run: the
-  resolved recipe, the teachers, the data, the weights it started from. The learning rate and every
-  random draw are functions of the recipe, the seed and the step (order.py), so there is no further
-  state to keep;
+- `trainer_state.json`: step, weighting, kept coefficients, pending log means, and what identifies
+  the run: the resolved recipe, the teachers, the data, the weights it started from. The learning
+  rate and every random draw are functions of the recipe, the seed and the step (order.py), so there
+  is no further state to keep;
 - `recipe.yaml`: the resolved recipe, for the reader.
 """
 
@@ -52,6 +52,7 @@ class State:
         start: sha256 of the student's weights before the first step.
         trained: names of the trained parameters, in the optimizer's order.
         weighting: the state of the loss weighting.
+        kept: coefficients for the steps between exact ones, see refresh.py.
         totals: sums for the log since the last logged step.
         seconds: wall time spent so far [s].
         questions: samples seen so far.
@@ -65,6 +66,7 @@ class State:
     start: str
     trained: list[str]
     weighting: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
     totals: Mapping[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     questions: int = 0

@@ -106,15 +106,20 @@ _NEEDS = {
 }
 
 
+def capabilities(terms: Sequence[Term], encoded: Sequence[Encoded]) -> tuple[str, ...]:
+    """Capabilities that have samples: those with a teacher first, in the recipe's order."""
+    found = {str(each.sample.capability) for each in encoded}
+    taught = [term.capability for term in terms if term.capability in found]
+    return (*taught, *sorted(found.difference(taught)))
+
+
 def has_term(term: Term, encoded: Encoded) -> bool:
-    """Whether a sample can have this term: image tokens for text→vision, text, or an answer."""
-    there = {
-        "text_to_vision": encoded.is_image,
-        "full": encoded.is_image | ~encoded.is_image,
-        "hidden": ~encoded.is_image,
-        "logits_kl": encoded.labels != IGNORE,
-    }
-    return bool(there[term.signal].any())
+    """Whether a sample can have this term: images for text→vision, text, or an answer."""
+    if term.signal == "text_to_vision":
+        return bool(encoded.images)
+    if term.signal == "hidden":
+        return not bool(encoded.is_image.all())
+    return term.signal == "full" or bool((encoded.labels != IGNORE).any())
 
 
 def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-Totals = dict[str, list[float]]
-"""Per name: the weighted sum and the weight collected since the last logged step."""
+from torch import Tensor
+
+Totals = dict[str, list[Any]]
+"""Per name: the weighted sum and the weight collected since the last logged step.
+
+A sum may be a tensor that is still on its device: it is fetched when somebody reads it.
+"""
 
 
-def add(totals: Totals, name: str, value: float, weight: float = 1.0) -> None:
+def add(totals: Totals, name: str, value: float | Tensor, weight: float = 1.0) -> None:
     """Count `value` with `weight` towards the mean of `name`; nothing happens for weight 0."""
     if weight > 0:
         entry = totals.setdefault(name, [0.0, 0.0])
@@ -31,7 +36,12 @@ def add_all(totals: Totals, values: Mapping[str, float]) -> None:
 
 def means(totals: Totals) -> dict[str, float]:
     """The mean of each name that occurred."""
-    return {name: total / weight for name, (total, weight) in totals.items()}
+    return {name: total / weight for name, (total, weight) in fetched(totals).items()}
+
+
+def fetched(totals: Totals) -> dict[str, list[float]]:
+    """All sums and weights as plain numbers."""
+    return {name: [float(total), float(weight)] for name, (total, weight) in totals.items()}
 
 
 @dataclass(frozen=True)

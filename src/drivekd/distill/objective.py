@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from drivekd.distill import attention, bridges, corpus, log, states, teacher
@@ -29,23 +31,39 @@ class Losses:
         terms: L_{t,b} of every capability. Separate tensors, not a stack: through a stack each
             loss would run backward through the graphs of all others, with zeros.
         carried: Π[c_b,t] where the term is present, 0 where it is absent.
+        owners: capability of each sample.
     """
 
     answers: Float[Tensor, " S"]
     terms: tuple[Float[Tensor, " S"], ...]
     carried: Float[Tensor, "K S"]
+    owners: tuple[str | None, ...]
 
-    def sums(self) -> list[Tensor | None]:
-        """Σ_b CE_b, then Σ_b Π[c_b,t] L_{t,b} per capability, None where no sample carries it.
+    def sums(
+        self, groups: Sequence[str] = (), possible: Sequence[bool] | None = None
+    ) -> list[Tensor | None]:
+        """Σ_b CE_b, then Σ_b Π[c_b,t] L_{t,b} per capability, None where no sample can carry it.
 
         Sums, not means: they add up over batches, so 1 × 8 = 8 × 1. [ours]
+
+        Args:
+            groups: a sum of CE_b over the samples of each of these capabilities instead of one.
+            possible: which of these sums can occur by the data; all by default.
         """
-        carriers = (self.carried > 0).any(1).tolist()
-        each = zip(self.terms, self.carried, carriers, strict=True)
-        return [
-            self.answers.sum(),
-            *((values * shares).sum() if some else None for values, shares, some in each),
-        ]
+        found = [self._of(group) for group in groups] or [self.answers.sum()]
+        pairs = zip(self.terms, self.carried, strict=True)
+        found += [(values * shares).sum() for values, shares in pairs]
+        possible = [True] * len(found) if possible is None else possible
+        return [each if some else None for each, some in zip(found, possible, strict=True)]
+
+    def _of(self, group: str) -> Tensor:
+        """Σ CE_b over one capability's samples."""
+        own = [float(str(owner) == group) for owner in self.owners]
+        return (self.answers * torch.tensor(own, device=self.answers.device)).sum()
+
+    def table(self) -> Float[Tensor, "numbers S"]:
+        """CE_b, L_{t,b}, Π[c_b,t] of present terms: all that the host asks, [1 + 2K, S] float64."""
+        return torch.stack([self.answers, *self.terms, *self.carried]).detach().double()
 
 
 def batch_of(plan: Plan, indices: Sequence[int]) -> Batch:
@@ -61,7 +79,6 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
     maps with them.
 
     Raises:
-        RuntimeError: a loss is not finite.
         ValueError: a map is missing.
     """
     rows = teacher.text_rows(batch)
@@ -76,8 +93,7 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
         _check_captured(plan, wanted, maps)
         mine = Trace(maps, behind, hidden, vlms.head_weight(plan.student))
         terms, carried = _term_losses(plan, batch, rows, mine, goals)
-        _check_finite(plan, batch, answers, terms)
-        yield Losses(answers, terms, carried)
+        yield Losses(answers, terms, carried, tuple(s.capability for s in batch.samples))
 
 
 def _check_captured(plan: Plan, wanted: Mapping[int, Tensor | None], maps: Maps) -> None:
@@ -191,14 +207,20 @@ def learn(plan: Plan, found: Losses) -> None:
             bridges.collect(plan.bridges, name, total, shares[name])
 
 
-def tally(totals: Totals, plan: Plan, found: Losses) -> None:
-    """Count losses for the log: means over the samples that have the term and a share in it."""
-    log.add(totals, "loss/ce", float(found.answers.detach().mean()), len(found.answers))
-    for term, values, carried in zip(plan.terms, found.terms, found.carried, strict=True):
-        carriers = int((carried > 0).sum())
-        if carriers:
-            mean = float(values.detach()[carried > 0].mean())
-            log.add(totals, f"loss/{_logged(term)}", mean, carriers)
+def tally(totals: Totals, plan: Plan, table: NDArray[np.float64]) -> None:
+    """Count losses for the log: means over the samples that have the term and a share in it.
+
+    Args:
+        totals: receives them.
+        plan: names the capabilities.
+        table: `Losses.table` on the host.
+    """
+    log.add(totals, "loss/ce", float(table[0].mean()), table.shape[1])
+    K = len(plan.terms)
+    for term, values, carried in zip(plan.terms, table[1 : 1 + K], table[1 + K :], strict=True):
+        if (carried > 0).any():
+            mean = float(values[carried > 0].mean())
+            log.add(totals, f"loss/{_logged(term)}", mean, int((carried > 0).sum()))
 
 
 def _logged(term: Term) -> str:
@@ -221,13 +243,23 @@ def held_out_loss(plan: Plan) -> float:
     return total / len(plan.held_out)
 
 
-def _check_finite(plan: Plan, batch: Batch, answers: Tensor, terms: tuple[Tensor, ...]) -> None:
-    table = torch.stack([answers, *terms]).detach().isfinite()
-    if bool(table.all()):
+def check_finite(plan: Plan, indices: Sequence[int], table: NDArray[np.float64]) -> None:
+    """Refuse losses that are no numbers.
+
+    Args:
+        plan: names the capabilities and the samples.
+        indices: the samples of the batch.
+        table: its `Losses.table` on the host.
+
+    Raises:
+        RuntimeError: naming losses and samples.
+    """
+    losses, samples = np.nonzero(~np.isfinite(table[: 1 + len(plan.terms)]))
+    if not len(losses):
         return
     names = ("ce", *(_logged(term) for term in plan.terms))
-    bad = [name for name, row in zip(names, table.tolist(), strict=True) if not all(row)]
-    where = [s.id for s, ok in zip(batch.samples, table.all(0).tolist(), strict=True) if not ok]
+    bad = [names[k] for k in sorted(set(losses.tolist()))]
+    where = [plan.encoded[indices[s]].sample.id for s in sorted(set(samples.tolist()))]
     raise RuntimeError(
         f"the loss {', '.join(bad)} of samples {', '.join(where[:5])} is not a finite number; "
         f"lower train.learning_rate or look at these samples"

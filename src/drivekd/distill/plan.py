@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import agreement, attention, bridges, corpus, teacher
+from drivekd.distill import agreement, attention, bridges, corpus, jacobian_descent, teacher
 from drivekd.distill.bridges import Bridges
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
@@ -150,6 +150,8 @@ def _refuse_unsupported(recipe: Recipe) -> None:
             "data.pack puts all questions of a scene into one batch; set data.pack: false or "
             "combine.granularity: step"
         )
+    if recipe.combine.combiner.startswith(jacobian_descent.PREFIX):
+        jacobian_descent.torchjd_combiner(recipe.combine.combiner)
     if recipe.train.trainable == "everything" and recipe.data.images != "real":
         raise ValueError(
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "

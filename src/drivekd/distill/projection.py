@@ -48,11 +48,14 @@ def gram(gradients: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, "k k"]:
 
 
 def linear_combination(
-    gradients: Sequence[Float[Tensor, " P"]], coefficients: Float[Tensor, " k"]
+    gradients: Sequence[Float[Tensor, " P"]],
+    coefficients: Float[Tensor, " k"],
+    out: Float[Tensor, " P"] | None = None,
 ) -> Float[Tensor, " P"]:
     """U = Σ_k a_k g_k in the gradients' dtype, each entry summed in float64 [ours].
 
-    Coefficients can be large and cancel, so the sum is rounded once, at the end.
+    Coefficients can be large and cancel, so the sum is rounded once, at the end. `out` receives
+    it where given.
     """
     _check_vectors(gradients)
     if len(gradients) != len(coefficients):
@@ -61,7 +64,7 @@ def linear_combination(
             "expected one coefficient per gradient"
         )
     weights = coefficients.to(gradients[0].device, torch.float64)
-    update = torch.empty_like(gradients[0], requires_grad=False)
+    update = torch.empty_like(gradients[0], requires_grad=False) if out is None else out
     for place, block in _blocks(gradients):
         update[place] = weights @ block
     return update
@@ -113,7 +116,7 @@ def agp_coefficients(
     Raises:
         ValueError: the matrix is not square or not finite, or `order` is no permutation.
     """
-    solved = _capability_rows(gram, order, stage1=True, stage2=True)
+    solved = capability_rows(gram, order, stage1=True, stage2=True)
     return _summed(solved, ce_count)
 
 
@@ -122,14 +125,14 @@ def stage1_only(
 ) -> Float[Tensor, " k"]:
     """AGP without stage 2, U = Σ_t m_t, whatever the order [ours: a control]."""
     del order
-    return _summed(_capability_rows(gram, None, stage1=True, stage2=False), ce_count)
+    return _summed(capability_rows(gram, None, stage1=True, stage2=False), ce_count)
 
 
 def pcgrad_caps(
     gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
 ) -> Float[Tensor, " k"]:
     """AGP without stage 1: m_t = g_0 + g_t, stage 2, sum [ours: our reading of the paper's G2]."""
-    return _summed(_capability_rows(gram, order, stage1=False, stage2=True), ce_count)
+    return _summed(capability_rows(gram, order, stage1=False, stage2=True), ce_count)
 
 
 def pcgrad(
@@ -140,8 +143,8 @@ def pcgrad(
     The order is a permutation of all 1+K rows; `ce_count` has no meaning here.
     """
     del ce_count
-    G = _checked(gram)
-    rows, _ = _project(G, _permutation(order, len(G)), np.diag(G))
+    G = checked(gram)
+    rows, _ = project(G, permutation(order, len(G)), np.diag(G))
     return torch.from_numpy(rows.sum(axis=0))
 
 
@@ -150,7 +153,7 @@ def plain_sum(
 ) -> Float[Tensor, " k"]:
     """U = Σ_k g_k, no projection, cross-entropy once."""
     del order, ce_count
-    return torch.ones(len(_checked(gram)), dtype=torch.float64)
+    return torch.ones(len(checked(gram)), dtype=torch.float64)
 
 
 def sum_ceK(  # noqa: N802  the method's own name
@@ -220,22 +223,20 @@ class Solution:
     fired2: NDArray[np.bool_]
 
 
-def _capability_rows(
-    gram: GramLike, order: Order | None, *, stage1: bool, stage2: bool
-) -> Solution:
+def capability_rows(gram: GramLike, order: Order | None, *, stage1: bool, stage2: bool) -> Solution:
     """Run the stages on the rows m_t = g_0 + f_t."""
-    G = _checked(gram)
+    G = checked(gram)
     K = len(G) - 1
-    F, anchor, fired1 = _stage1(G) if stage1 else (G, np.zeros(K), np.zeros(K, dtype=bool))
+    F, anchor, fired1 = stage_1(G) if stage1 else (G, np.zeros(K), np.zeros(K, dtype=bool))
     cross = F[1:, 0]
     M = F[0, 0] + cross[:, None] + cross[None, :] + F[1:, 1:]
     projected, fired2 = np.eye(K), np.zeros((K, K), dtype=bool)
     if stage2:
-        projected, fired2 = _project(M, _permutation(order, K), F[0, 0] + np.diag(F)[1:])
+        projected, fired2 = project(M, permutation(order, K), F[0, 0] + np.diag(F)[1:])
     return Solution(G, F, anchor, fired1, projected, M, fired2)
 
 
-def _stage1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
+def stage_1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
     """Gram matrix of (g_0, f_1 … f_K), the added shares of g_0, and where it fired.
 
     With d_t = ⟨g_t,g_0⟩ and D = min(d, 0): ⟨f_s,f_t⟩ = G_st − (d_s d_t − d⁺_s d⁺_t)/‖g_0‖², where
@@ -258,7 +259,7 @@ def _stage1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
     return F, anchor, fired
 
 
-def _project(M: Matrix, order: Sequence[int], terms: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
+def project(M: Matrix, order: Sequence[int], terms: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
     """Project each row off the original others in the order, where they conflict.
 
     Args:
@@ -291,7 +292,7 @@ def _summed(solved: Solution, ce_count: CeCount) -> Float[Tensor, " k"]:
     return torch.from_numpy(np.concatenate([[anchor], teachers]))
 
 
-def _checked(gram: GramLike) -> Matrix:
+def checked(gram: GramLike) -> Matrix:
     """The matrix in float64 on the CPU, scaled by a power of two so that no product overflows."""
     G = gram.detach().cpu().double().numpy() if isinstance(gram, Tensor) else np.asarray(gram)
     G = G.astype(np.float64)
@@ -308,91 +309,8 @@ def _checked(gram: GramLike) -> Matrix:
     return scaled
 
 
-def _permutation(order: Order | None, length: int) -> list[int]:
+def permutation(order: Order | None, length: int) -> list[int]:
     given = [] if order is None else [int(i) for i in order]
     if sorted(given) != list(range(length)):
         raise ValueError(f"order: expected a permutation of range({length}), got {given}")
     return given
-
-
-def telemetry(
-    gram: GramLike,
-    teachers: Sequence[str],
-    order: Order,
-    *,
-    combiner: str = "agp",
-    ce_count: CeCount = "per_capability",
-) -> dict[str, float]:
-    """What the gradients looked like and what the projection did, named for the log [ours].
-
-    Always: `grad/norm/NAME`; `grad/cos/A_B` for every pair with two non-zero norms, `ce` first;
-    `grad/ce_multiplier` = a_0; `grad/update_dot_ce` = ⟨U,g_0⟩/‖g_0‖². With teachers:
-    `grad/conflict_rate` = share of teachers with ⟨g_t,g_0⟩ < 0 (where stage 1 fires, if the
-    combiner has one). With stage 1: `grad/stage1_removed/NAME` = 1 − ‖f_t‖/‖g_t‖. With stage 2
-    and two teachers: `grad/stage2_rate` = share of ordered pairs where it fired,
-    `grad/stage2_removed/NAME` = ‖m̃_i − m_i‖/‖m_i‖, `grad/residual_conflict` = share of i ≠ j with
-    ⟨m̃_i,m_j⟩ < 0 all the same. What is undefined (a zero norm) is left out.
-
-    Args:
-        gram: inner products [1+K, 1+K] of the weighted gradients.
-        teachers: names of the K active teachers.
-        order: as for the combiner.
-        combiner: a name in `COMBINERS`.
-        ce_count: as for the combiner.
-    """
-    G = _checked(gram)
-    if len(G) != len(teachers) + 1:
-        raise ValueError(f"telemetry: Gram matrix of {len(G)} rows for teachers {list(teachers)}")
-    a = combine(gram, combiner, order, ce_count).numpy()
-    raw = torch.as_tensor(gram).detach().double().diagonal().cpu().numpy()
-    names = ("ce", *teachers)
-    values = {f"grad/norm/{name}": float(v) ** 0.5 for name, v in zip(names, raw, strict=True)}
-    values |= _cosines(G, names) | {"grad/ce_multiplier": float(a[0])}
-    if G[0, 0] > 0:
-        values["grad/update_dot_ce"] = float(a @ G[0]) / float(G[0, 0])
-    if teachers:
-        values["grad/conflict_rate"] = float((G[1:, 0] < 0).mean())
-    stage1, stage2 = combiner in ("agp", "stage1_only"), combiner in ("agp", "pcgrad_caps")
-    if stage1 or stage2:
-        solved = _capability_rows(gram, order, stage1=stage1, stage2=stage2)
-        values |= _stage1_telemetry(solved, teachers) if stage1 else {}
-        values |= _stage2_telemetry(solved, teachers) if stage2 and len(teachers) > 1 else {}
-    return values
-
-
-def _cosines(G: Matrix, names: Sequence[str]) -> dict[str, float]:
-    norms = np.sqrt(np.diag(G))
-    return {
-        f"grad/cos/{names[i]}_{names[j]}": float(G[i, j] / (norms[i] * norms[j]))
-        for i, j in itertools.combinations(range(len(G)), 2)
-        if norms[i] > 0 and norms[j] > 0
-    }
-
-
-def _stage1_telemetry(solved: Solution, teachers: Sequence[str]) -> dict[str, float]:
-    before, after = np.diag(solved.G)[1:], np.diag(solved.F)[1:]
-    return {
-        f"grad/stage1_removed/{name}": 1.0 - float(np.sqrt(after[t] / before[t]))
-        for t, name in enumerate(teachers)
-        if before[t] > 0
-    }
-
-
-def _stage2_telemetry(solved: Solution, teachers: Sequence[str]) -> dict[str, float]:
-    K, M = len(teachers), solved.M
-    dots = solved.projected @ M
-    moved = solved.projected - np.eye(K)
-    lengths = np.sqrt(np.einsum("ij,ij->i", dots, solved.projected).clip(0.0))
-    # A dot that projection made zero is zero up to rounding only.
-    left = dots < -1e-12 * np.outer(lengths, np.sqrt(np.diag(M).clip(0.0)))
-    np.fill_diagonal(left, False)
-    pairs = K * (K - 1)
-    values = {
-        "grad/stage2_rate": float(solved.fired2.sum()) / pairs,
-        "grad/residual_conflict": float(left.sum()) / pairs,
-    }
-    change = np.sqrt(np.einsum("ij,jk,ik->i", moved, M, moved).clip(0.0))
-    for t, name in enumerate(teachers):
-        if M[t, t] > 0:
-            values[f"grad/stage2_removed/{name}"] = float(change[t] / np.sqrt(M[t, t]))
-    return values

@@ -24,11 +24,11 @@ from drivekd.data.progress import track
 from drivekd.distill import bridges, checkpoint, log, teacher, update
 from drivekd.distill import plan as plans
 from drivekd.distill.checkpoint import State
+from drivekd.distill.gradients import Unit, accumulate, clear, new_unit, views
 from drivekd.distill.log import Totals
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.plan import Plan
-from drivekd.distill.weighting import Weigh
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe, to_yaml
 
@@ -40,8 +40,9 @@ class Run:
     Attributes:
         plan: what was decided beforehand.
         optimizer: AdamW over the trained parameters and the bridges.
-        weigh: Gram matrix → λ, see weighting.py.
-        memory: what `weigh` remembers of earlier units.
+        method: gradients → λ and coefficients.
+        memory: what the weighting remembers of earlier units.
+        kept: coefficients for the steps between exact ones, see refresh.py.
         unit: the gradients being collected.
         update: the flat update; the parameters' `grad` are views of it.
         totals: for the log, since the last logged step.
@@ -49,10 +50,11 @@ class Run:
 
     plan: Plan
     optimizer: torch.optim.Optimizer
-    weigh: Weigh
-    unit: update.Unit
+    method: update.Method
+    unit: Unit
     update: Float[Tensor, " P"]
     memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
     totals: Totals = field(default_factory=dict)
 
 
@@ -119,17 +121,20 @@ def step(run: Run, window: Window) -> None:
     run.update.zero_()
     bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
-        update.clear(unit)
+        samples = [index for batch in batches for index in batch]
+        factors = update.factors(plan, unit, run.kept, samples)
+        clear(unit)
         for indices in batches:
             with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
                 learn(plan, found)
-                update.accumulate(unit, found, plan.parameters)
-                tally(run.totals, plan, found)
-        with _located(plan, window, [index for batch in batches for index in batch]):
-            solved = update.solve(plan, unit, run.weigh, run.memory, (window.step, number))
-        run.update.add_(solved.update, alpha=unit.samples[0] / total)
-        run.memory.update(solved.memory)
-        log.add_all(run.totals, solved.logged)
+                accumulate(unit, plan, found, indices, factors)
+        with _located(plan, window, samples):
+            if factors is None:
+                solved = update.solve(plan, unit, run.method, run.memory, (window.step, number))
+            else:
+                solved = update.reuse(plan, unit, run.kept)
+        run.update.add_(solved.update, alpha=len(samples) / total)
+        _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
         bridges.settle(plan.bridges)
     norm = clip(run.update, plan.recipe.train.max_grad_norm)
@@ -137,6 +142,15 @@ def step(run: Run, window: Window) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
     run.optimizer.step()
+
+
+def _remember(run: Run, solved: update.Solved) -> None:
+    """Keep what later units go by, and count what is logged."""
+    run.memory.update(solved.memory)
+    run.kept.update(solved.kept)
+    for table in solved.tables:
+        tally(run.totals, run.plan, table)
+    log.add_all(run.totals, solved.logged)
 
 
 @contextmanager
@@ -152,12 +166,12 @@ def _located(plan: Plan, window: Window, indices: list[int] | tuple[int, ...]) -
         raise kind(f"{where}: {error}") from error
 
 
-def clip(flat: Float[Tensor, " P"], limit: float | None) -> float:
-    """Scale an update down to a norm in place; returns the norm it had."""
-    norm = float(flat.norm())
-    if limit is not None and norm > limit:
-        flat.mul_(limit / norm)
-    return norm
+def clip(flat: Float[Tensor, " P"], limit: float | None) -> Float[Tensor, ""]:
+    """Scale an update down to a norm in place; returns the norm it had, on its device."""
+    norm: Tensor = flat.norm()
+    if limit is not None:
+        flat.mul_((limit / norm).clamp(max=1.0))
+    return norm.double()
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -196,11 +210,11 @@ def prepare(plan: Plan) -> Run:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    unit = update.new_unit(plan.parameters, len(plan.terms))
+    unit = new_unit(plan)
     flat = torch.zeros_like(unit.gradients[0])
-    for parameter, view in zip(plan.parameters, update.views(flat, plan.parameters), strict=True):
+    for parameter, view in zip(plan.parameters, views(flat, plan.parameters), strict=True):
         parameter.grad = view
-    return Run(plan, optimizer, update.weighting_of(plan.recipe), unit, flat)
+    return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
 
 
 def _set_modes(plan: Plan) -> None:
@@ -268,6 +282,7 @@ def _resume(run: Run, now: State, found: Path) -> State:
         checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
         checkpoint.read_optimizer(found, run.optimizer)
         run.memory.update(saved.weighting)
+        run.kept.update(saved.kept)
         run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
     return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
 
@@ -316,7 +331,8 @@ def _report(run: Run, state: State, window: Window, journal: log.Journal, folder
     if plan.held_out and (last or saves):
         log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
     if saves and not last:
-        saved = replace(state, weighting=run.memory, totals=run.totals)
+        totals = log.fetched(run.totals)
+        saved = replace(state, weighting=run.memory, kept=run.kept, totals=totals)
         limit = settings.save_total_limit
         checkpoint.save(
             folder,

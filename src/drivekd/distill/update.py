@@ -1,19 +1,19 @@
-"""From the gradients of one unit to one update: Gram matrix, weights λ, coefficients, sum.
-
-The unit is what one projection sees: all batches between two optimizer steps, or one batch.
-"""
+"""From the gradients of one unit to one update: Gram matrix, weights λ, coefficients, sum."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from drivekd.distill import projection, weighting
-from drivekd.distill.objective import Losses
+from drivekd.distill import combination, gradients, objective, refresh, weighting
+from drivekd.distill.combination import Problem
+from drivekd.distill.gradients import Reading, Unit
 from drivekd.distill.order import projection_order
 from drivekd.distill.plan import Plan
 from drivekd.recipe import Recipe
@@ -23,84 +23,19 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Sums over the samples of one unit, filled batch by batch.
+class Method:
+    """What a recipe chose, made once before the loop: how λ is set, how gradients are combined."""
 
-    Attributes:
-        gradients: of Σ CE_b and of each Σ Π L_{t,b}, flat, tied parameters once, zeros where a
-            loss does not reach.
-        slots: views of `gradients`, per loss and parameter.
-        carried: Σ_b Π[c_b,t] over the samples that have term t.
-    """
-
-    gradients: Float[Tensor, "losses P"]
-    slots: tuple[tuple[Tensor, ...], ...]
-    carried: list[float]
-    samples: list[int] = field(default_factory=lambda: [0])
+    weigh: weighting.Weigh
+    combine: combination.Combination
 
 
-def new_unit(parameters: Sequence[nn.Parameter], capabilities: int) -> Unit:
-    """Room for the gradients of 1 + K losses, made once per run."""
-    sizes = [parameter.numel() for parameter in parameters]
-    gradients = torch.zeros(1 + capabilities, sum(sizes), device=parameters[0].device)
-    slots = tuple(views(row, parameters) for row in gradients)
-    return Unit(gradients, slots, [0.0] * capabilities)
+def method_of(recipe: Recipe, groups: tuple[str, ...]) -> Method:
+    """The weighting and the combiner that a recipe asks for; `groups` as in `Unit`."""
+    return Method(_weighting_of(recipe), combination.combination_of(recipe, groups))
 
 
-def views(flat: Float[Tensor, " P"], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
-    """A flat vector as one tensor per parameter, sharing its memory."""
-    parts = torch.split(flat, [parameter.numel() for parameter in parameters])
-    return tuple(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
-
-
-def clear(unit: Unit) -> None:
-    """Empty a unit for the next one."""
-    unit.gradients.zero_()
-    unit.carried[:] = [0.0] * len(unit.carried)
-    unit.samples[0] = 0
-
-
-def accumulate(unit: Unit, losses: Losses, parameters: Sequence[nn.Parameter]) -> None:
-    """Add the gradients of one batch: one backward pass per loss over one graph."""
-    sums = losses.sums()
-    last = max(k for k, total in enumerate(sums) if total is not None)
-    for k, total in enumerate(sums):
-        if total is not None:
-            found = torch.autograd.grad(total, parameters, retain_graph=k < last, allow_unused=True)
-            for slot, gradient in zip(unit.slots[k], found, strict=True):
-                if gradient is not None:
-                    slot.add_(gradient)
-    unit.samples[0] += len(losses.answers)
-    for t, carried in enumerate(losses.carried.sum(1).tolist()):
-        unit.carried[t] += carried
-
-
-def mean_gram(unit: Unit) -> Float[Tensor, "losses losses"]:
-    """Ĝ: inner products of the mean gradients (1/N) Σ, before any weight, in float64 [ours].
-
-    Raises:
-        RuntimeError: a gradient is not finite.
-    """
-    inner = projection.gram(list(unit.gradients)) / unit.samples[0] ** 2
-    if not bool(inner.isfinite().all()):
-        raise RuntimeError(
-            "a gradient is not a finite number although its loss is; nothing was updated. Lower "
-            "train.learning_rate or set train.max_grad_norm"
-        )
-    return inner
-
-
-@dataclass(frozen=True)
-class Solved:
-    """The update of one unit, what is logged about it, and what the weighting remembers."""
-
-    update: Float[Tensor, " P"]
-    logged: dict[str, float]
-    memory: weighting.State
-
-
-def weighting_of(recipe: Recipe) -> weighting.Weigh:
-    """The weighting that a recipe asks for, made once before the loop."""
+def _weighting_of(recipe: Recipe) -> weighting.Weigh:
     part = recipe.weighting
     if part.mode == "grad_norm":
         rho = {name: capability.rho for name, capability in recipe.capabilities.items()}
@@ -109,59 +44,131 @@ def weighting_of(recipe: Recipe) -> weighting.Weigh:
     return static(part.fixed, w_ce=part.w_ce)
 
 
-def solve(
-    plan: Plan, unit: Unit, weigh: weighting.Weigh, memory: weighting.State, place: Place
-) -> Solved:
+@dataclass(frozen=True)
+class Solved:
+    """The update of one unit and what came with it.
+
+    Attributes:
+        update: U.
+        logged: of the gradients and of what was made of them.
+        tables: the losses of each batch, on the host, see `Losses.table`.
+        memory: what the weighting remembers.
+        kept: what steps with kept coefficients go by, see refresh.py; {} where there are none.
+    """
+
+    update: Float[Tensor, " P"]
+    logged: dict[str, float]
+    tables: tuple[NDArray[np.float64], ...]
+    memory: weighting.State = field(default_factory=dict)
+    kept: refresh.Kept = field(default_factory=dict)
+
+
+def solve(plan: Plan, unit: Unit, method: Method, memory: weighting.State, place: Place) -> Solved:
     """Ĝ → λ → G = D Ĝ D → coefficients a → U = Σ_k a_k D_k ĝ_k, over the active teachers only.
 
     [paper, release] the projection; [ours] by the Gram matrix. A teacher is active if a sample of
     the unit carries it and its weight is not 0; the others are cut out of the matrix.
 
     Args:
-        plan: names the combiner.
+        plan: of the run.
         unit: the gradients.
-        weigh: sets λ.
-        memory: what `weigh` remembers of earlier units.
+        method: sets λ and a.
+        memory: what `method.weigh` remembers of earlier units.
         place: optimizer step and number of the unit within it, for the random order.
 
     Raises:
-        RuntimeError: a gradient is not finite.
+        RuntimeError: a loss or a gradient is not finite.
     """
-    settings, n = plan.recipe.combine, unit.samples[0]
-    carried = [t for t, total in enumerate(unit.carried) if total > 0]
-    names = [plan.capabilities[t] for t in carried]
-    inner = mean_gram(unit)
-    weights, memory = weigh(
-        memory, _cut(inner, carried), names, [unit.carried[t] / n for t in carried]
+    reading, n = _checked(plan, unit), len(unit.indices)
+    inner = reading.grams / n**2
+    carried = np.sum([t[1 + len(plan.terms) :].sum(axis=1) for t in reading.tables], axis=0)
+    carriers = [t for t in range(len(plan.terms)) if carried[t] > 0]
+    names = [plan.capabilities[t] for t in carriers]
+    anchors = _anchors(plan, unit)
+    shares = [float(carried[t]) / n for t in carriers]
+    whole = _cut(inner.sum(axis=0)[None], _rows(unit, anchors, carriers))[0]
+    pooled = torch.from_numpy(combination.pool(whole, len(carriers)))
+    weights, memory = method.weigh(memory, pooled, names, shares)
+
+    rows = _rows(unit, anchors, [t for t in carriers if weights.teachers[plan.capabilities[t]]])
+    diagonal = np.array([weights.ce] * len(anchors) + [weights.teachers[t] for t in weights.active])
+    problem = Problem(
+        diagonal[:, None] * _cut(inner, rows) * diagonal,
+        reading.reached[:, rows],
+        tuple(unit.groups[k] for k in anchors) if unit.groups else (),
+        tuple(weights.active),
     )
-    active = [t for t in carried if weights.teachers[plan.capabilities[t]] != 0]
-    diagonal = [weights.ce, *(weights.teachers[name] for name in weights.active)]
-    scaled = projection.rescale(_cut(inner, active), diagonal)
-    order = _order(plan, settings.combiner, active, place)
-    a = projection.combine(scaled, settings.combiner, order, settings.ce_count)
-    factors = a * torch.tensor(diagonal, dtype=torch.float64) / n
-    flat = projection.linear_combination([unit.gradients[k] for k in _rows(active)], factors)
-    logged = projection.telemetry(
-        scaled, weights.active, order, combiner=settings.combiner, ce_count=settings.ce_count
+    found = method.combine(problem, lambda count: projection_order(plan.recipe.seed, place, count))
+    a = np.zeros((len(reading.patterns), len(unit.slots)))
+    a[:, rows] = found.coefficients * diagonal / n
+    logged = found.logged | {f"lambda/{name}": weights.teachers[name] for name in weights.active}
+    logged |= {f"weak/{name}": 1.0 for name in weights.weak}
+    kept: refresh.Kept = {}
+    if plan.recipe.combine.refresh > 1:
+        logged["grad/exact"] = 1.0
+        kept = _kept(plan, unit, rows, found.coefficients[0].tolist(), diagonal.tolist())
+    return Solved(gradients.combination(unit, reading, a), logged, reading.tables, memory, kept)
+
+
+def reuse(plan: Plan, unit: Unit, kept: refresh.Kept) -> Solved:
+    """U = (1/N) ∇ Σ_k a_k D_k Σ_b … of a unit whose only gradient is that of this sum [ours].
+
+    Raises:
+        RuntimeError: a loss or the gradient is not finite.
+    """
+    reading = _checked(plan, unit)
+    mean = np.zeros((len(reading.patterns), len(unit.slots)))
+    mean[:, 0] = 1 / len(unit.indices)
+    update = gradients.combination(unit, reading, mean)
+    return Solved(update, refresh.logged(kept), reading.tables, {}, refresh.aged(kept))
+
+
+def factors(
+    plan: Plan, unit: Unit, kept: refresh.Kept, indices: Sequence[int]
+) -> list[float] | None:
+    """Factors of the unit's losses by kept coefficients; None where the unit must be exact."""
+    every = plan.recipe.combine.refresh
+    return refresh.kept_factors(kept, every, _present(plan, unit, indices)) if every > 1 else None
+
+
+def _kept(
+    plan: Plan, unit: Unit, rows: Sequence[int], a: Sequence[float], diagonal: Sequence[float]
+) -> refresh.Kept:
+    names = gradients.names(unit, plan)
+    return refresh.keep(
+        _present(plan, unit, unit.indices),
+        {names[row]: value for row, value in zip(rows, a, strict=True)},
+        {names[row]: value for row, value in zip(rows, diagonal, strict=True)},
     )
-    logged |= {f"lambda/{name}": weights.teachers[name] for name in weights.active}
-    return Solved(flat, logged | {f"weak/{name}": 1.0 for name in weights.weak}, memory)
 
 
-def _rows(teachers: Sequence[int]) -> list[int]:
-    """Rows of the Gram matrix: the cross-entropy and these teachers."""
-    return [0, *(1 + t for t in teachers)]
+def _present(plan: Plan, unit: Unit, indices: Sequence[int]) -> dict[str, bool]:
+    found = gradients.members(unit, plan, indices)
+    return dict(zip(gradients.names(unit, plan), found, strict=True))
 
 
-def _cut(inner: Tensor, teachers: Sequence[int]) -> Tensor:
-    kept = _rows(teachers)
-    return inner[kept][:, kept]
+def _checked(plan: Plan, unit: Unit) -> Reading:
+    """The numbers of a unit, all of them finite."""
+    reading = gradients.read(unit)
+    for (indices, _), table in zip(unit.batches, reading.tables, strict=True):
+        objective.check_finite(plan, indices, table)
+    if not np.isfinite(reading.grams).all():
+        raise RuntimeError(
+            "a gradient is not a finite number although its loss is; nothing was updated. Lower "
+            "train.learning_rate or set train.max_grad_norm"
+        )
+    return reading
 
 
-def _order(plan: Plan, combiner: str, active: Sequence[int], place: Place) -> list[int]:
-    """The unit's random order, drawn over all teachers and restricted to the active ones."""
-    whole = projection.order_length(combiner, len(plan.terms))
-    kept = _rows(active) if whole > len(plan.terms) else active  # `pcgrad` orders the anchor too
-    rank = {k: i for i, k in enumerate(kept)}
-    drawn = projection_order(plan.recipe.seed, place, whole)
-    return [rank[k] for k in drawn if k in rank]
+def _anchors(plan: Plan, unit: Unit) -> list[int]:
+    """Rows of the cross-entropy that have samples in the unit."""
+    found = gradients.members(unit, plan, unit.indices)
+    return [k for k in range(max(1, len(unit.groups))) if found[k]]
+
+
+def _rows(unit: Unit, anchors: Sequence[int], teachers: Sequence[int]) -> list[int]:
+    return [*anchors, *(max(1, len(unit.groups)) + t for t in teachers)]
+
+
+def _cut(grams: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+    return grams[:, rows][:, :, rows]

@@ -1,0 +1,223 @@
+"""The gradients of one unit: collected batch by batch, read by the host once, then combined.
+
+The unit is what one projection sees: all batches between two optimizer steps, or one batch. Its
+rows are flat vectors, the cross-entropy's first (`agp_grouped` has one for each capability of the
+samples), then one per teacher. A loss that reaches one layer writes to that layer's part only, and
+nobody reads the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drivekd.distill import corpus, projection
+from drivekd.distill.objective import Losses
+from drivekd.distill.plan import Plan
+
+Pattern = tuple[int, ...]
+"""The rows that reach a parameter."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Gradients of sums over the samples of one unit.
+
+    Attributes:
+        groups: capabilities whose cross-entropy has a row of its own; () = one row for all.
+        gradients: of Σ CE_b (of each group), then of each Σ Π L_{t,b}; flat, tied parameters once,
+            in the parameters' dtype. What is not `reached` is left over from earlier units.
+        slots: views of `gradients`, per row and parameter.
+        reached: which rows have a gradient of which parameters [rows, parameters].
+        batches: of each batch the indices of its samples and its `Losses.table`, still on the
+            device.
+    """
+
+    groups: tuple[str, ...]
+    gradients: Float[Tensor, "rows P"]
+    slots: tuple[tuple[Tensor, ...], ...]
+    reached: NDArray[np.bool_]
+    batches: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    @property
+    def indices(self) -> list[int]:
+        """The samples seen so far."""
+        return [index for indices, _ in self.batches for index in indices]
+
+
+def new_unit(plan: Plan) -> Unit:
+    """Room for one gradient per row, made once per run."""
+    parameters = plan.parameters
+    groups = corpus.capabilities(plan.terms, plan.encoded) if _grouped(plan) else ()
+    rows = max(1, len(groups)) + len(plan.terms)
+    first = parameters[0]
+    size = sum(parameter.numel() for parameter in parameters)
+    gradients = torch.zeros(rows, size, device=first.device, dtype=first.dtype)
+    slots = tuple(views(row, parameters) for row in gradients)
+    return Unit(groups, gradients, slots, np.zeros((rows, len(parameters)), dtype=bool))
+
+
+def _grouped(plan: Plan) -> bool:
+    return plan.recipe.combine.combiner == "agp_grouped" and bool(plan.terms)
+
+
+def views(flat: Float[Tensor, " P"], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
+    """A flat vector as one tensor per parameter, sharing its memory."""
+    parts = torch.split(flat, [parameter.numel() for parameter in parameters])
+    return tuple(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
+
+
+def names(unit: Unit, plan: Plan) -> tuple[str, ...]:
+    """One for each row; no capability's name can make two of them equal."""
+    anchors = tuple(f"ce/{name}" for name in unit.groups) or ("ce",)
+    return (*anchors, *(f"teacher/{name}" for name in plan.capabilities))
+
+
+def members(unit: Unit, plan: Plan, indices: Sequence[int]) -> tuple[bool, ...]:
+    """Which rows these samples can have a gradient in, by the data alone.
+
+    The host knows this beforehand: losses that cannot occur are not differentiated, and a step
+    with kept coefficients (refresh.py) sees whether they still fit.
+    """
+    encoded = [plan.encoded[index] for index in indices]
+    owners = {str(each.sample.capability) for each in encoded}
+    carried = (
+        any(corpus.has_term(t, each) and corpus.share(plan.recipe, t, each) > 0 for each in encoded)
+        for t in plan.terms
+    )
+    return (*(tuple(group in owners for group in unit.groups) or (True,)), *carried)
+
+
+def clear(unit: Unit) -> None:
+    """Empty a unit for the next one; not with zeros, the first gradient overwrites."""
+    unit.reached[:] = False
+    unit.batches.clear()
+
+
+def accumulate(
+    unit: Unit, plan: Plan, losses: Losses, indices: Sequence[int], factors: Sequence[float] | None
+) -> None:
+    """Add the gradients of one batch: one backward pass per loss over one graph.
+
+    Args:
+        unit: receives them.
+        plan: names the parameters.
+        losses: of the batch; call this while their block is open.
+        indices: the samples of the batch.
+        factors: one per row: a single backward pass of the sum with these factors, into the first
+            row; None: one pass per row.
+    """
+    rows = members(unit, plan, indices)
+    sums = losses.sums(unit.groups, rows)
+    if factors is not None:
+        pairs = [(a, each) for a, each in zip(factors, sums, strict=True) if each is not None]
+        terms = [a * each for a, each in pairs if a] or [a * each for a, each in pairs]
+        sums = [torch.stack(terms).sum()]
+    last = max(k for k, total in enumerate(sums) if total is not None)
+    for k, total in enumerate(sums):
+        if total is not None:
+            found = torch.autograd.grad(
+                total, plan.parameters, retain_graph=k < last, allow_unused=True
+            )
+            _add(unit, k, found)
+    unit.batches.append((tuple(indices), losses.table()))
+
+
+def _add(unit: Unit, row: int, gradients: Sequence[Tensor | None]) -> None:
+    for p, (slot, gradient) in enumerate(zip(unit.slots[row], gradients, strict=True)):
+        if gradient is not None:
+            if unit.reached[row, p]:
+                slot.add_(gradient)
+            else:
+                slot.copy_(gradient)
+            unit.reached[row, p] = True
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring entries of the flat vectors that the same rows reach."""
+
+    start: int
+    stop: int
+    rows: Pattern
+
+
+def stretches(unit: Unit) -> list[Stretch]:
+    """The flat vectors cut where the rows that reach a parameter change."""
+    sizes = [slot.numel() for slot in unit.slots[0]]
+    stops = list(itertools.accumulate(sizes))
+    found = []
+    patterns = (tuple(np.flatnonzero(column).tolist()) for column in unit.reached.T)
+    for rows, group in itertools.groupby(enumerate(patterns), key=lambda pair: pair[1]):
+        places = [place for place, _ in group]
+        found.append(Stretch(stops[places[0]] - sizes[places[0]], stops[places[-1]], rows))
+    return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the host learns of a unit.
+
+    Attributes:
+        patterns: the P different sets of rows that reach a parameter.
+        grams: inner products of the sums' gradients on each of them, in float64 [P, rows, rows].
+        tables: `Losses.table` of each batch.
+    """
+
+    patterns: tuple[Pattern, ...]
+    grams: NDArray[np.float64]
+    tables: tuple[NDArray[np.float64], ...]
+
+    @property
+    def reached(self) -> NDArray[np.bool_]:
+        """`patterns` as flags [P, rows]."""
+        rows = range(self.grams.shape[1])
+        return np.array([[row in pattern for row in rows] for pattern in self.patterns])
+
+
+def read(unit: Unit) -> Reading:
+    """Gram matrices and losses, in the unit's only transfer from device to host [ours].
+
+    Rows that do not reach a parameter are zero there and are not multiplied.
+    """
+    parts: dict[Pattern, Tensor] = {}
+    for each in stretches(unit):
+        if each.rows:
+            block = [unit.gradients[row, each.start : each.stop] for row in each.rows]
+            inner = projection.gram(block)
+            parts[each.rows] = parts[each.rows] + inner if each.rows in parts else inner
+    tensors = [*parts.values(), *(table for _, table in unit.batches)]
+    numbers = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+    cuts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    shaped = [cut.reshape(tensor.shape) for cut, tensor in zip(cuts, tensors, strict=True)]
+    grams = np.zeros((len(parts), len(unit.slots), len(unit.slots)))
+    for p, (rows, part) in enumerate(zip(parts, shaped, strict=False)):
+        grams[np.ix_([p], rows, rows)] = part
+    return Reading(tuple(parts), grams, tuple(shaped[len(parts) :]))
+
+
+def combination(
+    unit: Unit, reading: Reading, coefficients: NDArray[np.float64]
+) -> Float[Tensor, " P"]:
+    """U = Σ_k a_k g_k, with coefficients [P, rows] for each set of rows that reach a parameter."""
+    used = set(coefficients.nonzero()[1].tolist())
+    kept = {pattern: [row for row in pattern if row in used] for pattern in reading.patterns}
+    each = [coefficients[p, kept[pattern]] for p, pattern in enumerate(reading.patterns)]
+    on_device = torch.from_numpy(np.concatenate(each)).to(unit.gradients.device)
+    parts = dict(zip(reading.patterns, on_device.split([len(a) for a in each]), strict=True))
+    update = torch.empty_like(unit.gradients[0])
+    for stretch in stretches(unit):
+        out, rows = update[stretch.start : stretch.stop], kept.get(stretch.rows)
+        if rows:
+            block = [unit.gradients[row, stretch.start : stretch.stop] for row in rows]
+            projection.linear_combination(block, parts[stretch.rows], out)
+        else:
+            out.zero_()
+    return update

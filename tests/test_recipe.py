@@ -98,7 +98,7 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
         ("train.learning_rate=.inf", "finite"),
         ("combine.combiner=apg", "did you mean 'agp'?"),
         ("combine.combiner=torchjd", "torchjd:NAME such as torchjd:MGDA"),
-        ("combine.combiner=torchjd:", "'torchjd:' is no combiner"),
+        ("combine.combiner='torchjd:'", "'torchjd:' is no combiner"),
         ("combine.refresh=0", "greater than or equal to 1"),
         ("combine={refresh: 4, granularity: micro_batch}", "set granularity: step or refresh: 1"),
         ("combine={refresh: 4, missing: skip}", "set missing: zero or refresh: 1"),

@@ -139,7 +139,7 @@ def test_the_last_short_window_is_not_scaled_down(data: Path) -> None:
     run = prepared(data, {}, capabilities={}, train={**sizes, "max_grad_norm": None})
     for window in windows(run.plan.order, 0, 2):
         step(run, window)
-    assert run.unit.samples == [5]
+    assert len(run.unit.indices) == 5
     torch.testing.assert_close(run.update, run.unit.gradients[0] / 5)
 
 

@@ -22,16 +22,6 @@ from drivekd.models.vlm import Vlm
 ERROR = 2e-5
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_data(tmp_path_factory.mktemp("data"), scenes=4)
-
-
-@pytest.fixture(scope="module")
-def teachers() -> dict[str, Vlm]:
-    return runs.tiny_teachers()
-
-
 def prepared(path: Path, teachers: dict[str, Vlm], /, **changes: Any) -> Run:
     train = {"max_grad_norm": None, "per_device_train_batch_size": 4, **changes.pop("train", {})}
     recipe = runs.recipe(path, Path("unused"), train=train, **changes)

@@ -22,16 +22,6 @@ from drivekd.models.vlm import Vlm
 ERROR = 2e-5
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_data(tmp_path_factory.mktemp("data"), scenes=4)
-
-
-@pytest.fixture(scope="module")
-def teachers() -> dict[str, Vlm]:
-    return runs.tiny_teachers()
-
-
 def prepared(path: Path, teachers: dict[str, Vlm], /, **combine: Any) -> Run:
     train_ = {"max_grad_norm": None, "per_device_train_batch_size": 1, "max_steps": 12}
     recipe = runs.recipe(path, Path("unused"), train=train_, combine=combine)

@@ -20,16 +20,6 @@ from drivekd.models.vlm import Vlm
 ERROR = 2e-5
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_data(tmp_path_factory.mktemp("data"), scenes=4)
-
-
-@pytest.fixture(scope="module")
-def teachers() -> dict[str, Vlm]:
-    return runs.tiny_teachers()
-
-
 def stepped(path: Path, teachers: dict[str, Vlm], /, count: int = 1, **changes: Any) -> Run:
     """A fresh student after some steps."""
     options = changes.pop("student", {})

@@ -157,9 +157,10 @@ def test_picture_that_is_gone_is_said(run_folder: Path) -> None:
 
 
 def test_half_a_line_of_a_running_log_is_left_out(run_folder: Path) -> None:
+    before = write_page(run_folder).read_text(encoding="utf-8")
     with (run_folder / "drivekd" / "log.jsonl").open("a") as log:
         log.write('{"step": 510, "loss')
-    write_page(run_folder)
+    assert write_page(run_folder).read_text(encoding="utf-8") == before
 
 
 def test_broken_file_is_named(run_folder: Path) -> None:

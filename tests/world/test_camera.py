@@ -312,12 +312,15 @@ def test_badges_differ_and_can_be_stamped_again(renderer: Renderer) -> None:
 
 
 def test_no_roads_and_many_roads(renderer: Renderer) -> None:
-    render(renderer, frame())
+    none = render(renderer, frame(thing()))
     many = tuple(
         Strip(((-100.0, float(y)), (100.0, float(y))), 3.5, "dashed", "solid")
         for y in range(-100, 100)
     )
-    render(renderer, frame(thing(), roads=many))
+    paved = render(renderer, frame(thing(), roads=many))
+    for bare, view in zip(none, paved, strict=True):
+        np.testing.assert_array_equal(bare.ids, view.ids)  # roads are never asked about
+    assert any((bare.rgb != view.rgb).any() for bare, view in zip(none, paved, strict=True))
 
 
 def test_borders(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:

@@ -9,7 +9,7 @@ recomputes head by head instead of keeping the heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,8 +204,7 @@ def stop_after(layers: nn.ModuleList, index: int, *, whole: bool = False) -> Ite
     attention = _attention_of(layers, index)
     handle = (layers[index] if whole else attention).register_forward_hook(leave)
     try:
-        yield
-    except _Stop:
-        pass
+        with suppress(_Stop):
+            yield
     finally:
         handle.remove()

@@ -4,8 +4,8 @@
 
 Arms: `sft` cross-entropy alone; `naive` the public release's way (benchmarks/naive.py);
 `exact_live` three distinct live teachers; `exact_shared` one teacher in all three roles;
-`exact_cached` the same with targets computed beforehand; `refresh8` that with a projection every
-eighth step only (null where recipes do not know `combine.refresh`).
+`exact_cached` the same with kept targets (train.cache_targets_gb); `refresh8` that with a
+projection every eighth step only.
 
 All arms train the same parameters (the language model without its input embeddings) with AdamW on
 the same single sample, whose visual features are given. Every arm is a process of its own and all
@@ -25,7 +25,7 @@ import string
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -38,20 +38,19 @@ import naive  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from provenance import write_result  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from drivekd.data.readers import read  # noqa: E402
 from drivekd.distill import plan as plans  # noqa: E402
 from drivekd.distill import teacher, train  # noqa: E402
 from drivekd.distill.objective import batch_of  # noqa: E402
 from drivekd.distill.order import windows  # noqa: E402
-from drivekd.models.batch import Batch  # noqa: E402
 from drivekd.models.encode import encode  # noqa: E402
 from drivekd.models.tiny import tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402
-from drivekd.recipe import Combine, Recipe, parse  # noqa: E402
+from drivekd.recipe import Recipe, parse  # noqa: E402
 
 ARMS = ("sft", "naive", "exact_live", "exact_shared", "exact_cached", "refresh8")
+CACHED = ("exact_cached", "refresh8")
 CAPABILITIES = {
     "perception": ("first", "text_to_vision"),
     "reasoning": ("1..penultimate", "full"),
@@ -143,7 +142,7 @@ def write_sample(size: Size, folder: Path) -> Path:
 
 def recipe_of(arm: str, sample: Path) -> Recipe:
     """The paper's assignment of layers and signals; no capabilities for `sft`."""
-    shared = arm in ("exact_shared", "exact_cached", "refresh8")
+    shared = arm == "exact_shared" or arm in CACHED
     capabilities = {
         name: {
             "teacher": "bench:shared" if shared else f"bench:{name}",
@@ -166,14 +165,10 @@ def recipe_of(arm: str, sample: Path) -> Recipe:
                 "per_device_train_batch_size": 1,
                 "lr_scheduler_type": "constant",
                 "max_steps": 1000,
+                "cache_targets_gb": 4 if arm in CACHED else 0,
             },
         }
     )
-
-
-def exists(arm: str) -> bool:
-    """Whether recipes know what the arm needs."""
-    return arm != "refresh8" or "refresh" in Combine.model_fields
 
 
 def make_plan(arm: str, size: Size, sample: Path) -> plans.Plan:
@@ -183,18 +178,10 @@ def make_plan(arm: str, size: Size, sample: Path) -> plans.Plan:
     teachers = {name: model(size.teacher, 1 + i) for i, name in enumerate(names)}
     plan = plans.build(recipe, model(size.student, 0), teachers)
     plans.fill_caches(plan)
-    return with_targets(plan) if arm in ("exact_cached", "refresh8") else plan
-
-
-def with_targets(plan: plans.Plan) -> plans.Plan:
-    """The same plan with the targets of its only sample computed beforehand."""
     batch = batch_of(plan, [0])
-    stored = plan.targets(batch, teacher.text_rows(batch))
-
-    def targets(batch: Batch, rows: Tensor) -> dict[str, teacher.Trace]:
-        return stored
-
-    return replace(plan, targets=targets)
+    if arm in CACHED:  # what the first visit costs is not the step's
+        plan.targets(batch, teacher.text_rows(batch))
+    return plan
 
 
 def make_steps(arm: str, size: Size, sample: Path) -> Iterable[Callable[[], None]]:
@@ -357,7 +344,7 @@ def main() -> None:
     least = ", ".join(f"{arm} {value:.2f}" for arm, value in floors(size).items())
     print(f"floor over sft: {least}", flush=True)
     load = os.getloadavg()
-    arms = [arm for arm in ARMS if arm in {"sft", *given.arms} and exists(arm)]
+    arms = [arm for arm in ARMS if arm in {"sft", *given.arms}]
     measured = measure(size, arms, given.rounds, given.threads)
     rows = report(size, measured, given.clock)
     for arm, row in rows.items():

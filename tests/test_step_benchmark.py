@@ -124,10 +124,7 @@ def test_the_last_line_names_every_arm(bench, tmp_path, monkeypatch, capsys):
     bench.main()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert tuple(last) == bench.ARMS
-    for arm, row in last.items():
-        if not bench.exists(arm):
-            assert row is None
-            continue
+    for row in last.values():
         assert set(row) == {"seconds", "peak_mb"}
         assert min(row.values()) > 0
     written = json.loads((tmp_path / "results" / "step_cpu.json").read_text())

@@ -203,6 +203,8 @@ class Train(_Part):
         fp16: refused, see the error; the key exists so that the refusal can say why.
         num_threads: torch threads of this process.
         cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower.
+        cache_targets_gb: most memory [GB] for the teachers' attention, kept where samples are seen
+            more than once and every signal is of attention; 0: teachers run at every visit.
     """
 
     trainable: Literal["language_model", "everything"] = "language_model"
@@ -227,6 +229,7 @@ class Train(_Part):
     gradient_checkpointing: bool = False
     num_threads: Count = 1
     cache_features_gb: NonNegative = 4.0
+    cache_targets_gb: NonNegative = 4.0
 
     @model_validator(mode="after")
     def _no_fp16(self) -> Train:

@@ -115,6 +115,7 @@ def test_pointing_reads_the_own_cell() -> None:
         row=torch.arange(2),
         members=everything,
         samples=(),
+        places=(),
     )
     maps = torch.arange(2.0 * n * n).reshape(2, n, n)
     on_cell = grounding.pointing(batch, maps, regions)

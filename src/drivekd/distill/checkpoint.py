@@ -318,6 +318,7 @@ FREE = (
     "train.report_to",
     "train.num_threads",
     "train.cache_features_gb",
+    "train.cache_targets_gb",
 )
 
 

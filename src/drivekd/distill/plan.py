@@ -15,6 +15,7 @@ from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
 from drivekd.distill import agreement, attention, bridges, corpus, jacobian_descent, teacher
 from drivekd.distill.bridges import Bridges
+from drivekd.distill.cache import target_bytes, target_cache
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.teacher import Teacher, Term
@@ -36,7 +37,7 @@ class Plan:
         features: its cache of visual features; None where its vision tower is trained or caching
             is off.
         teachers: the distinct frozen models.
-        targets: where the teachers' maps come from: `teacher.targets` of the live teachers.
+        targets: where the teachers' maps come from: live teachers, or a cache in front of them.
         terms: one per capability, in the recipe's order: the columns of Π.
         bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
@@ -120,12 +121,16 @@ def build(
         recipe.train.gradient_accumulation_steps,
         recipe.data.questions_per_row,
     )
+    total_steps = _total_steps(recipe, order)
+    targets: teacher.Targets = partial(teacher.targets, teachers)
+    if terms and total_steps > order.steps_per_epoch:
+        targets = _kept(recipe, targets, student, terms, encoded)
     return Plan(
         recipe=recipe,
         student=student,
         features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
         teachers=teachers,
-        targets=partial(teacher.targets, teachers, mismatch=recipe.data.mismatch),
+        targets=teacher.mismatching(targets, terms) if recipe.data.mismatch else targets,
         terms=terms,
         bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
@@ -134,7 +139,7 @@ def build(
         encoded=encoded,
         held_out=held_out,
         order=order,
-        total_steps=_total_steps(recipe, order),
+        total_steps=total_steps,
     )
 
 
@@ -234,6 +239,28 @@ def _cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> Feature
         len(grids), vlm.source, need, limit,
     )  # fmt: skip
     return None
+
+
+def _kept(
+    recipe: Recipe,
+    live: teacher.Targets,
+    student: vlms.Vlm,
+    terms: Sequence[Term],
+    encoded: Sequence[Encoded],
+) -> teacher.Targets:
+    """A cache in front of the teachers where memory allows it."""
+    if not all(term.of_attention for term in terms):
+        return live
+    cache = target_cache(live, student, terms, encoded)
+    need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
+    if need <= limit:
+        return cache
+    logger.warning(
+        "attention of the teachers on %d samples would take %.1f GB, more than "
+        "train.cache_targets_gb = %g: the teachers run at every visit of a sample",
+        len(encoded), need, limit,
+    )  # fmt: skip
+    return live
 
 
 def fill_caches(plan: Plan) -> None:

@@ -194,9 +194,7 @@ def seen(map_: Tensor, term: Term, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def targets(
-    teachers: Sequence[Teacher], batch: Batch, rows: Tensor, *, mismatch: bool = False
-) -> dict[str, Trace]:
+def targets(teachers: Sequence[Teacher], batch: Batch, rows: Tensor) -> dict[str, Trace]:
     """What the student is compared with, per capability.
 
     [release] A student layer's target is the uniform mean of the teacher maps matched to it; of
@@ -206,20 +204,11 @@ def targets(
         teachers: the distinct ones.
         batch: as the student sees it.
         rows: `text_rows(batch)`.
-        mismatch: the negative control of attention, see `mismatched`.
     """
     found: dict[str, Trace] = {}
     for teacher in teachers:
         trace = _trace(teacher, batch, rows)
-        for each in teacher.terms:
-            found[each.capability] = goal = _target(each, trace, rows)
-            if mismatch:
-                partner = _partners(batch)
-                maps = {
-                    layer: mismatched(map_, None if each.whole else rows, partner, batch.is_image)
-                    for layer, map_ in goal.maps.items()
-                }
-                found[each.capability] = Trace(maps)
+        found |= {each.capability: _target(each, trace, rows) for each in teacher.terms}
     return found
 
 
@@ -266,6 +255,24 @@ def _trace(teacher: Teacher, batch: Batch, rows: Tensor) -> Trace:
 
 
 # -------------------------------------------------------------------------- the negative control
+
+
+def mismatching(inner: Targets, terms: Iterable[Term]) -> Targets:
+    """The same targets with the words' attention exchanged, see `mismatched`."""
+
+    def exchanged(batch: Batch, rows: Tensor) -> dict[str, Trace]:
+        found, partner = inner(batch, rows), _partners(batch)
+        return {
+            each.capability: Trace(
+                {
+                    layer: mismatched(map_, None if each.whole else rows, partner, batch.is_image)
+                    for layer, map_ in found[each.capability].maps.items()
+                }
+            )
+            for each in terms
+        }
+
+    return exchanged
 
 
 def _partners(batch: Batch) -> Int[Tensor, "B n"]:

@@ -55,6 +55,7 @@ class Batch:
         row: the row of each sample.
         members: positions of the row that make up the sample: shared prefix and own segment.
         samples: in the order given to `collate`.
+        places: row of each sample and position of the first token behind its prefix, on the host.
         causal: the mask is the plain causal one: a sample to a row, no padding.
     """
 
@@ -68,6 +69,7 @@ class Batch:
     row: Int[Tensor, " s"]
     members: Bool[Tensor, "s n"]
     samples: tuple[Sample, ...]
+    places: tuple[tuple[int, int], ...]
     causal: bool = False
 
 
@@ -104,11 +106,14 @@ def collate(
     labels = pad_sequence([labels for _, labels, *_ in laid], True, IGNORE)
     segment = pad_sequence([segment for *_, segment, _ in laid], True, -1)
     positions = pad_sequence([positions.T for *_, positions in laid], True, 0).permute(2, 0, 1)
-    row_of = torch.empty(len(encoded), dtype=torch.long)
     number = torch.empty(len(encoded), dtype=torch.long)
+    places = [(0, 0)] * len(encoded)
     for r, row in enumerate(rows):
+        start = row.prefix
         for k, index in enumerate(row.members):
-            row_of[index], number[index] = r, k + 1
+            number[index], places[index] = k + 1, (r, start)
+            start += len(encoded[index].input_ids) - row.prefix
+    row_of = torch.tensor([r for r, _ in places])
     own = segment[row_of]
     device = vlm.device
     return Batch(
@@ -122,6 +127,7 @@ def collate(
         row=row_of.to(device),
         members=((own == 0) | (own == number[:, None])).to(device),
         samples=tuple(e.sample for e in encoded),
+        places=tuple(places),
         causal=len(rows) == len(encoded) and len({len(ids) for ids, *_ in laid}) == 1,
     )
 

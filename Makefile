@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type system real-smoke study benchmark world-teachers clean
+.PHONY: help setup demo test lint type system real-smoke study ablation refresh benchmark world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,6 +41,12 @@ real-smoke: setup ## wiring proof on real pictures (needs DRIVEKD_REAL_DATA); wr
 
 study: setup ## arms over five seeds on the test scenes; writes results/study.json
 	$(BIN)/python benchmarks/study.py test
+
+ablation: setup ## every row of the ablation tables, three seeds; writes results/ablation.json
+	$(BIN)/python benchmarks/ablation.py
+
+refresh: setup ## kept coefficients beside exact ones over a run; writes results/refresh.json
+	$(BIN)/python benchmarks/refresh.py
 
 benchmark: setup ## time and memory of one step, size M; writes results/step_cpu.json
 	$(BIN)/python benchmarks/step.py --size M

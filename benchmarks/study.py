@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from provenance import RESULTS, commit, provenance, write_result
 
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo import arm_recipe, score_team
+from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.score import Scores, majority, paired, score
 from drivekd.recipe import Recipe, load, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
@@ -55,36 +56,36 @@ class Job:
     scenes: Path
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """Train, answer, score; what an earlier call of the same commit finished is read back."""
+def run_job(job: Job) -> list[Answer]:
+    """Train and answer; what an earlier call of the same commit finished is read back."""
     import torch
 
     from drivekd.data.readers import read
     from drivekd.distill.train import train
     from drivekd.evaluate.answer import answers
-    from drivekd.evaluate.score import as_json, score
     from drivekd.models.vlm import load as load_model
 
     torch.set_num_threads(1)
     folder = Path(job.recipe.output_dir)
     model = load_model(train(job.recipe, resume=True))
-    given = answers(model, list(read(job.scenes)), job.recipe.data.images, folder / "answers.jsonl")
-    return {"name": job.name, **as_json(score(given))}
+    asked = list(read(job.scenes))
+    return answers(model, asked, job.recipe.data.images, folder / "answers.jsonl")
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, dict[str, float]]:
-    """Percent right of all jobs, run in as many processes as asked for."""
+def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, list[Answer]]:
+    """Answers of all jobs, run in as many processes as asked for."""
     found = {}
-    for result in side_by_side(run_job, jobs, workers):
-        found[result["name"]] = brief(result)
-        print(f"{result['name']}: {found[result['name']]}", flush=True)
+    for each, given in zip(jobs, side_by_side(run_job, jobs, workers), strict=True):
+        found[each.name] = given
+        print(f"{each.name}: {brief(score(given))}", flush=True)
     return found
 
 
-def brief(result: Mapping[str, Any]) -> dict[str, float]:
+def brief(scores: Scores) -> dict[str, float]:
     """Percent right per capability and on average."""
-    row = {c: round(result["capabilities"][c]["accuracy"], 2) for c in CAPABILITIES}
-    return row | {"average": round(result["average"]["accuracy"], 2)}
+    assert scores.average is not None
+    row = {c: round(scores.capabilities[c].accuracy, 2) for c in CAPABILITIES}
+    return row | {"average": round(scores.average.accuracy, 2)}
 
 
 @cache
@@ -126,14 +127,12 @@ def strengths(seeds: Sequence[int]) -> Iterator[Job]:
 def choose(what: str, seeds: Sequence[int], workers: int) -> None:
     """Compare settings on validation scenes."""
     jobs = list({"start": starts, "rho": strengths}[what](seeds))
-    scores = run_jobs(jobs, workers)
+    scores = {name: brief(score(given)) for name, given in run_jobs(jobs, workers).items()}
     print(write_result(f"choice_{what}", {"scores": scores, "recipe": to_yaml(jobs[0].recipe)}))
 
 
 def test(seeds: Sequence[int], workers: int) -> None:
     """Run the frozen recipe on the test scenes and compare the arms over seeds."""
-    from drivekd.evaluate.score import paired
-
     if len(seeds) < 2:
         raise SystemExit(f"study.py test: expected at least 2 seeds, got {len(seeds)}")
     if commit().endswith("-dirty"):
@@ -142,23 +141,32 @@ def test(seeds: Sequence[int], workers: int) -> None:
     jobs = [job(f"{arm}/{seed}", arm, seed, scenes) for seed, arm in itertools.product(seeds, ARMS)]
     recipe = jobs[1].recipe
     note_look(recipe)  # before the first score can be seen
-    scores = run_jobs(jobs, workers)
+    scores = {name: brief(score(given)) for name, given in run_jobs(jobs, workers).items()}
     scores |= references(recipe, scenes)
-    compared = {}
-    for (one, other), part in itertools.product(COMPARED, (*CAPABILITIES, "average")):
-        mine, theirs = ([scores[f"{arm}/{s}"][part] for s in seeds] for arm in (one, other))
-        compared[f"{one} - {other}, {part}"] = {
-            name: round(float(value), 4) for name, value in asdict(paired(mine, theirs)).items()
-        }
+    compared = compare(scores, COMPARED, seeds)
     report = {"scores": scores, "paired": compared, "seeds": list(seeds)}
     print(json.dumps(compared, indent=1))
     print(write_result("study", {**report, "recipe": to_yaml(recipe)}))
 
 
+def compare(
+    scores: Mapping[str, Mapping[str, float]],
+    pairs: Sequence[tuple[str, str]],
+    seeds: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """Two-sided paired t over seeds, per capability and on average."""
+    compared = {}
+    for (one, other), part in itertools.product(pairs, (*CAPABILITIES, "average")):
+        mine, theirs = ([scores[f"{arm}/{s}"][part] for s in seeds] for arm in (one, other))
+        compared[f"{one} - {other}, {part}"] = {
+            name: round(float(value), 4) for name, value in asdict(paired(mine, theirs)).items()
+        }
+    return compared
+
+
 def references(recipe: Recipe, scenes: Path) -> dict[str, dict[str, float]]:
     """What students are held against: their teachers, a teacher trained blind, the majority."""
     from drivekd.data.readers import read
-    from drivekd.evaluate.score import as_json, majority, score
 
     asked, folder = list(read(scenes)), OUT / commit()
     teachers = {c: recipe.capabilities[c].teacher for c in CAPABILITIES}
@@ -168,7 +176,7 @@ def references(recipe: Recipe, scenes: Path) -> dict[str, dict[str, float]]:
         "teacher": score_team(teachers, asked, "real", folder / "teacher"),
         "teacher_blind": score_team(blind, asked, "grey", folder / "teacher_blind"),
     }
-    return {name: brief(as_json(each)) for name, each in found.items()}
+    return {name: brief(each) for name, each in found.items()}
 
 
 def recipe_hash(recipe: Recipe) -> str:

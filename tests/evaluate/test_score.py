@@ -9,7 +9,7 @@ from scipy import stats
 
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.score import as_json, majority, paired, score, write_scores
+from drivekd.evaluate.score import as_json, majority, paired, paired_scenes, score, write_scores
 
 
 def answer(number: int, correct: bool, **given: str | None) -> Answer:
@@ -161,3 +161,54 @@ def test_paired_equal_differences() -> None:
 def test_paired_refuses(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="paired comparison"):
         paired(a, b)
+
+
+def replies(rights: list[list[bool]], capability: str = "perception") -> list[Answer]:
+    """Answers by scene."""
+    return [
+        answer(10 * s + q, right, scene=f"s{s}", capability=capability)
+        for s, scene in enumerate(rights)
+        for q, right in enumerate(scene)
+    ]
+
+
+def test_paired_scenes_is_the_difference_of_the_accuracies() -> None:
+    mine = [replies([[True, True], [True, False]]), replies([[True, False], [True, True]])]
+    other = [replies([[False, True], [False, True]])] * 2
+    found = paired_scenes(mine, other)
+    assert list(found) == ["perception"]
+    assert (found["perception"].mean, found["perception"].scenes) == (25.0, 2)
+    assert found["perception"].low == found["perception"].high == 25.0  # alike in both scenes
+
+
+def test_paired_scenes_covers_the_truth_as_often_as_it_says() -> None:
+    random, held = np.random.default_rng(5), 0
+    for _ in range(100):
+        gains = random.normal(0.1, 0.1, 40).clip(-0.3, 0.4)  # by scene
+        mine, other = (
+            replies((random.random((40, 12)) < 0.5 + np.outer(sign * gains, np.ones(12))).tolist())
+            for sign in (0.5, -0.5)
+        )
+        found = paired_scenes([mine], [other], resamples=300)["perception"]
+        held += found.low <= 10.0 <= found.high
+    assert 87 <= held <= 99
+
+
+def test_paired_scenes_averages_the_capabilities() -> None:
+    capabilities = ("perception", "reasoning", "planning")
+    better = {"perception": 1, "reasoning": 0, "planning": 2}
+    mine, other = (
+        [
+            each
+            for c in capabilities
+            for each in replies([[k < right[c] for k in range(4)]] * 3, capability=c)
+        ]
+        for right in (better, dict.fromkeys(capabilities, 0))
+    )
+    found = paired_scenes([mine], [other])
+    assert [found[c].mean for c in (*capabilities, "average")] == [25.0, 0.0, 50.0, 25.0]
+
+
+def test_paired_scenes_refuses_other_questions() -> None:
+    with pytest.raises(ValueError, match="same questions in the same order"):
+        paired_scenes([replies([[True], [False]])], [replies([[True], [False]])[::-1]])

@@ -1,0 +1,112 @@
+"""What `combine.refresh: R` costs in fidelity: its update beside the exact one, over a real run.
+
+    python benchmarks/refresh.py [--max-steps N]
+
+One run of the demo's recipe, exact at every step. At each step the gradients of all losses are at
+hand, so what R = 2, 4, 8 and 16 would have made of them is known too: coefficients and λ of their
+last exact step, each with running means of its own. Writes results/refresh.json; the last line of
+output is the mean cosine per R as JSON. Steps that are exact under R are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from provenance import write_result
+from study import OUT, POOL, worlds
+from torch import Tensor
+
+from drivekd.data.progress import track
+from drivekd.demo import arm_recipe
+from drivekd.distill import gradients, update
+from drivekd.distill import plan as plans
+from drivekd.distill.order import Window, windows
+from drivekd.distill.plan import Plan
+from drivekd.distill.train import Run, prepare, step
+from drivekd.recipe import to_yaml
+
+EVERY = (2, 4, 8, 16)
+
+
+@dataclass
+class Shadow:
+    """A run with kept coefficients that follows the exact one.
+
+    Attributes:
+        plan: with its R.
+        memory: of the weighting.
+        kept: from its last exact step.
+        cosines: with the exact update, at the steps that are not exact.
+    """
+
+    plan: Plan
+    memory: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    cosines: list[float] = field(default_factory=list)
+
+
+def follow(shadow: Shadow, run: Run, exact: Tensor, window: Window) -> None:
+    """One step of a shadow, from the gradients that the exact step left in `run.unit`."""
+    factors = update.factors(shadow.plan, run.unit, shadow.kept, run.unit.indices)
+    if factors is None:
+        solved = update.solve(shadow.plan, run.unit, run.method, shadow.memory, (window.step, 0))
+        shadow.memory.update(solved.memory)
+        shadow.kept = dict(solved.kept)
+        return
+    reading = gradients.read(run.unit)
+    mine = gradients.combination(run.unit, reading, np.tile(factors, (len(reading.patterns), 1)))
+    shadow.cosines.append(float(torch.cosine_similarity(mine.double(), exact.double(), dim=0)))
+    shadow.kept["age"] += 1
+
+
+def measure(run: Run) -> dict[int, list[float]]:
+    """Cosines per R over all steps of a plan."""
+    recipe, plan = run.plan.recipe, run.plan
+    shadows = {
+        every: Shadow(
+            replace(
+                plan,
+                recipe=recipe.model_copy(
+                    update={"combine": recipe.combine.model_copy(update={"refresh": every})}
+                ),
+            )
+        )
+        for every in EVERY
+    }
+    for window in track(windows(plan.order, 0, plan.total_steps), total=plan.total_steps):
+        step(run, window)
+        for shadow in shadows.values():
+            follow(shadow, run, run.update, window)
+    return {every: shadow.cosines for every, shadow in shadows.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--max-steps", type=int, help="the demo's number by default")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = [f"data.train={json.dumps([str(worlds('student', POOL))])}"]
+    changes += [] if given.max_steps is None else [f"train.max_steps={given.max_steps}"]
+    recipe = arm_recipe("drivekd", OUT / "refresh", changes)
+    plan = plans.build(recipe)
+    plans.fill_caches(plan)
+    found = {
+        str(every): {
+            "mean": round(float(np.mean(cosines)), 4),
+            "5th percentile": round(float(np.percentile(cosines, 5)), 4),
+            "least": round(min(cosines), 4),
+            "steps": len(cosines),
+        }
+        for every, cosines in measure(prepare(plan)).items()
+    }
+    print(write_result("refresh", {"cosines": found, "recipe": to_yaml(recipe)}))
+    print(json.dumps({every: row["mean"] for every, row in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

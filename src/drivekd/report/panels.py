@@ -93,6 +93,11 @@ def _telemetry(rows: Sequence[Row]) -> list[dict[str, Any]]:
             _lines(rows, [(t, f"grad/stage1_removed/{t}") for t in teachers]),
             unit="share of the teacher gradient's length",
         ),
+        _panel(
+            "Moved by stage 2",
+            _lines(rows, [(t, f"grad/stage2_removed/{t}") for t in teachers]),
+            unit="share of the length of m",
+        ),
         _panel("Cross-entropy multiplier", _lines(rows, [("a₀", "grad/ce_multiplier")], 3)),
         _panel(
             "Teacher weight λ",

@@ -2,6 +2,7 @@
 
     python benchmarks/study.py start   # which start, on validation scenes: choice_start.json
     python benchmarks/study.py rho     # ρ and signals from the demo's start: choice_rho.json
+    python benchmarks/study.py scenes --seeds 3  # how few training scenes: choice_scenes.json
     python benchmarks/study.py test    # the frozen recipe on test scenes: study.json
 
 All in results/. A seed draws training scenes, data order and projection order; all arms of a seed
@@ -34,6 +35,7 @@ from drivekd.recipe import Recipe, load, to_yaml
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
 STARTS = ("student_vision", "student_pointer", "student_aligned", "student_seeing")
+FEW = (50, 100, 200)  # training scenes
 SIGNALS = ("drivekd", "full_everywhere")
 ARMS = ("ce_only", "drivekd", "full_everywhere", "mismatched", "blind", "ce_long")
 COMPARED = (
@@ -125,9 +127,19 @@ def strengths(seeds: Sequence[int]) -> Iterator[Job]:
         yield job(name, arm, seed, worlds("val", VALIDATION), changes)
 
 
+def sizes(seeds: Sequence[int]) -> Iterator[Job]:
+    """Every number of training scenes with and without teachers, at equal steps."""
+    for seed, scenes, arm in itertools.product(seeds, FEW, ("ce_only", "drivekd")):
+        change = f"data.max_scenes={scenes}"
+        yield job(f"{scenes}/{arm}/{seed}", arm, seed, worlds("val", VALIDATION), [change])
+
+
+CHOICES = {"start": starts, "rho": strengths, "scenes": sizes}
+
+
 def choose(what: str, seeds: Sequence[int], workers: int) -> None:
     """Compare settings on validation scenes."""
-    jobs = list({"start": starts, "rho": strengths}[what](seeds))
+    jobs = list(CHOICES[what](seeds))
     scores = {name: brief(score(given)) for name, given in run_jobs(jobs, workers).items()}
     print(write_result(f"choice_{what}", {"scores": scores, "recipe": to_yaml(jobs[0].recipe)}))
 
@@ -197,7 +209,7 @@ def note_look(recipe: Recipe) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("start", "rho", "test"))
+    parser.add_argument("what", choices=(*CHOICES, "test"))
     parser.add_argument("--seeds", type=int, help="how many; 1 to choose, 5 to test")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()

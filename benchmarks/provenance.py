@@ -15,22 +15,30 @@ from typing import Any
 RESULTS = Path("results")
 
 
-def commit() -> str:
-    """The commit that ran, with `-dirty` where files that git tracks were changed since."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-    )
-    return found.stdout.strip() or "unknown"
+#: What a run itself writes and git tracks: a change there is no change of the code.
+WRITTEN = (":!results", ":!docs/pictures")
+
+
+def _commit() -> str:
+    """The commit that runs, with `-dirty` where code that git tracks was changed since."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], capture_output=True, text=True)
+
+    found = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", *WRITTEN).returncode != 0
+    return f"{found}-dirty" if found and changed else found or "unknown"
+
+
+#: Both of the moment when the run began: others may commit before it ends.
+COMMIT, BEGAN = _commit(), datetime.datetime.now(tz=datetime.UTC)
 
 
 def provenance() -> dict[str, str]:
     """Commit, date, hardware and versions."""
-    now = datetime.datetime.now(tz=datetime.UTC)
     return {
-        "commit": commit(),
-        "date": now.date().isoformat(),
+        "commit": COMMIT,
+        "date": BEGAN.date().isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers")),
     }

@@ -10,7 +10,8 @@ projection every eighth step only.
 All arms train the same parameters (the language model without its input embeddings) with AdamW on
 the same single sample, whose visual features are given. Every arm is a process of its own and all
 of them live at once; the rounds go through the arms in turn, so that whatever else the machine
-does falls on all. Writes results/step_cpu.json; the last line of output is one JSON object
+does falls on all. Writes results/step_cpu.json, or step_cpu_quick.json where a setting is not that
+of `make benchmark`; the last line of output is one JSON object
 {arm: {"seconds", "peak_mb"}}: the median over the rounds, and the peak of resident memory over the
 first steps minus that before the first.
 """
@@ -50,6 +51,7 @@ from drivekd.models.vlm import Vlm  # noqa: E402
 from drivekd.recipe import Recipe, parse  # noqa: E402
 
 ARMS = ("sft", "naive", "exact_live", "exact_shared", "exact_cached", "refresh8")
+ROUNDS = 5
 CACHED = ("exact_cached", "refresh8")
 CAPABILITIES = {
     "perception": ("first", "text_to_vision"),
@@ -328,7 +330,7 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="S")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="always with sft")
     parser.add_argument(
@@ -337,7 +339,6 @@ def main() -> None:
         default="wall",
         help="processor: on a machine that does other things too, with one thread",
     )
-    parser.add_argument("--result", default="step_cpu", help="name of the file in results/")
     given = parser.parse_args()
     size = SIZES[given.size]
     print(json.dumps(asdict(size)))
@@ -362,7 +363,9 @@ def main() -> None:
         "clock": given.clock,
         "load_average": {"before": load, "after": os.getloadavg()},
     }
-    print(write_result(given.result, content))
+    whole = given.size == "M" and given.rounds >= ROUNDS and tuple(arms) == ARMS
+    name = "step_cpu" if whole and given.clock == "wall" else "step_cpu_quick"
+    print(write_result(name, content))
     line = {
         arm: row and {key: row[key] for key in ("seconds", "peak_mb")} for arm, row in rows.items()
     }

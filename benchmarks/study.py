@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from provenance import RESULTS, commit, provenance, write_result
+from provenance import COMMIT, RESULTS, provenance, write_result
 
 from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
@@ -103,13 +103,18 @@ def job(name: str, arm: str, seed: int, scenes: Path, changes: Sequence[str] = (
     """An arm of the demo's recipe, on scenes that the seed draws from the pool.
 
     Its folder is named after the commit, so that nothing older is ever reported as of this one.
+
+    Raises:
+        SystemExit: the code is not committed, so that a name does not say what ran.
     """
+    if COMMIT.endswith("-dirty"):
+        raise SystemExit("commit first: finished runs are found again by their commit")
     files = json.dumps([str(worlds("student", POOL))])
     given = [f"data.train={files}", f"seed={seed}", *changes]
     if arm == "ce_long":
         arm, steps = "ce_only", load("demo").train.max_steps
         given.append(f"train.max_steps={LONG * steps}")
-    return Job(name, arm_recipe(arm, OUT / commit() / name, given), scenes)
+    return Job(name, arm_recipe(arm, OUT / COMMIT / name, given), scenes)
 
 
 def starts(seeds: Sequence[int]) -> Iterator[Job]:
@@ -141,15 +146,14 @@ def choose(what: str, seeds: Sequence[int], workers: int) -> None:
     """Compare settings on validation scenes."""
     jobs = list(CHOICES[what](seeds))
     scores = {name: brief(score(given)) for name, given in run_jobs(jobs, workers).items()}
-    print(write_result(f"choice_{what}", {"scores": scores, "recipe": to_yaml(jobs[0].recipe)}))
+    recipe = to_yaml(arm_recipe("drivekd", OUT))
+    print(write_result(f"choice_{what}", {"scores": scores, "recipe": recipe}))
 
 
 def test(seeds: Sequence[int], workers: int) -> None:
     """Run the frozen recipe on the test scenes and compare the arms over seeds."""
     if len(seeds) < 2:
         raise SystemExit(f"study.py test: expected at least 2 seeds, got {len(seeds)}")
-    if commit().endswith("-dirty"):
-        raise SystemExit("study.py test: commit first; what is reported on test scenes is frozen")
     scenes = worlds("test", TEST)
     jobs = [job(f"{arm}/{seed}", arm, seed, scenes) for seed, arm in itertools.product(seeds, ARMS)]
     recipe = jobs[1].recipe
@@ -181,7 +185,7 @@ def references(recipe: Recipe, scenes: Path) -> dict[str, dict[str, float]]:
     """What students are held against: their teachers, a teacher trained blind, the majority."""
     from drivekd.data.readers import read
 
-    asked, folder = list(read(scenes)), OUT / commit()
+    asked, folder = list(read(scenes)), OUT / COMMIT
     teachers = {c: recipe.capabilities[c].teacher for c in CAPABILITIES}
     blind = dict.fromkeys(CAPABILITIES, "world:teacher_blind")
     found = {

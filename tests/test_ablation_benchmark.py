@@ -38,7 +38,7 @@ def test_every_arm_is_a_recipe(ablation: ModuleType, tmp_path: Path) -> None:
         "sum_ce3"  # another name of sum_ceK
     }
     rhos = {name: {c.rho for c in each.capabilities.values()} for name, each in recipes.items()}
-    assert rhos["drivekd-rho2"] == {2.0} and rhos["drivekd"] == {5.4}
+    assert rhos["drivekd-rho2"] == {2.0} and rhos["drivekd"] == {10.0}
     wanted = {name.partition("/")[2] for name in shipped() if name.startswith("ablations/")}
     renamed = {"agp_rho2": "drivekd-rho2"}  # the same, under another name
     assert {renamed.get(name, name) for name in wanted} - recipes.keys() <= {"blind"}

@@ -181,11 +181,11 @@ def test_train_passes_the_resolved_recipe_on(
 
     monkeypatch.setattr("drivekd.distill.train.train", train)
     code, out, _ = run(
-        capsys, "train", "demo", "--set", "train.max_steps=3", "--out", "o", "--resume"
+        capsys, "train", "demo", "--set", "train.max_steps=3", "--out", "o #2", "--resume"
     )
     assert (code, out) == (0, "out/there\n")
     ((recipe, resume),) = seen
-    assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o", True)
+    assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o #2", True)
 
 
 def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_an_arm_changes_its_own_keys_only(arm: str, expected: dict[str, Any]) ->
     assert gone == {key for key in known if any(key.startswith(f"{e}.") for e in emptied)}
 
 
+@pytest.mark.parametrize("name", ["my #2", "a: b", "[x]", "123", "~"])
+def test_any_folder_can_be_written_to(name: str) -> None:
+    for arm in ("drivekd", "ce_only"):
+        assert demo.arm_recipe(arm, Path(name) / arm).output_dir == str(Path(name) / arm)
+    assert demo.arm_recipe("blind", Path(name)).output_dir == name
+
+
 def sample(number: int, capability: str, scene: str, template: str) -> Sample:
     turns = (Message("user", "?"), Message("assistant", "yes"))
     return Sample(

@@ -15,7 +15,7 @@ from drivekd.models.batch import collate
 from drivekd.models.encode import encode
 from drivekd.models.images import pixels
 from drivekd.models.tiny import tiny_vlm
-from drivekd.models.vlm import FAMILIES, Vlm
+from drivekd.models.vlm import FAMILIES, Vlm, vision_parts
 from drivekd.report.page import write_page
 
 QUESTION = "What is <c1,CAM_FRONT,0.4700,0.6800><r9>?"
@@ -62,6 +62,17 @@ def test_maps_are_those_of_eager_attention(vlm: Vlm, sample: Sample, rows: str) 
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert seen.share == pytest.approx(expected.sum(), abs=1e-5)
     assert list(seen.maps) == list(sample.images)
+
+
+def test_looking_leaves_every_module_in_its_own_mode(vlm: Vlm, sample: Sample) -> None:
+    parts = {False: vision_parts(vlm), True: [vlm.model.get_submodule("model.language_model")]}
+    for mode, modules in parts.items():
+        for module in modules:
+            module.train(mode)
+    look(vlm, sample, View(layer="first"))
+    for mode, modules in parts.items():
+        assert {each.training for module in modules for each in module.modules()} == {mode}
+    vlm.model.eval()
 
 
 def test_view_must_be_one_layer_of_the_model(vlm: Vlm, sample: Sample) -> None:

@@ -123,6 +123,7 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
         ("train", "expected KEY=VALUE"),
         ("name.x=1", "name holds a value"),
         ("name=[", "no valid YAML"),
+        ("data={[a]: 1}", "no valid YAML"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path: Path, override: str, said: str) -> None:

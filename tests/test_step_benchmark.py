@@ -127,6 +127,6 @@ def test_the_last_line_names_every_arm(bench, tmp_path, monkeypatch, capsys):
     for row in last.values():
         assert set(row) == {"seconds", "peak_mb"}
         assert min(row.values()) > 0
-    written = json.loads((tmp_path / "results" / "step_cpu.json").read_text())
+    written = json.loads((tmp_path / "results" / "step_cpu_quick.json").read_text())
     assert written["arms"]["sft"]["seconds_over_sft"] == 1
     assert {"commit", "hardware", "threads", "size", "load_average"} <= written.keys()

@@ -6,6 +6,7 @@ A user's mistake ends in one line on stderr and exit code 2, an interrupt in exi
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -148,7 +149,11 @@ def train(
     from drivekd.recipe import load
 
     given = {"output_dir": out, "train.max_steps": max_steps}
-    short = [f"{key}={value}" for key, value in given.items() if value is not None]
+    short = [
+        f"{key}={json.dumps(value, default=str)}"
+        for key, value in given.items()
+        if value is not None
+    ]
     resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
     from drivekd.distill.train import train as run
 

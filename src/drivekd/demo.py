@@ -38,7 +38,7 @@ def arm_recipe(arm: str, output_dir: Path, changes: Sequence[str] = ()) -> Recip
         changes: of the demo, as `drivekd.recipe.load` reads them.
     """
     recipe = "demo" if arm == "drivekd" else f"ablations/{arm}"
-    return load(recipe, [*changes, f"name={arm}", f"output_dir={output_dir}"])
+    return load(recipe, [*changes, f"name={arm}", f"output_dir={json.dumps(str(output_dir))}"])
 
 
 def run(out: Path, max_steps: int | None = None) -> Path:

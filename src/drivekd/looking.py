@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample
@@ -23,7 +22,7 @@ from drivekd.evaluate.metrics import Tag, read_tags
 from drivekd.models.batch import collate, forward
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
-from drivekd.models.generate import generate
+from drivekd.models.generate import evaluating, generate
 from drivekd.models.vlm import Vlm, decoder_layers
 
 #: `answer`: the position that predicts the answer's first token. `question`: the mean over the
@@ -99,14 +98,9 @@ def look(
     rows = _rows(encoded, view.rows).to(vlm.device)
     batch = collate(vlm, [encoded], pack=False)
     attention.install(vlm.model)
-    model: nn.Module = vlm.model
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), attention.capture(layers, {chosen[0]: rows}) as maps:
-            forward(vlm, batch, features)
-    finally:
-        model.train(was_training)
+    capture = attention.capture(layers, {chosen[0]: rows})
+    with torch.no_grad(), evaluating(vlm.model), capture as maps:
+        forward(vlm, batch, features)
     seen = maps[chosen[0]][0].mean(dim=0).cpu()[encoded.is_image].numpy().astype(np.float32)
     by_camera = _split(seen, tuple(sample.images), encoded.grids)
     return Look(by_camera, chosen[0] + 1, len(layers), float(seen.sum()))

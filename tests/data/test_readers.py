@@ -186,6 +186,13 @@ def test_llava_and_sharegpt_conversations(tmp_path: Path) -> None:
     assert (second.capability, second.answer) == ("planning", "Yes.")
 
 
+def test_zero_is_an_id(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"id": n, "messages": turns} for n in (0, 1, 2)]))
+    assert [sample.id for sample in read(path)] == ["0", "1", "2"]
+
+
 def test_content_in_parts(tmp_path: Path) -> None:
     row = messages()
     row["messages"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "Where?"}]

@@ -75,18 +75,20 @@ def test_the_size_is_what_is_kept(plan: Plan) -> None:
     assert target_bytes(kept) == sum(part.untyped_storage().nbytes() for part in parts)
 
 
-def test_teachers_see_each_row_once(plan: Plan) -> None:
+@pytest.mark.parametrize(("at_once", "seen"), [(None, [5, 5]), (2, [2, 2, 1] * 2)])
+def test_teachers_see_each_row_once(plan: Plan, at_once: int | None, seen: list[int]) -> None:
     asked: list[int] = []
 
     def live(batch: Batch, rows: torch.Tensor) -> dict[str, teacher.Trace]:
         asked.append(len(batch.samples))
         return teacher.targets(plan.teachers, batch, rows)
 
-    kept = target_cache(live, plan.student, plan.terms, plan.encoded)
+    kept = target_cache(live, plan.student, plan.terms, plan.encoded, at_once)
     for indices in ((0, 7), (1,), (2, 8, 3)):
         batch = collate(plan.student, [plan.encoded[i] for i in indices], pack=True)
-        kept(batch, teacher.text_rows(batch))
-    assert asked == [5, 5]
+        found = maps(replace(plan, targets=kept), batch, live=False)
+        torch.testing.assert_close(found, maps(plan, batch, live=True), atol=2e-6, rtol=0)
+    assert asked == seen
 
 
 def test_training_from_kept_targets_is_training_with_live_teachers(tmp_path: Path) -> None:

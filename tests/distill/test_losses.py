@@ -77,7 +77,7 @@ def plain_mask(case: Packed, s: int, signal: str, reachable: bool) -> Tensor:
 
 
 def run(case: Packed, **how: Any) -> tuple[Tensor, Tensor]:
-    settings = {"rows": None, "columns": None, **how}
+    settings = {"rows": None, **how}
     student, teacher = case.student, case.teacher
     if settings["rows"] is not None:
         student, teacher = student[:, settings["rows"]], teacher[:, settings["rows"]]
@@ -217,19 +217,6 @@ def test_lacking_rows_are_an_error() -> None:
         run(case, rows=text, signal="text_to_vision")
 
 
-def test_columns_narrow_the_block() -> None:
-    """One camera of several: only its columns count, in the sum and in the denominator."""
-    case = packed()
-    columns = case.is_image.clone()
-    columns[:, 5:] = False
-    values, present = run(case, signal="text_to_vision", columns=columns)
-    own = alone(case, 3, case.is_image)
-    mask = text_to_vision_mask(own) & alone(case, 3, columns)[:, None, :]
-    maps = alone(case, 3, case.student), alone(case, 3, case.teacher)
-    torch.testing.assert_close(values[3], attention_mse(*maps, mask)[0])
-    assert present.tolist() == [True, True, True, True, False]
-
-
 @pytest.mark.parametrize(("signal", "loss", "reachable"), VARIANTS)
 def test_padding_changes_nothing(signal: str, loss: str, reachable: bool) -> None:
     case = packed()
@@ -303,7 +290,6 @@ def test_text_before_every_image_has_no_direction() -> None:
     maps = softmax_map(torch.ones(1, 3, 3, dtype=torch.bool).tril()).requires_grad_()
     how: dict[str, Any] = {
         "rows": None,
-        "columns": None,
         "row": torch.tensor([0]),
         "members": torch.ones(1, 3, dtype=torch.bool),
         "is_image": torch.tensor([[False, False, True]]),

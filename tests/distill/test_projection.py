@@ -19,8 +19,6 @@ from drivekd.distill.projection import (
     combine,
     gram,
     linear_combination,
-    order_length,
-    rescale,
 )
 from drivekd.distill.telemetry import telemetry
 from matrices import NASTY, ORDINARY, Vectors, conflicting, gram_of, order_of, random
@@ -299,13 +297,6 @@ def test_what_is_refused() -> None:
         COMBINERS["stage1_only"](G, [], "twice")
 
 
-def test_order_length() -> None:
-    for name in COMBINERS:
-        g = random(0, 3)
-        combine(gram_of(g), name, list(range(order_length(name, 3))))
-    assert order_length("pcgrad", 3) == 4
-
-
 # --- vectors in and out ------------------------------------------------------------------------
 
 
@@ -339,13 +330,6 @@ def test_vectors_that_do_not_match_are_refused() -> None:
         gram([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match="one coefficient per gradient"):
         linear_combination([torch.zeros(3)], torch.ones(2, dtype=torch.float64))
-
-
-def test_rescaled_gram_is_the_gram_of_rescaled_gradients() -> None:
-    g = torch.randn(3, 11, dtype=torch.float64)
-    weights = [1.0, 1e5, 0.25]
-    expected = gram(list(g * torch.tensor(weights)[:, None]))
-    torch.testing.assert_close(rescale(gram(list(g)), weights), expected, rtol=1e-6, atol=0)
 
 
 # --- telemetry ---------------------------------------------------------------------------------

@@ -110,7 +110,9 @@ def test_plain_cross_entropy_is_the_same_step_without_teachers(data: Path, tmp_p
 
 
 def test_the_held_out_loss_is_logged_and_grey_pictures_are_grey(data: Path, tmp_path: Path) -> None:
-    changes = {"eval": [str(data)], "images": "grey"}
+    other = runs.write_data(tmp_path / "other")
+    other.write_text(other.read_text().replace('"frame', '"unseen'))
+    changes = {"eval": [str(other)], "images": "grey"}
     recipe = runs.recipe(data, tmp_path, capabilities={}, data=changes, train={"max_steps": 2})
     student = runs.tiny_student()
     train(recipe, student=student)
@@ -157,6 +159,12 @@ def test_rows_without_a_capability_are_named(
     said = refusal(runs.recipe(path, tmp_path), teachers=teachers)
     assert "s0q0 (parking)" in said
     assert "mixing" in said
+
+
+def test_held_out_samples_are_not_trained_on(data: Path, tmp_path: Path) -> None:
+    recipe = runs.recipe(data, tmp_path, capabilities={}, data={"eval": [str(data)]})
+    with pytest.raises(ValueError, match=r"evaluation samples s0q0.*would be a training loss"):
+        train(recipe, student=runs.tiny_student())
 
 
 def test_a_capability_that_no_sample_has_is_refused(

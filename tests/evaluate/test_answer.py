@@ -162,6 +162,9 @@ def test_questions_that_cannot_be_scored_are_refused(vlm: Vlm, samples: list[Sam
         answers(vlm, [unanswered])
     with pytest.raises(ValueError, match="occurs twice"):
         answers(vlm, [samples[0], samples[0]])
+    for options in (["red", "blue"], {"A": 1}, [1, 2]):
+        with pytest.raises(ValueError, match="expected letters with their texts"):
+            answers(vlm, [replace(samples[0], meta={"options": options})])
 
 
 def test_broken_file_is_named(tmp_path: Path) -> None:

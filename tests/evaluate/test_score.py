@@ -49,12 +49,15 @@ def test_nothing_asked_has_no_score() -> None:
     assert scores.capabilities == {}
     assert scores.templates == {}
     assert scores.average is None
+    assert scores.everything is None
 
 
 def test_answers_without_capability_or_template_are_left_out() -> None:
     scores = score([answer(0, True, capability=None, template=None)])
     assert not scores.capabilities
     assert not scores.templates
+    assert scores.everything is not None
+    assert (scores.everything.accuracy, scores.everything.n) == (100.0, 1)
 
 
 def test_interval_holds_the_score_and_is_repeatable() -> None:
@@ -210,5 +213,17 @@ def test_paired_scenes_averages_the_capabilities() -> None:
 
 
 def test_paired_scenes_refuses_other_questions() -> None:
-    with pytest.raises(ValueError, match="same questions in the same order"):
-        paired_scenes([replies([[True], [False]])], [replies([[True], [False]])[::-1]])
+    here = replies([[True], [False]])
+    for other in ([here[::-1]], [here[:1]], []):
+        with pytest.raises(ValueError, match="same questions in the same order"):
+            paired_scenes([here], other)
+        with pytest.raises(ValueError, match="at least one list on each side"):
+            paired_scenes(other, [here])
+
+
+def test_paired_scenes_has_no_interval_of_one_scene() -> None:
+    both = [replies([[True]], "planning") + replies([[False]] * 4)]
+    found = paired_scenes(both, [replies([[False]], "planning") + replies([[False]] * 4)])
+    planning = found["planning"]
+    assert (planning.mean, planning.low, planning.high, planning.scenes) == (100, None, None, 1)
+    assert found["perception"].scenes == 4

@@ -12,7 +12,7 @@ from torch import Tensor
 import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.order import projection_order, windows
-from drivekd.distill.projection import COMBINERS, order_length
+from drivekd.distill.projection import COMBINERS
 from drivekd.distill.train import Run, prepare, step
 from drivekd.models.vlm import Vlm
 
@@ -173,7 +173,7 @@ def weighted(run: Run) -> Tensor:
 def combined(run: Run, combiner: str) -> Tensor:
     """Their combination, straight from the definition of the combiner."""
     rows = weighted(run)
-    count = order_length(combiner, len(rows) - 1)
+    count = len(rows) - (combiner != "pcgrad")
     order = projection_order(run.plan.recipe.seed, (0, 0), count)
     a = COMBINERS[combiner](rows @ rows.T, order, "per_capability")
     return (a @ rows).float()

@@ -14,7 +14,7 @@ from drivekd.data.sample import Message
 from drivekd.models import batch, tiny
 from drivekd.models.features import FeatureCache
 from drivekd.models.images import pixels
-from drivekd.models.vlm import decoder_layers, freeze_vision
+from drivekd.models.vlm import decoder_layers, vision_parts
 
 # Different kernels for different shapes: a few units in the last place of float32.
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -241,7 +241,8 @@ def test_gradient_reaches_the_tower_unless_it_is_frozen(vlm, encoded):
     touched = [n for n, p in own.model.named_parameters() if p.grad is not None and p.grad.any()]
     assert any("vis" in name for name in touched)
     own.model.zero_grad()
-    freeze_vision(own)
+    for part in vision_parts(own):
+        part.requires_grad_(False)
     batch.answer_loss(own, batch.forward(own, rows, FeatureCache()), rows).sum().backward()
     touched = [n for n, p in own.model.named_parameters() if p.grad is not None and p.grad.any()]
     assert touched

@@ -135,7 +135,8 @@ def test_parts_and_freezing(vlm_saved):
     loaded = vlm.load(vlm_saved[1])
     assert vlm.decoder_layers(loaded) is vlm.language_model(loaded).layers
     assert vlm.lm_head(loaded).out_features == len(loaded.tokenizer)
-    vlm.freeze_vision(loaded)
+    for part in vlm.vision_parts(loaded):
+        part.requires_grad_(False)
     trained = {n for n, p in loaded.model.named_parameters() if p.requires_grad}
     assert trained
     assert all(n.startswith(("model.language_model.", "lm_head.")) for n in trained)

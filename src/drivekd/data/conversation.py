@@ -90,7 +90,7 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
     meta = row.value.get("meta")
     rest = {key: value for key, value in row.value.items() if key not in _OURS}
     return Sample(
-        id=str(row.value.get("id") or row.where.rpartition(", row ")[2]),
+        id=str(row.value.get("id", row.where.rpartition(", row ")[2])),
         messages=messages,
         images=_images(row, texts),
         capability=capability_of(kind) or (None if kind == "robust_qas" else kind),

@@ -25,7 +25,7 @@ def sample(row: Row) -> Sample:
     tag = row.value.get("tag")
     return question_sample(
         row,
-        id=str(row.value.get("id") or row.where.rpartition(", row ")[2]),
+        id=str(row.value.get("id", row.where.rpartition(", row ")[2])),
         question=question,
         answer=optional_text(row, "answer"),
         files=camera_files(row, "image_path"),

@@ -66,8 +66,8 @@ def _shape(encoded: Encoded) -> Shape:
 class TargetCache:
     """Targets of the samples of a run, as `teacher.Targets`: computed at a row's first visit.
 
-    The teachers then see all of a row's samples and nothing else, whatever batch asked for it; so
-    a resumed run computes again, bit for bit, what the interrupted one knew.
+    The teachers then see all of a row's samples and nothing else, some at a time, whatever batch
+    asked for it; so a resumed run computes again, bit for bit, what the interrupted one knew.
 
     Attributes:
         live: the teachers' targets of a batch.
@@ -75,6 +75,7 @@ class TargetCache:
         terms: all of attention.
         encoded: the samples.
         rows: those that share a row of packed data, and with it a prefix.
+        at_once: samples of a row that the teachers see together; None: all.
         shapes: of each sample.
         row_of: number of each sample's row.
         number: of each sample, by its identity as an object.
@@ -87,6 +88,7 @@ class TargetCache:
     terms: tuple[Term, ...]
     encoded: Sequence[Encoded]
     rows: tuple[tuple[int, ...], ...]
+    at_once: int | None
     shapes: tuple[Shape, ...]
     row_of: tuple[int, ...]
     number: Mapping[int, int]
@@ -136,6 +138,11 @@ class TargetCache:
     def _learn(self, row: int) -> None:
         """Run the teachers on a row and keep its parts."""
         members = self.rows[row]
+        step = self.at_once or len(members)
+        for start in range(0, len(members), step):
+            self._take(row, members[start : start + step])
+
+    def _take(self, row: int, members: Sequence[int]) -> None:
         batch = collate(self.vlm, [self.encoded[number] for number in members], pack=True)
         rows = text_rows(batch)
         found, index_of = self.live(batch, rows), _index_of(rows, batch.is_image.shape[1])
@@ -169,7 +176,11 @@ def _index_of(rows: Int[Tensor, " R"], n: int) -> Int[Tensor, " n"]:
 
 
 def target_cache(
-    live: Targets, vlm: Vlm, terms: Sequence[Term], encoded: Sequence[Encoded]
+    live: Targets,
+    vlm: Vlm,
+    terms: Sequence[Term],
+    encoded: Sequence[Encoded],
+    at_once: int | None = None,
 ) -> TargetCache:
     """An empty cache; the arguments are those of `TargetCache`."""
     rows = corpus.rows(encoded, pack=True)
@@ -180,6 +191,7 @@ def target_cache(
         tuple(terms),
         encoded,
         rows,
+        at_once,
         tuple(_shape(each) for each in encoded),
         tuple(row_of[number] for number in range(len(encoded))),
         {id(each.sample): number for number, each in enumerate(encoded)},

@@ -39,9 +39,27 @@ def training_samples(recipe: Recipe) -> list[Sample]:
     return drawn
 
 
-def evaluation_samples(recipe: Recipe) -> list[Sample]:
-    """The samples whose loss is logged and that are never trained on."""
-    return list(_read_all(recipe.data.eval, recipe.data.root))
+def evaluation_samples(recipe: Recipe, trained: Iterable[Sample]) -> list[Sample]:
+    """The samples whose loss is logged and that are never trained on.
+
+    Raises:
+        ValueError: some show a frame, or all the pictures, of a training sample.
+    """
+    found = list(_read_all(recipe.data.eval, recipe.data.root))
+    seen = {each for sample in trained for each in _shown(sample)}
+    _refuse(
+        [sample for sample in found if not seen.isdisjoint(_shown(sample))],
+        lambda sample: sample.id,
+        "(data.eval) show what training samples show, so their loss would be a training loss; "
+        "leave them out of one of the files",
+        kind="evaluation",
+    )
+    return found
+
+
+def _shown(sample: Sample) -> list[str]:
+    frames = [sample.frame] if sample.frame else []
+    return frames + ["|".join(map(str, sample.images.values()))] * bool(sample.images)
 
 
 def _read_all(paths: Iterable[str], root: str | None) -> Iterable[Sample]:
@@ -127,8 +145,13 @@ def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:
     return recipe.mixing[str(encoded.sample.capability)][term.capability]
 
 
-def _refuse(faulty: Sequence[Sample], show: Callable[[Sample], str], fault: str) -> None:
+def _refuse(
+    faulty: Sequence[Sample],
+    show: Callable[[Sample], str],
+    fault: str,
+    kind: str = "training",
+) -> None:
     if faulty:
         more = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
         names = ", ".join(show(sample) for sample in faulty[:NAMED])
-        raise ValueError(f"training samples {names}{more} (from {faulty[0].source}) {fault}")
+        raise ValueError(f"{kind} samples {names}{more} (from {faulty[0].source}) {fault}")

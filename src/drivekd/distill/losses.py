@@ -126,7 +126,6 @@ def packed_loss(
     teacher: Float[Tensor, "B R n"],
     *,
     rows: Int[Tensor, " R"] | None,
-    columns: Bool[Tensor, "B n"] | None,
     row: Int[Tensor, " S"],
     members: Bool[Tensor, "S n"],
     is_image: Bool[Tensor, "B n"],
@@ -147,7 +146,6 @@ def packed_loss(
         student: head-averaged maps of the rows given by `rows`.
         teacher: the target, same rows and columns; receives no gradient.
         rows: positions of the map's rows, all that the signal needs; None: all n.
-        columns: those that count; None: image tokens for `text_to_vision`, all for `full`.
         row: batch row of each sample.
         members: positions that make up each sample, without padding.
         is_image: image tokens of the batch rows.
@@ -162,9 +160,9 @@ def packed_loss(
     Raises:
         ValueError: `rows` lacks one that a sample needs.
     """
-    own_rows = members
+    own_rows, columns = members, None  # columns that count; None: all
     if signal == "text_to_vision":
-        columns, own_rows = is_image if columns is None else columns, members & ~is_image[row]
+        own_rows, columns = members & ~is_image[row], is_image
     own_columns = members if columns is None else members & columns[row]
     pairs = _pairs(own_rows, own_columns, reachable)
     own_rows = own_rows if rows is None else _picked(own_rows, rows)

@@ -140,7 +140,6 @@ def _attention_losses(
             teacher.seen(mine.maps[layer], term, rows),
             target,
             rows=None if term.whole else rows,
-            columns=None,
             row=batch.row,
             members=batch.members,
             is_image=batch.is_image,

@@ -111,7 +111,7 @@ def build(
     by_name = {term.capability: term for each in teachers for term in each.terms}
     terms = tuple(by_name[name] for name in recipe.capabilities)
     corpus.check(recipe, terms, encoded)
-    held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe))
+    held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
     names, parameters = _trained(recipe, student)
     trains_vision = recipe.train.trainable == "everything"
     order = Order(
@@ -251,7 +251,7 @@ def _kept(
     """A cache in front of the teachers where memory allows it."""
     if not all(term.of_attention for term in terms):
         return live
-    cache = target_cache(live, student, terms, encoded)
+    cache = target_cache(live, student, terms, encoded, recipe.data.questions_per_row)
     need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
     if need <= limit:
         return cache

@@ -86,12 +86,6 @@ def _check_vectors(gradients: Sequence[Tensor]) -> None:
         )
 
 
-def rescale(gram: Float[Tensor, "k k"], weights: Sequence[float]) -> Float[Tensor, "k k"]:
-    """Gram matrix of the weighted gradients, G = D Ĝ D with D = diag(w_ce, λ) [ours]."""
-    d = torch.as_tensor(weights, dtype=torch.float64, device=gram.device)
-    return d[:, None] * gram.double() * d
-
-
 def agp_coefficients(
     gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
 ) -> Float[Tensor, " k"]:
@@ -175,11 +169,6 @@ COMBINERS: dict[str, Combiner] = {
     "sum_ce3": sum_ceK,
 }
 """Name to f(gram, order, ce_count) → coefficients."""
-
-
-def order_length(combiner: str, teachers: int) -> int:
-    """How long the permutation is that a combiner wants: `pcgrad` orders the anchor as well."""
-    return teachers + 1 if combiner == "pcgrad" else teachers
 
 
 def combine(

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from drivekd.distill import attention, states
 from drivekd.distill.layers import group_layers, resolve
@@ -148,8 +147,12 @@ def load(
 
 
 def depth(source: str) -> int:
-    """How many decoder layers the complete model has."""
-    return int(AutoConfig.from_pretrained(vlms.locate(source)).text_config.num_hidden_layers)
+    """How many decoder layers the complete model has.
+
+    Raises:
+        ValueError: it is no model, or none of a family that is supported.
+    """
+    return int(vlms.config_of(source).text_config.num_hidden_layers)
 
 
 def freeze(vlm: vlms.Vlm) -> vlms.Vlm:

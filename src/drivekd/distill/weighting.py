@@ -38,11 +38,6 @@ class Weights:
     weak: tuple[str, ...] = ()
 
     @property
-    def diagonal(self) -> list[float]:
-        """D of G = D Ĝ D."""
-        return [self.ce, *self.teachers.values()]
-
-    @property
     def active(self) -> tuple[str, ...]:
         """Teachers with λ ≠ 0: those that the projection sees."""
         return tuple(name for name, weight in self.teachers.items() if weight != 0)

@@ -99,10 +99,11 @@ def answers(
         mark = Mark(run, shown(samples, other or {}))
     known = _resume(out, samples, mark) if out is not None else {}
     missing = [sample for sample in samples if sample.id not in known]
-    features = FeatureCache(image_mode=image_mode, other=other)
     starts = range(0, len(missing), CHUNK)
     for start in track(starts, label="answering"):
         part = missing[start : start + CHUNK]
+        # A cache of its own: pictures of one chunk do not come back, and memory is not endless.
+        features = FeatureCache(image_mode=image_mode, other=other)
         replies = generate(vlm, part, max_new_tokens=max_new_tokens, features=features)
         new = [answer_of(sample, reply) for sample, reply in zip(part, replies, strict=True)]
         known.update({answer.id: answer for answer in new})
@@ -237,6 +238,14 @@ def _check(samples: Sequence[Sample], image_mode: str) -> None:
             f"sample {unanswered[0]!r} and {len(unanswered) - 1} more have no answer to compare"
             " with; leave them out of the evaluation"
         )
+    for sample in samples:
+        options = sample.meta.get("options")
+        pairs = options.items() if isinstance(options, Mapping) else [("", options)]
+        if options and not all(isinstance(word, str) for pair in pairs for word in pair):
+            raise ValueError(
+                f"sample {sample.id!r}: options {options!r:.60}, expected letters with their texts,"
+                ' such as {"A": "red", "B": "blue"}'
+            )
     seen: set[str] = set()
     twice = next((s.id for s in samples if s.id in seen or seen.add(s.id)), None)  # type: ignore[func-returns-value]
     if twice is not None:

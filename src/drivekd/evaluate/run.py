@@ -55,6 +55,8 @@ def table(scores: Scores) -> str:
     named = [*scores.capabilities.items()]
     if scores.average is not None:
         named.append(("average", scores.average))
+    if scores.everything is not None:
+        named.append(("all questions", scores.everything))
     named += [(f"  {template}", each) for template, each in scores.templates.items()]
     return "\n".join(_line(name, each) for name, each in named)
 

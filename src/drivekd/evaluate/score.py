@@ -40,15 +40,17 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores per capability and template; average is None unless all three capabilities have one.
+    """Scores per capability, per template and of all questions.
 
-    The intervals say how the figures would vary with other test scenes; they do not contain the
-    spread over training seeds.
+    average, the mean of the capabilities, is None unless all three have a score; everything is
+    None without questions. The intervals say how the figures would vary with other test scenes;
+    they do not contain the spread over training seeds.
     """
 
     capabilities: Mapping[str, Score]
     templates: Mapping[str, Score]
     average: Score | None
+    everything: Score | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,14 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of one recipe minus another's [percent points], with its 95 % interval."""
+    """Accuracy of one recipe minus another's [percent points], with its 95 % interval.
+
+    low and high are None where a single scene cannot tell how much scenes differ.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     scenes: int
 
 
@@ -89,10 +94,12 @@ def score(answers: Sequence[Answer], *, seed: int = 0, resamples: int = RESAMPLE
     weights = _draws(len(scenes), seed, resamples)
     capabilities = _groups(answers, "capability", scenes)
     templates = _groups(answers, "template", scenes)
+    whole = _groups(answers, None, scenes).get("")
     return Scores(
         capabilities={name: _score(*counts, weights) for name, counts in capabilities.items()},
         templates={name: _score(*counts, weights) for name, counts in templates.items()},
         average=_average(capabilities, weights),
+        everything=None if whole is None else _score(*whole, weights),
     )
 
 
@@ -112,10 +119,13 @@ def _draws(scenes: int, seed: int, resamples: int) -> NDArray[np.float64]:
     return drawn.astype(np.float64)
 
 
-def _groups(answers: Sequence[Answer], field: str, scenes: Mapping[str, int]) -> dict[str, Counts]:
+def _groups(
+    answers: Sequence[Answer], field: str | None, scenes: Mapping[str, int]
+) -> dict[str, Counts]:
+    """Counts by the value of a field; without one of all answers, under the empty name."""
     groups: dict[str, Counts] = {}
     for answer in answers:
-        name = getattr(answer, field)
+        name = getattr(answer, field) if field else ""
         if name is None:
             continue
         right, asked = groups.setdefault(name, (np.zeros(len(scenes)), np.zeros(len(scenes))))
@@ -175,12 +185,13 @@ def _average(capabilities: Mapping[str, Counts], weights: NDArray[np.float64]) -
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """The scores as plain data; the average is absent where there is none."""
-    parts = {
+    """The scores as plain data; what has no score is absent."""
+    groups = {
         "capabilities": {name: asdict(s) for name, s in scores.capabilities.items()},
         "templates": {name: asdict(s) for name, s in scores.templates.items()},
     }
-    return parts if scores.average is None else {**parts, "average": asdict(scores.average)}
+    single = {"average": scores.average, "everything": scores.everything}
+    return groups | {name: asdict(s) for name, s in single.items() if s is not None}
 
 
 def write_scores(scores: Scores, path: Path) -> None:
@@ -264,27 +275,29 @@ def paired_scenes(
     Raises:
         ValueError: a list answers other questions than the first.
     """
-    questions = [(answer.id, answer.capability) for answer in a[0]]
-    if any([(x.id, x.capability) for x in each] != questions for each in (*a, *b)):
+    asked = [[(answer.id, answer.capability) for answer in each] for each in (*a, *b)]
+    if not a or not b or any(each != asked[0] for each in asked):
         raise ValueError(
             "paired comparison: expected the same questions in the same order in every list of"
-            " answers; score both recipes on one file"
+            " answers, at least one list on each side; score both recipes on one file"
         )
     scenes = {name: i for i, name in enumerate(dict.fromkeys(_scene(x) for x in a[0]))}
     weights = np.vstack([np.ones(len(scenes)), _draws(len(scenes), seed, resamples)])
-    found: dict[str, NDArray[np.float64]] = {}
-    for name, (_, asked) in _groups(a[0], "capability", scenes).items():
-        mine, theirs = (
-            np.mean([_groups(each, "capability", scenes)[name][0] for each in side], axis=0)
-            for side in (a, b)
-        )
-        found[name] = 100 * _resampled(mine - theirs, asked, weights)
+    sides = [[_groups(each, "capability", scenes) for each in side] for side in (a, b)]
+    found: dict[str, tuple[NDArray[np.float64], int]] = {}
+    for name, (_, questions) in sides[0][0].items():
+        mine, theirs = (np.mean([each[name][0] for each in side], axis=0) for side in sides)
+        values = 100 * _resampled(mine - theirs, questions, weights)
+        found[name] = values, int((questions > 0).sum())
     if all(name in found for name in CAPABILITIES):
-        found["average"] = np.mean([found[name] for name in CAPABILITIES], axis=0)
-    return {name: _difference(values, len(scenes)) for name, values in found.items()}
+        parts = [found[name][0] for name in CAPABILITIES]
+        found["average"] = np.mean(parts, axis=0), len(scenes)
+    return {name: _difference(*each) for name, each in found.items()}
 
 
 def _difference(values: NDArray[np.float64], scenes: int) -> Difference:
     """From the difference itself, which comes first, and those of the resamples."""
+    if scenes < 2:
+        return Difference(float(values[0]), None, None, scenes)
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return Difference(float(values[0]), float(low), float(high), scenes)

@@ -61,7 +61,7 @@ class FeatureCache:
 
     One cache may serve a student and its teachers: entries belong to the model they were made
     with. They are dropped when that model's vision weights change in place (an optimizer step,
-    `load_state_dict`); a change through `.data` is not noticed: call `clear`.
+    `load_state_dict`); a change through `.data` is not noticed.
 
     Attributes:
         image_mode: which picture stands for a file.
@@ -86,7 +86,7 @@ class FeatureCache:
         if torch.is_grad_enabled() and any(p.requires_grad for p in weights):
             raise ValueError(
                 f"model {vlm.source!r}: cached image features carry no gradient, but its vision "
-                "tower or projector is to be trained. Freeze them (models.vlm.freeze_vision) or "
+                "tower or projector is to be trained. Freeze them or "
                 "pass no cache (recipe: train.cache_features_gb: 0)"
             )
         known = self._known(vlm, sum(p._version for p in weights))
@@ -98,10 +98,6 @@ class FeatureCache:
                 made = image_features(vlm, files[part], self.image_mode, self.other)
             known.update(zip(keys[part], made, strict=True))
         return [known[self._key(vlm, p)] for p in paths]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._store.clear()
 
     def _known(self, vlm: Vlm, version: int) -> dict[Hashable, Tensor]:
         tokens = self._store.get(vlm.model)

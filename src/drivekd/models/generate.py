@@ -69,7 +69,7 @@ def generate_ids(
             raise ValueError(f"generate: {name} is {value}, expected at least 1")
     encoded = [encode(vlm, sample, add_answer=False) for sample in samples]
     answers: list[list[int]] = [[] for _ in samples]
-    with torch.no_grad(), _evaluating(vlm.model):
+    with torch.no_grad(), evaluating(vlm.model):
         for group in _groups(encoded):
             prefix = _run_prefix(vlm, encoded[group[0]], features)
             for start in range(0, len(group), batch_size):
@@ -197,7 +197,7 @@ def _end_tokens(vlm: Vlm) -> Int[Tensor, " e"]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module's own mode restored after."""
     training = [module for module in model.modules() if module.training]
     model.eval()

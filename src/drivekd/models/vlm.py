@@ -138,8 +138,7 @@ def load(
         ValueError: for a source that is no model, an unsupported family, a layer count that the
             model does not have, or a head that is not there.
     """
-    place = locate(source)
-    config = _read_config(source, place)
+    place, config = locate(source), config_of(source)
     family = family_of(config, str(source))
     if num_layers is not None:
         _cut_layers(config.text_config, num_layers, str(source))
@@ -255,21 +254,23 @@ def vision_parts(vlm: Vlm) -> list[nn.Module]:
     return [vlm.model.get_submodule(name) for name in vlm.family.vision]
 
 
-def freeze_vision(vlm: Vlm) -> None:
-    """Stop vision tower and projector from being trained, which makes their output cacheable."""
-    for part in vision_parts(vlm):
-        part.requires_grad_(False)
+def config_of(source: str | Path) -> Any:
+    """The configuration of a model of a supported family.
 
-
-def _read_config(source: str | Path, place: str) -> Any:
+    Raises:
+        ValueError: the source is no model, or of another family.
+    """
+    place = locate(source)
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model {str(source)!r} cannot be read; expected a folder with config.json, a hub id "
             f"or world:NAME ({first})"
         ) from error
+    family_of(config, str(source))
+    return config
 
 
 def _cut_layers(text_config: Any, num_layers: int, source: str) -> None:

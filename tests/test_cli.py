@@ -14,7 +14,17 @@ from drivekd import cli
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 
-VERBS = ["demo", "data info", "world make", "world show", "train", "evaluate", "ask", "report"]
+VERBS = [
+    "demo",
+    "data info",
+    "data corrupt",
+    "world make",
+    "world show",
+    "train",
+    "evaluate",
+    "ask",
+]
+VERBS += ["report"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -94,6 +104,9 @@ def test_data_info(capsys: pytest.CaptureFixture[str], data: Path) -> None:
         ("data", "Missing command. See `drivekd data --help`."),
         ("bogus", "No such command 'bogus'"),
         ("data info --nope x", "No such option"),
+        ("data corrupt a.json o --name Fogg", "did you mean 'Fog'"),
+        ("data corrupt a.json o --name Fog", "no data file a.json"),
+        ("data corrupt a.json o --name Fog --severity 6", "--severity"),
         ("world make --out w", "--scenes"),
         ("world make --out w --scenes 3 --split holdout", "'holdout' is not one of"),
         ("ask What? --model m --image a.png --image image_0=b.png", "image_0 was given twice"),

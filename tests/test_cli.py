@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from drivekd import cli
 
@@ -211,3 +212,16 @@ def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("drivekd: error: no data file gone.json")
+
+
+def test_data_corrupt(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 24), (9, 99, 199)).save(tmp_path / "a.jpg")
+    out = tmp_path / "out"
+    given = ("data", "corrupt", str(data), str(out), "--name", "noimage", "--severity", "3")
+    assert run(capsys, *given) == (0, f"{out / 'a.jsonl'}\n", "")
+    with Image.open(out / "a.jpg") as image:
+        assert (image.size, image.getextrema()) == ((32, 24), ((0, 0),) * 3)
+    (data.parent / "a.jpg").unlink()
+    code, printed, err = run(capsys, *given[:3], str(tmp_path / "again"), "--name", "Fog")
+    assert (code, printed) == (2, "")
+    assert err.startswith(f"drivekd: error: {data}, row 1: image {tmp_path / 'a.jpg'}: cannot be")

@@ -134,20 +134,20 @@ def _target(picture: str) -> str:
 
 def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
     """Note the settings in the folder, or refuse one that holds anything else."""
-    wanted = {"format": FORMAT, **settings, "pictures": str(root.resolve())}
+    wanted = json.dumps({"format": FORMAT, **settings, "pictures": str(root.resolve())}) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / _NOTE
     if note.is_file():
-        if json.loads(note.read_text()) != wanted:
+        if (found := note.read_text()) != wanted:
             raise ValueError(
-                f"{folder} was made with other settings, {note.read_text().strip()}: choose "
-                "another folder or remove this one"
+                f"{folder} was made with other settings, {found.strip()}: choose another folder or "
+                "remove this one"
             )
     elif held := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
         raise ValueError(f"{folder} holds other files ({held[0]}): choose an empty or a new folder")
     else:
         with _whole(note) as unfinished:
-            unfinished.write_text(json.dumps(wanted) + "\n")
+            unfinished.write_text(wanted)
 
 
 @contextmanager

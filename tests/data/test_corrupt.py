@@ -63,9 +63,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_new_pictures_and_the_same_questions(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Fog", "FrameLost"])
+def test_new_pictures_and_the_same_questions(data: Path, tmp_path: Path, name: str) -> None:
     before = contents(data.parent)
-    (questions,) = corrupted(data, tmp_path / "out", "fog", 3, seed=5)
+    (questions,) = corrupted(data, tmp_path / "out", name.lower(), 3, seed=5)
     assert questions == tmp_path / "out/a.jsonl"
     assert contents(data.parent) == before
     old, new = list(read(data)), list(read(questions))
@@ -77,10 +78,10 @@ def test_new_pictures_and_the_same_questions(data: Path, tmp_path: Path) -> None
             was.images.items(), now.images.items(), strict=True
         ):
             assert camera == same
-            name = clean.relative_to(data.parent).as_posix()
-            assert path == tmp_path / "out" / name
-            view = View(name, str(was.frame), {"CAM_FRONT": 0, "CAM_BACK": 3}.get(camera, 4))
-            assert (pixels(path) == corrupt(pixels(clean), "Fog", 3, 5, view)).all()
+            relative = clean.relative_to(data.parent).as_posix()
+            assert path == tmp_path / "out" / relative
+            view = View(relative, str(was.frame), {"CAM_FRONT": 0, "CAM_BACK": 3}.get(camera, 4))
+            assert (pixels(path) == corrupt(pixels(clean), name, 3, 5, view)).all()
     assert len(list((tmp_path / "out").rglob("*.png"))) == 12
     assert not list((tmp_path / "out").rglob("*.part"))
 
@@ -97,6 +98,21 @@ def test_neither_the_order_of_rows_nor_other_rows_decide_a_picture(
     whole = contents(tmp_path / "a/images")
     assert contents(tmp_path / "b/images") == whole
     assert contents(tmp_path / "c/images").items() < whole.items()
+
+
+def test_nor_does_the_order_where_a_picture_has_two_places(data: Path, tmp_path: Path) -> None:
+    files = [f"{number}.png" for number in range(6)]
+    for file in files:
+        Image.new("RGB", (8, 8), (255, 255, 255)).save(data.parent / file)
+    rows = [row(0, CAMERAS * 2) | {"images": images} for images in (files, files[::-1])]
+    for order in (1, -1):
+        write(data, rows[::order])
+        corrupted(data, tmp_path / str(order), "CameraCrash", 3)
+    one, other = (
+        {n: b for n, b in contents(tmp_path / f).items() if n in files} for f in ("1", "-1")
+    )
+    assert one == other
+    assert len(set(one.values())) == 2
 
 
 def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None:

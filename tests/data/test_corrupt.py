@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivekd.data import video
 from drivekd.data.corrupt import corrupt_data
 from drivekd.data.corruptions import CORRUPTIONS, View, corrupt
 from drivekd.data.lock import locked
@@ -255,6 +256,14 @@ def test_without_ffmpeg_nothing_is_begun(
     with pytest.raises(ValueError, match=r"drivekd\[video\]"):
         corrupted(data, tmp_path / "out", "all")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_ffmpeg_is_said_with_the_picture(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "ffmpeg_path", lambda: "/bin/false")
+    with pytest.raises(RuntimeError, match=r"row 1: image .*CAM_BACK\.png: ffmpeg failed: exit"):
+        corrupted(data, tmp_path / "out", "H.265")
 
 
 def test_a_full_disk_leaves_no_half_picture(

@@ -371,7 +371,7 @@ def test_an_ffmpeg_that_fails_is_no_picture(
     broken = tmp_path / "ffmpeg"
     broken.write_text("#!/bin/sh\ncat > /dev/null\necho no such codec >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(video, "binary", lambda: str(broken))
+    monkeypatch.setattr(video, "ffmpeg_path", lambda: str(broken))
     with pytest.raises(RuntimeError, match="ffmpeg failed: no such codec"):
         corrupt(street(20, 20), "H.265", 3)
     broken.write_text("#!/bin/sh\ncat > /dev/null\n")

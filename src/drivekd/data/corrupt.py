@@ -26,7 +26,7 @@ from drivekd.data.processes import side_by_side
 from drivekd.data.progress import track
 from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, Sample
-from drivekd.data.video import binary
+from drivekd.data.video import ffmpeg_path
 
 FORMAT = 1
 ALL = "all"
@@ -94,12 +94,13 @@ def corrupt_data(
     """
     path, out = Path(path), Path(out)
     root = path.parent if root is None else Path(root)
-    kinds = CORRUPTIONS if name.lower() == ALL else (find(name),)
+    every = name.lower() == ALL
+    kinds = CORRUPTIONS if every else (find(name),)
     severities = [severity_of(kind, severity) for kind in kinds]
     if any(kind.name in ("H.265", "BitError") for kind in kinds):
-        binary()  # before anything is written
+        ffmpeg_path()  # before anything is written
     sources = _sources(read(path, root=root), root)
-    folders = [out / kind.name if name.lower() == ALL else out for kind in kinds]
+    folders = [out / kind.name if every else out for kind in kinds]
     if root.resolve() in {folder.resolve() for folder in (out, *folders)}:
         raise ValueError(f"{out} is the folder of the data itself: choose another one")
     with _writing(out), locked(out):
@@ -188,12 +189,16 @@ def make_one(seed: int, job: Job) -> Path:
 
     Raises:
         ValueError: it cannot be read; the row of a question about it is named.
+        RuntimeError: ffmpeg failed on it.
     """
+    source = job.source
     try:
-        picture = np.asarray(read_image(job.source.path))
+        picture = np.asarray(read_image(source.path))
+        corrupted = Image.fromarray(corrupt(picture, job.name, job.severity, seed, source.view))
     except ValueError as error:
-        raise ValueError(f"{job.source.where}: {error}") from error
-    corrupted = Image.fromarray(corrupt(picture, job.name, job.severity, seed, job.source.view))
+        raise ValueError(f"{source.where}: {error}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{source.where}: image {source.path}: {error}") from error
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with _whole(job.target) as unfinished:
         if job.target.suffix.lower() in _JPEG:

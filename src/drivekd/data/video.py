@@ -105,7 +105,14 @@ def _decoded(
 
 
 def _ffmpeg(data: bytes, *arguments: str) -> bytes:
-    command = [binary(), "-v", "fatal", "-nostdin", "-sws_flags", "bicubic+accurate_rnd+bitexact"]
+    command = [
+        ffmpeg_path(),
+        "-v",
+        "fatal",
+        "-nostdin",
+        "-sws_flags",
+        "bicubic+accurate_rnd+bitexact",
+    ]
     done = subprocess.run(  # noqa: S603  our own arguments, no shell
         [*command, *arguments], input=data, capture_output=True, check=False
     )
@@ -115,8 +122,8 @@ def _ffmpeg(data: bytes, *arguments: str) -> bytes:
     return done.stdout
 
 
-def binary() -> str:
-    """The path of ffmpeg.
+def ffmpeg_path() -> str:
+    """Where the ffmpeg is.
 
     Raises:
         ValueError: imageio-ffmpeg is not installed, or brings none for this system.

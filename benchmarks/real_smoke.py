@@ -42,6 +42,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from drivekd.data.lock import locked  # noqa: E402
+from drivekd.data.pictures import read_image  # noqa: E402
 from drivekd.data.readers import read  # noqa: E402
 from drivekd.data.sample import CAPABILITIES, IMAGE_PLACEHOLDER, Sample  # noqa: E402
 from drivekd.distill.corpus import training_samples  # noqa: E402
@@ -49,7 +50,7 @@ from drivekd.distill.train import train  # noqa: E402
 from drivekd.models.batch import answer_loss, collate, encode, forward  # noqa: E402
 from drivekd.models.features import FeatureCache, image_features  # noqa: E402
 from drivekd.models.generate import generate, generate_ids  # noqa: E402
-from drivekd.models.images import ImageMode, read_image  # noqa: E402
+from drivekd.models.images import ImageMode  # noqa: E402
 from drivekd.models.tiny import build_tokenizer, tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402
 from drivekd.recipe import Recipe, parse  # noqa: E402

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from drivekd import cli
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 
-VERBS = ["demo", "data info", "world make", "world show", "train", "evaluate", "ask", "report"]
+VERBS = [
+    "demo",
+    "data info",
+    "data corrupt",
+    "world make",
+    "world show",
+    "train",
+    "evaluate",
+    "ask",
+]
+VERBS += ["report"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -94,6 +105,9 @@ def test_data_info(capsys: pytest.CaptureFixture[str], data: Path) -> None:
         ("data", "Missing command. See `drivekd data --help`."),
         ("bogus", "No such command 'bogus'"),
         ("data info --nope x", "No such option"),
+        ("data corrupt a.json o --name Fogg", "did you mean 'Fog'"),
+        ("data corrupt a.json o --name Fog", "no data file a.json"),
+        ("data corrupt a.json o --name Fog --severity 6", "--severity"),
         ("world make --out w", "--scenes"),
         ("world make --out w --scenes 3 --split holdout", "'holdout' is not one of"),
         ("ask What? --model m --image a.png --image image_0=b.png", "image_0 was given twice"),
@@ -198,3 +212,16 @@ def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("drivekd: error: no data file gone.json")
+
+
+def test_data_corrupt(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 24), (9, 99, 199)).save(tmp_path / "a.jpg")
+    out = tmp_path / "out"
+    given = ("data", "corrupt", str(data), str(out), "--name", "noimage", "--severity", "3")
+    assert run(capsys, *given) == (0, f"{out / 'a.jsonl'}\n", "")
+    with Image.open(out / "a.jpg") as image:
+        assert (image.size, image.getextrema()) == ((32, 24), ((0, 0),) * 3)
+    (data.parent / "a.jpg").unlink()
+    code, printed, err = run(capsys, *given[:3], str(tmp_path / "again"), "--name", "Fog")
+    assert (code, printed) == (2, "")
+    assert err.startswith(f"drivekd: error: {data}, row 1: image {tmp_path / 'a.jpg'}: cannot be")

@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
 from drivekd.evaluate.metrics import Tag, read_tags
 from drivekd.looking import Rows, View, look
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
-from drivekd.models.images import read_image
 from drivekd.models.vlm import Vlm, load
 from drivekd.report.figures import attention_strip
 

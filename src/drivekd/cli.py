@@ -31,7 +31,7 @@ _USAGE: type[Exception] = next(
 )
 
 app = typer.Typer(help="Distil driving vision-language models from several teachers.", **_PLAIN)
-data_app = typer.Typer(help="Look at data files.", **_PLAIN)
+data_app = typer.Typer(help="Look at data files and corrupt their pictures.", **_PLAIN)
 world_app = typer.Typer(help="Make and show scenes of the embedded world.", **_PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
@@ -97,6 +97,32 @@ def data_info(
 
     counts = count(read(path, format, root=root))
     typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
+
+
+@data_app.command(
+    "corrupt", epilog="Example: drivekd data corrupt val.json out/fog --name Fog --severity 3"
+)
+def data_corrupt(
+    path: Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the pictures and the questions.")],
+    name: Annotated[str, typer.Option(help="A corruption, or all; see docs/data.md.")],
+    severity: Annotated[
+        int | None, typer.Option(min=1, max=5, help="By default the one that DriveBench uses.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal pictures.")] = 0,
+    root: Root = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+    ] = None,
+) -> None:
+    """Write the pictures of a data file corrupted, and the same questions about them.
+
+    An interrupted run goes on where it stopped.
+    """
+    from drivekd.data.corrupt import corrupt_data
+
+    for questions in corrupt_data(path, out, name, severity, seed, root=root, workers=workers):
+        typer.echo(questions)
 
 
 @world_app.command("make", epilog="Example: drivekd world make --scenes 100 --split train --out w")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from drivekd.models.images import image_size, pixels, read_image, token_grid
+from drivekd.data.pictures import read_image
+from drivekd.models.images import image_size, pixels, token_grid
 
 
 def test_pixels_are_one_tile_per_file(vlm, pictures):

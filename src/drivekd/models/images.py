@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from drivekd.data.pictures import UNREADABLE, read_image, unreadable
 from drivekd.models.vlm import Vlm
 
 #: `real` the picture itself; `grey` a mid-grey one of the same size; `other` another scene's.
@@ -23,19 +24,6 @@ _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read a picture as upright RGB.
-
-    Raises:
-        ValueError: naming the file, if it is missing, truncated or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height [px] of a picture as it stands upright, from its header alone.
 
@@ -45,8 +33,8 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
         return _size(path, status.st_mtime_ns, status.st_size)
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def token_grid(vlm: Vlm, path: Path) -> tuple[int, int]:
@@ -140,10 +128,3 @@ def _size(path: Path, modified: int, length: int) -> tuple[int, int]:
         sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
         width, height = image.size
     return (height, width) if sideways else (width, height)
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"image {path}: cannot be read as a picture ({error}); expected a whole JPEG or PNG file. "
-        "Check the path and the image root, or restore the file"
-    )

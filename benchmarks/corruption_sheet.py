@@ -1,0 +1,46 @@
+"""Draws a picture under all corruptions onto one sheet, to look at.
+
+`python benchmarks/corruption_sheet.py docs/pictures/corruptions.png` draws a frame of the embedded
+world, the picture in docs/data.md; a picture file behind the sheet's name is drawn instead, e.g. a
+real one into out/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src")]
+
+from drivekd.data.contact_sheet import contact_sheet  # noqa: E402
+from drivekd.data.pictures import read_image  # noqa: E402
+from drivekd.world.make import make  # noqa: E402
+
+SCENE, SIDE = 0, 160  # of the demo split; side of its pictures [px]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("sheet", type=Path, help="the PNG file to write")
+    options.add_argument("picture", type=Path, nargs="?", help="a picture file")
+    options.add_argument("--severity", type=int, help="1 to 5; by default DriveBench's")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        image = read_image(given.picture or world_picture(Path(scratch)))
+    sheet = contact_sheet(np.asarray(image), given.severity)
+    given.sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(given.sheet, optimize=True)
+    print(given.sheet)
+
+
+def world_picture(folder: Path) -> Path:
+    make(folder, 1, "demo", first=SCENE, size=SIDE, workers=1)
+    return next((folder / "images").glob("*/CAM_FRONT.png"))
+
+
+if __name__ == "__main__":
+    main()

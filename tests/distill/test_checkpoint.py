@@ -18,7 +18,8 @@ from drivekd.models.vlm import Vlm
 from runs import tiny_student
 
 WHO = {"perception": {"source": "a", "sha256": "1" * 64, "dtype": "float32"}}
-RECIPE = {"name": "x", "seed": 0, "train": {"learning_rate": 1e-3, "save_steps": 5}}
+TRAIN = {"learning_rate": 1e-3, "save_steps": 5, "gradient_accumulation_steps": 4}
+RECIPE = {"name": "x", "seed": 0, "train": TRAIN}
 
 
 def state(step: int = 2) -> State:
@@ -104,16 +105,20 @@ def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> N
     same = state(7)
     checkpoint.check_resumable(state(), same, tmp_path)
     moved = {"perception": {**WHO["perception"], "source": "elsewhere"}}
-    freely = {**RECIPE, "name": "y", "train": {"learning_rate": 1e-3, "save_steps": 6}}
+    freely = {**RECIPE, "name": "y", "train": {**TRAIN, "save_steps": 6}}
     checkpoint.check_resumable(state(), replace(same, teachers=moved, recipe=freely), tmp_path)
     other = {"perception": {**WHO["perception"], "sha256": "2" * 64}}
     with pytest.raises(ValueError, match=r"teacher of perception: a .11111111. then, a .22222222."):
         checkpoint.check_resumable(state(), replace(same, teachers=other), tmp_path)
     with pytest.raises(ValueError, match=r"teacher of perception: .* then, none now"):
         checkpoint.check_resumable(state(), replace(same, teachers={}), tmp_path)
-    faster = {**RECIPE, "train": {"learning_rate": 1e-2, "save_steps": 5}}
+    faster = {**RECIPE, "train": {**TRAIN, "learning_rate": 1e-2}}
     with pytest.raises(ValueError, match=r"train.learning_rate: 0.001 then, 0.01 now"):
         checkpoint.check_resumable(state(), replace(same, recipe=faster), tmp_path)
+    fewer = {**RECIPE, "train": {**TRAIN, "gradient_accumulation_steps": 2}}
+    checkpoint.check_resumable(state(), replace(same, recipe=fewer, processes=2), tmp_path)
+    with pytest.raises(ValueError, match=r"batches per step: 4 in 1 processes then, 2 in 1 now"):
+        checkpoint.check_resumable(state(), replace(same, recipe=fewer), tmp_path)
     with pytest.raises(ValueError, match="data: other training samples"):
         checkpoint.check_resumable(state(), replace(same, data="more"), tmp_path)
     message = r"student: started from weights f{8} then, e{8} now\. .*another output_dir, or remove"

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from drivekd.distill import parallel
 from drivekd.distill.order import stream
+from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.teacher import Term
 
 
@@ -24,7 +26,8 @@ class Bridges:
 
     Attributes:
         layers: per capability with signal `hidden` and per student layer (from 0), its map.
-        carried: Σ Π of the samples of the current step that have the term, per capability.
+        carried: Σ Π of this process's samples of the current step that have the term, per
+            capability.
     """
 
     layers: Mapping[str, Mapping[int, nn.Linear]]
@@ -103,14 +106,17 @@ def collect(bridges: Bridges, name: str, total: Tensor, carried: float) -> None:
     bridges.carried[name] = bridges.carried.get(name, 0.0) + carried
 
 
-def settle(bridges: Bridges) -> None:
+def settle(bridges: Bridges, ranks: Ranks = ALONE) -> None:
     """Turn sums into gradients of the mean loss over carriers, Σ Π ∇L / Σ Π; none without any.
+
+    Both sums are over the samples of all processes.
 
     Raises:
         RuntimeError: a gradient is not finite.
     """
+    carriers = _summed(bridges, ranks)
     for name, layers in bridges.layers.items():
-        carried = bridges.carried.get(name, 0.0)
+        carried = carriers[name]
         for layer, bridge in layers.items():
             gradient = bridge.weight.grad
             if gradient is None or carried == 0:
@@ -121,3 +127,15 @@ def settle(bridges: Bridges) -> None:
                     f"finite number although its loss is; nothing was updated. Lower "
                     f"train.learning_rate or look at these samples"
                 )
+
+
+def _summed(bridges: Bridges, ranks: Ranks) -> dict[str, float]:
+    """Sum gradients and Σ Π over processes; returns Σ Π per capability."""
+    carried = [bridges.carried.get(name, 0.0) for name in bridges.layers]
+    if ranks.size == 1 or not carried:
+        return dict(zip(bridges.layers, carried, strict=True))
+    weights = parameters(bridges).values()
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    total = torch.tensor(carried, dtype=torch.float64, device=ranks.device)
+    parallel.sum_(ranks, [total, *gradients])
+    return dict(zip(bridges.layers, total.tolist(), strict=True))

@@ -56,6 +56,7 @@ class State:
         totals: sums for the log since the last logged step.
         seconds: wall time spent so far [s].
         questions: samples seen so far.
+        processes: that train together, see parallel.py.
     """
 
     step: int
@@ -70,6 +71,7 @@ class State:
     totals: Mapping[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     questions: int = 0
+    processes: int = 1
 
 
 def digest(parts: Iterable[str]) -> str:
@@ -304,7 +306,8 @@ def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 #: What may differ between a checkpoint and the run that resumes it: names of places (the weights
-#: and rows behind them are compared by content) and how often something is written.
+#: and rows behind them are compared by content), how often something is written, and who runs the
+#: batches of a step, as long as they are equally many.
 FREE = (
     "name",
     "output_dir",
@@ -312,6 +315,7 @@ FREE = (
     "data.eval",
     "data.root",
     "capabilities.*.teacher",
+    "train.gradient_accumulation_steps",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -337,6 +341,11 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
         then, here = saved.teachers.get(name, {}), now.teachers.get(name, {})
         if then.get("sha256") != here.get("sha256"):
             differences.append(f"teacher of {name}: {_who(then)} then, {_who(here)} now")
+    if _batches(saved) != _batches(now):
+        differences.append(
+            f"batches per step: {_batches(saved)} in {saved.processes} processes then, "
+            f"{_batches(now)} in {now.processes} now (gradient_accumulation_steps × processes)"
+        )
     if saved.data != now.data:
         differences.append(
             "data: other training samples (questions, answers or pictures), or another order"
@@ -352,6 +361,11 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
             f"{checkpoint} belongs to another run and cannot be resumed: {'; '.join(differences)}. "
             f"Restore these, choose another output_dir, or remove the folder {checkpoint.parent}"
         )
+
+
+def _batches(state: State) -> int:
+    """Batches of one optimizer step, over all processes."""
+    return int(state.recipe["train"]["gradient_accumulation_steps"]) * state.processes
 
 
 def _who(teacher: Mapping[str, str]) -> str:

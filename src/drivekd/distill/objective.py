@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drivekd.distill import attention, bridges, corpus, log, states, teacher
+from drivekd.distill import attention, bridges, corpus, log, parallel, states, teacher
 from drivekd.distill.log import Totals
 from drivekd.distill.losses import packed_hidden_loss, packed_loss
 from drivekd.distill.plan import Plan
@@ -233,14 +233,16 @@ def held_out_loss(plan: Plan) -> float:
     """Mean cross-entropy over the evaluation samples."""
     rows = corpus.rows(plan.held_out, pack=plan.recipe.data.pack)
     trained = vlms.language_model(plan.student)
-    was_training, total = trained.training, 0.0
+    was_training = trained.training
+    total = torch.zeros((), dtype=torch.float64, device=plan.student.device)
     trained.eval()
-    for row in rows:
+    for row in plan.ranks.share(rows):
         batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
         hidden = forward(plan.student, batch, plan.features)
-        total += float(answer_loss(plan.student, hidden, batch).sum())
+        total += answer_loss(plan.student, hidden, batch).sum()
     trained.train(was_training)
-    return total / len(plan.held_out)
+    parallel.sum_(plan.ranks, [total])
+    return float(total) / len(plan.held_out)
 
 
 def check_finite(plan: Plan, indices: Sequence[int], table: NDArray[np.float64]) -> None:

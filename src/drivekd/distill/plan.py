@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from drivekd.distill import agreement, attention, bridges, corpus, jacobian_desc
 from drivekd.distill.bridges import Bridges
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
+from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache, feature_bytes
-from drivekd.recipe import Capability, Recipe
+from drivekd.recipe import Capability, Recipe, to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Plan:
         held_out: the evaluation samples.
         order: of the training samples.
         total_steps: optimizer steps of the whole run.
+        ranks: the processes that train together.
     """
 
     recipe: Recipe
@@ -62,6 +65,7 @@ class Plan:
     held_out: Sequence[Encoded]
     order: Order
     total_steps: int
+    ranks: Ranks
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -88,7 +92,10 @@ class Plan:
 
 
 def build(
-    recipe: Recipe, student: vlms.Vlm | None = None, given: Mapping[str, vlms.Vlm] | None = None
+    recipe: Recipe,
+    student: vlms.Vlm | None = None,
+    given: Mapping[str, vlms.Vlm] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Plan:
     """Load what the recipe names, check it, and decide everything that the loop needs.
 
@@ -96,11 +103,12 @@ def build(
         recipe: of the run.
         student: used instead of loading `recipe.student`; trained in place.
         given: teachers to use instead of loading them, by the name the recipe gives them.
+        ranks: the processes that train together.
 
     Raises:
         ValueError: the recipe, the data and the models do not fit together.
     """
-    _refuse_unsupported(recipe)
+    _refuse_unsupported(recipe, ranks)
     samples = corpus.training_samples(recipe)
     if student is None:
         student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
@@ -119,6 +127,7 @@ def build(
         recipe.train.per_device_train_batch_size,
         recipe.train.gradient_accumulation_steps,
         recipe.data.questions_per_row,
+        ranks.size,
     )
     return Plan(
         recipe=recipe,
@@ -135,6 +144,7 @@ def build(
         held_out=held_out,
         order=order,
         total_steps=_total_steps(recipe, order),
+        ranks=ranks,
     )
 
 
@@ -143,7 +153,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _refuse_unsupported(recipe: Recipe) -> None:
+def _refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
+    if recipe.combine.granularity == "micro_batch" and ranks.size > 1:
+        raise ValueError(
+            f"combine.granularity: micro_batch projects one batch after the other, each with the λ "
+            f"that the one before left; {ranks.size} processes run theirs at the same time. Set "
+            "combine.granularity: step, or train in one process"
+        )
     if recipe.combine.granularity == "micro_batch" and recipe.data.pack and recipe.capabilities:
         raise ValueError(
             "combine.granularity: micro_batch projects the gradients of single samples, but "
@@ -237,7 +253,7 @@ def _cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> Feature
 
 
 def fill_caches(plan: Plan) -> None:
-    """Compute visual features before the first step, in an order that resuming does not change.
+    """Compute the visual features of this process's share, in an order that resuming keeps.
 
     A cache filled on the way would see other groups of pictures after resuming, and rounding
     depends on what is computed together.
@@ -245,7 +261,7 @@ def fill_caches(plan: Plan) -> None:
     seen = {
         index
         for window in windows(plan.order, 0, plan.total_steps)
-        for batch in window.batches
+        for batch in plan.ranks.share(window.batches)
         for index in batch
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
@@ -302,3 +318,22 @@ def _total_steps(recipe: Recipe, order: Order) -> int:
     if recipe.train.max_steps >= 0:
         return recipe.train.max_steps
     return max(1, round(recipe.train.num_train_epochs * order.steps_per_epoch))
+
+
+def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
+    about = {
+        "student": plan.student.source,
+        "teachers": teachers,
+        "trained_parameters": sum(p.numel() for p in plan.parameters),
+        "embeddings_trained": trains_embeddings(plan),
+        "samples": len(plan.encoded),
+        "rows": len(plan.order.rows),
+        "processes": plan.ranks.size,
+        "rows_per_step": plan.order.rows_per_step,
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "layers": {term.capability: dict(term.matches) for term in plan.terms},
+    }
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

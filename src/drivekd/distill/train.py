@@ -6,11 +6,10 @@ cross-entropy is the same step with no teachers.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,16 @@ from torch import Tensor
 
 from drivekd.data.lock import locked
 from drivekd.data.progress import track
-from drivekd.distill import bridges, checkpoint, log, teacher, update
+from drivekd.distill import bridges, checkpoint, log, parallel, teacher, update
 from drivekd.distill import plan as plans
 from drivekd.distill.checkpoint import State
-from drivekd.distill.gradients import Unit, accumulate, clear, new_unit, views
+from drivekd.distill.gradients import Unit, accumulate, clear, exchange, new_unit, views
 from drivekd.distill.log import Totals
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.plan import Plan
 from drivekd.models import vlm as vlms
-from drivekd.recipe import Recipe, to_yaml
+from drivekd.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,11 @@ def train(
     `output_dir` receives `log.jsonl`, `run.json` (what was trained, by whom), checkpoints and
     `final/`, the model as plain transformers loads it.
 
+    Started by `torchrun` or `accelerate launch`, several processes train one student together: an
+    optimizer step then sees per_device_train_batch_size × gradient_accumulation_steps × processes
+    rows, and the run is, up to rounding, that of one process with so many times the accumulation.
+    The first process writes everything; `output_dir` must be the same folder for all. [ours]
+
     Args:
         recipe: of the run.
         resume: go on from the latest checkpoint of `output_dir` if there is one, or from the
@@ -84,23 +88,27 @@ def train(
 
     Raises:
         ValueError: recipe, data, models or checkpoint do not fit together.
-        RuntimeError: a loss or gradient is not finite; the step and the samples are named.
+        RuntimeError: a loss or gradient is not finite; the step and the samples are named. Or
+            another process ended.
         OSError: the disk is full, or another process writes to `output_dir`.
     """
     folder = Path(recipe.output_dir)
-    with locked(folder), _settings(recipe):
+    with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
             student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
         start = teacher.fingerprint([student.model])
         if found is not None:
             _restore(found, student)
-        run = prepare(plans.build(recipe, student, teachers))
+        run = prepare(plans.build(recipe, student, teachers, ranks))
         state = _initial_state(run, start)
         if found is not None:
             state = _resume(run, state, found)
+        parallel.agree(ranks, "the run", found, state)
+        parallel.agree(ranks, "the start", *run.plan.parameters)
         if found is None or found.resolve() != (folder / checkpoint.FINAL).resolve():
             _loop(run, state, folder)
+        parallel.wait(ranks)
         run.plan.student.model.train(False)
         return folder / checkpoint.FINAL
 
@@ -111,23 +119,25 @@ def step(run: Run, window: Window) -> None:
     [paper] For each unit: g_0 = ∇CE and g_t = ∇ of teacher t's attention loss; project; sum.
     [ours] K+1 sums, one gradient each, one Gram matrix, one linear combination. The unit is all
     batches of the step (granularity: step) or each of them (micro_batch; their updates are
-    averaged by their number of samples).
+    averaged by their number of samples). Several processes share the batches of a unit.
     """
     plan, unit = run.plan, run.unit
     by_batch = plan.recipe.combine.granularity == "micro_batch"
     units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
     total = sum(len(batch) for batch in window.batches)
-    torch.manual_seed(int(stream(plan.recipe.seed, "dropout", window.step).integers(2**63)))
+    drawn = stream(plan.recipe.seed, "dropout", window.step, plan.ranks.rank)
+    torch.manual_seed(int(drawn.integers(2**63)))
     run.update.zero_()
     bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
         samples = [index for batch in batches for index in batch]
         factors = update.factors(plan, unit, run.kept, samples)
         clear(unit)
-        for indices in batches:
+        for indices in plan.ranks.share(batches):
             with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
                 learn(plan, found)
                 accumulate(unit, plan, found, indices, factors)
+        exchange(unit, plan, batches)
         with _located(plan, window, samples):
             if factors is None:
                 solved = update.solve(plan, unit, run.method, run.memory, (window.step, number))
@@ -136,7 +146,7 @@ def step(run: Run, window: Window) -> None:
         run.update.add_(solved.update, alpha=len(samples) / total)
         _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
-        bridges.settle(plan.bridges)
+        bridges.settle(plan.bridges, plan.ranks)
     norm = clip(run.update, plan.recipe.train.max_grad_norm)
     log.add(run.totals, "grad_norm", norm)
     for group in run.optimizer.param_groups:
@@ -230,6 +240,11 @@ def _set_modes(plan: Plan) -> None:
         enable({"use_reentrant": False})
 
 
+def _held(folder: Path, first: bool) -> AbstractContextManager[None]:
+    """Keep other runs out of a folder; the first process does it for all."""
+    return locked(folder) if first else nullcontext()
+
+
 @contextmanager
 def _settings(recipe: Recipe) -> Iterator[None]:
     """Threads and random state of a run; what was set before is restored afterwards."""
@@ -254,6 +269,7 @@ def _initial_state(run: Run, start: str) -> State:
         data=plan.data,
         start=start,
         trained=[*plan.names, *bridges.parameters(plan.bridges)],
+        processes=plan.ranks.size,
     )
 
 
@@ -294,10 +310,7 @@ def _loop(run: Run, state: State, folder: Path) -> None:
     """All remaining steps with log and checkpoints, then the final model."""
     plan = run.plan
     plans.fill_caches(plan)
-    _describe(plan, state, folder)
-    board = plan.recipe.train.report_to == "tensorboard"
-    checkpoint.drop_after(folder, state.step)
-    journal = log.start(folder, tensorboard=board, after=state.step)
+    journal = _begin(plan, state, folder) if plan.ranks.first else log.nowhere()
     try:
         remaining = windows(plan.order, state.step, plan.total_steps)
         left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
@@ -308,7 +321,16 @@ def _loop(run: Run, state: State, folder: Path) -> None:
             _report(run, state, window, journal, folder)
     finally:
         log.close(journal)
-    checkpoint.save_final(folder, vlm=plan.student, state=state)
+    if plan.ranks.first:
+        checkpoint.save_final(folder, vlm=plan.student, state=state)
+
+
+def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
+    """Describe the run, remove what a lost one left after this step, and open the record."""
+    plans.describe(plan, state.teachers, folder)
+    checkpoint.drop_after(folder, state.step)
+    board = plan.recipe.train.report_to == "tensorboard"
+    return log.start(folder, tensorboard=board, after=state.step)
 
 
 def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
@@ -331,16 +353,21 @@ def _report(run: Run, state: State, window: Window, journal: log.Journal, folder
     if plan.held_out and (last or saves):
         log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
     if saves and not last:
-        totals = log.fetched(run.totals)
-        saved = replace(state, weighting=run.memory, kept=run.kept, totals=totals)
-        limit = settings.save_total_limit
+        _save(run, state, folder)
+
+
+def _save(run: Run, state: State, folder: Path) -> None:
+    """A checkpoint of what all processes have."""
+    plan, totals = run.plan, log.fetched(run.totals)
+    parallel.agree(plan.ranks, f"the student after step {state.step}", *plan.parameters)
+    if plan.ranks.first:
         checkpoint.save(
             folder,
             vlm=plan.student,
             optimizer=run.optimizer,
             bridges=bridges.parameters(plan.bridges),
-            state=saved,
-            keep=limit,
+            state=replace(state, weighting=run.memory, kept=run.kept, totals=totals),
+            keep=plan.recipe.train.save_total_limit,
         )
 
 
@@ -357,20 +384,3 @@ def _record(run: Run, state: State, window: Window) -> dict[str, float]:
         "questions_per_second": speed,
         "seconds": state.seconds,
     }
-
-
-def _describe(plan: Plan, state: State, folder: Path) -> None:
-    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
-    about = {
-        "student": plan.student.source,
-        "teachers": state.teachers,
-        "trained_parameters": sum(p.numel() for p in plan.parameters),
-        "embeddings_trained": plans.trains_embeddings(plan),
-        "samples": len(plan.encoded),
-        "rows": len(plan.order.rows),
-        "steps_per_epoch": plan.order.steps_per_epoch,
-        "total_steps": plan.total_steps,
-        "layers": {term.capability: dict(term.matches) for term in plan.terms},
-    }
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

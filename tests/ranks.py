@@ -1,0 +1,172 @@
+"""Runs of several processes: what each of them does, and how a test starts them.
+
+The functions named `in_…` run in every process, joined by gloo; a test gets what they return.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import runs
+from drivekd.distill import gradients, parallel
+from drivekd.distill import plan as plans
+from drivekd.distill import train as training
+from drivekd.distill.objective import Losses
+from drivekd.distill.order import windows
+from drivekd.distill.parallel import Ranks
+from drivekd.models.vlm import Vlm
+
+SIZE, PATIENCE = 2, 60
+
+#: Of each case what differs from `runs.recipe`, and the optimizer steps. One row of three per
+#: process and step: every second step leaves process 1 without any.
+CASES: Mapping[str, tuple[int, dict[str, Any]]] = {
+    "agp": (4, {}),
+    "absent": (6, {"data": {"pack": False}, "mixing": {c: {c: 1.0} for c in runs.CAPABILITIES}}),
+    "agp_grouped": (3, {"combine": {"combiner": "agp_grouped"}}),
+    "fixed": (2, {"weighting": {"mode": "fixed", "fixed": dict.fromkeys(runs.CAPABILITIES, 9.0)}}),
+    "refresh": (6, {"combine": {"refresh": 4}}),
+    "signals": (3, {"capabilities": runs.three_signals()}),
+    "plain": (3, {"capabilities": {}}),
+}
+
+
+def run_of(data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm]) -> training.Run:
+    """The run of a case, before its first step; alone it accumulates what the others share."""
+    steps, changes = CASES[case]
+    train = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": SIZE // ranks.size,
+        "max_steps": steps,
+        **changes.get("train", {}),
+    }
+    recipe = runs.recipe(data, Path("unused"), **{**changes, "train": train})
+    return training.prepare(plans.build(recipe, runs.tiny_student(), teachers, ranks))
+
+
+def stepped(data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm]) -> dict[str, Any]:
+    """What the steps of a case lead to: every update, the weights, the means of the log."""
+    run, updates = run_of(data, case, ranks, teachers), []
+    for window in windows(run.plan.order, 0, run.plan.total_steps):
+        training.step(run, window)
+        updates.append(run.update.clone())
+    return {
+        "updates": updates,
+        "weights": torch.cat([p.detach().flatten() for p in run.plan.parameters]),
+        "bridges": [p.detach() for p in training.bridges.parameters(run.plan.bridges).values()],
+        "means": training.log.means(run.totals),
+        "dropout": torch.initial_seed(),
+    }
+
+
+def in_steps(ranks: Ranks, data: Path) -> dict[str, Any]:
+    """All cases, and one of them again without the sum over processes."""
+    teachers = runs.tiny_teachers()
+    found = {case: stepped(data, case, ranks, teachers) for case in CASES}
+    whole, gradients._sum_rows = gradients._sum_rows, lambda *_: None
+    found["unsummed"] = stepped(data, "agp", ranks, teachers)
+    gradients._sum_rows = whole
+    return found
+
+
+def recipe_of(data: Path, folder: Path, size: int, **train: Any) -> Any:
+    """A whole run of six steps with checkpoints, held-out losses and a hidden signal."""
+    settings = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": SIZE // size,
+        "max_steps": 6,
+        "save_steps": 2,
+        "save_total_limit": None,
+        **train,
+    }
+    changes: dict[str, Any] = {"data": {"eval": [str(data)]}, "train": settings}
+    return runs.recipe(data, folder, capabilities=runs.three_signals(), **changes)
+
+
+def in_whole_runs(ranks: Ranks, data: Path, folder: Path) -> dict[str, str]:
+    """A run; a run that goes on from a checkpoint of one process; a run that fails and goes on."""
+    teachers, errors = runs.tiny_teachers(), {}
+
+    def trained(name: str, *, resume: bool = False, **train: Any) -> None:
+        recipe = recipe_of(data, folder / name, ranks.size, **train)
+        try:
+            training.train(recipe, resume=resume, student=runs.tiny_student(), teachers=teachers)
+        except (ValueError, RuntimeError) as error:
+            errors[name] = str(error)
+
+    trained("pair")
+    trained("resumed", resume=True)
+    with no_number(ranks, step=3):
+        trained("faulty")
+    trained("mended", resume=True)
+    trained("other batches", resume=True, gradient_accumulation_steps=2)
+    trained("apart", learning_rate=1e-3 * (1 + ranks.rank))
+    return errors
+
+
+@contextmanager
+def no_number(ranks: Ranks, step: int) -> Iterator[None]:
+    """The cross-entropy of one batch of process 1 is no number."""
+    losses, seen = training.losses, []
+
+    @contextmanager
+    def faulty(plan: plans.Plan, batch: Any) -> Iterator[Losses]:
+        seen.append(batch)
+        with losses(plan, batch) as found:
+            bad = ranks.rank == 1 and len(seen) == step // 2 + 1  # it has no batch in even steps
+            yield Losses(
+                found.answers * (torch.nan if bad else 1.0),
+                found.terms,
+                found.carried,
+                found.owners,
+            )
+
+    training.losses = faulty
+    try:
+        yield
+    finally:
+        training.losses = losses
+
+
+def _process(rank: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.environ["RANK"] = str(rank)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=SIZE,
+        timeout=timedelta(seconds=PATIENCE),
+    )
+    with parallel.joined() as ranks:
+        torch.save(work(ranks, *args), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def spawn(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What each of two joined processes returns."""
+    folder.mkdir()
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_process, args=(rank, folder, work, args), daemon=True)
+        for rank in range(SIZE)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=4 * PATIENCE)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * SIZE
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import runs
-from drivekd.distill import gradients, parallel
+from drivekd.distill import gradients, parallel, sharding
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.objective import Losses
@@ -41,10 +42,13 @@ CASES: Mapping[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def run_of(data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm]) -> training.Run:
+def run_of(
+    data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm], **settings: Any
+) -> training.Run:
     """The run of a case, before its first step; alone it accumulates what the others share."""
     steps, changes = CASES[case]
     train = {
+        **settings,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": SIZE // ranks.size,
         "max_steps": steps,
@@ -54,25 +58,37 @@ def run_of(data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm]) -> 
     return training.prepare(plans.build(recipe, runs.tiny_student(), teachers, ranks))
 
 
-def stepped(data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm]) -> dict[str, Any]:
+def stepped(
+    data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm], **settings: Any
+) -> dict[str, Any]:
     """What the steps of a case lead to: every update, the weights, the means of the log."""
-    run, updates = run_of(data, case, ranks, teachers), []
+    run, updates = run_of(data, case, ranks, teachers, **settings), []
     for window in windows(run.plan.order, 0, run.plan.total_steps):
         training.step(run, window)
-        updates.append(run.update.clone())
+        updates.append(whole(run, gradients.views(run.update, run.plan.parameters)))
     return {
         "updates": updates,
-        "weights": torch.cat([p.detach().flatten() for p in run.plan.parameters]),
+        "weights": whole(run, run.plan.parameters),
         "bridges": [p.detach() for p in training.bridges.parameters(run.plan.bridges).values()],
         "means": training.log.means(run.totals),
         "dropout": torch.initial_seed(),
     }
 
 
+def whole(run: training.Run, pieces: Sequence[Tensor]) -> Tensor:
+    """One flat vector of what lies in pieces."""
+    shards = run.plan.shards
+    if shards is not None:
+        pieces = [sharding.put_together(w, p) for w, p in zip(shards.weights, pieces, strict=True)]
+    return torch.cat([piece.detach().flatten() for piece in pieces])
+
+
 def in_steps(ranks: Ranks, data: Path) -> dict[str, Any]:
     """All cases, and one of them again without the sum over processes."""
     teachers = runs.tiny_teachers()
     found = {case: stepped(data, case, ranks, teachers) for case in CASES}
+    for case in CASES:
+        found[f"fsdp/{case}"] = stepped(data, case, ranks, teachers, fsdp=True)
     whole, gradients._sum_rows = gradients._sum_rows, lambda *_: None
     found["unsummed"] = stepped(data, "agp", ranks, teachers)
     gradients._sum_rows = whole

@@ -90,9 +90,10 @@ def save(
     folder: Path,
     *,
     vlm: vlms.Vlm,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Any],
     state: State,
     keep: int | None,
+    weights: Mapping[str, Tensor] | None = None,
     bridges: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `folder/checkpoint-<step>` and drop all but the newest `keep` checkpoints.
@@ -102,8 +103,8 @@ def save(
     """
 
     def fill(target: Path) -> None:
-        write_model(target, vlm, state.recipe)
-        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        write_model(target, vlm, state.recipe, weights)
+        torch.save(dict(optimizer), target / "optimizer.pt")
         if bridges:
             save_file({name: weight.detach() for name, weight in bridges.items()}, target / BRIDGES)
         _write_state(target, state)
@@ -139,11 +140,13 @@ def _draft(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def save_final(folder: Path, *, vlm: vlms.Vlm, state: State) -> Path:
+def save_final(
+    folder: Path, *, vlm: vlms.Vlm, state: State, weights: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write `folder/final`, the model without what only a running training needs."""
 
     def fill(target: Path) -> None:
-        write_model(target, vlm, state.recipe)
+        write_model(target, vlm, state.recipe, weights)
         _write_state(target, state)
 
     return write_whole(folder / FINAL, fill)
@@ -154,11 +157,19 @@ def _write_state(target: Path, state: State) -> None:
     (target / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_model(target: Path, vlm: vlms.Vlm, recipe: Mapping[str, Any]) -> None:
-    """The model as plain transformers loads it, and the recipe that made it."""
+def write_model(
+    target: Path,
+    vlm: vlms.Vlm,
+    recipe: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None,
+) -> None:
+    """The model as plain transformers loads it, and the recipe that made it.
+
+    `weights` by name, where the model does not hold them itself.
+    """
     import yaml
 
-    vlms.save(vlm, target)
+    vlms.save(vlm, target, weights)
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     (target / "recipe.yaml").write_text(text, encoding="utf-8")
 
@@ -272,10 +283,10 @@ def read_state(checkpoint: Path) -> State:
         ) from error
 
 
-def read_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state; no code in the file is ever run."""
-    path = checkpoint / "optimizer.pt"
-    optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+def read_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """The optimizer's state; no code in the file is ever run."""
+    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    return dict(state)
 
 
 def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
@@ -315,6 +326,7 @@ FREE = (
     "data.eval",
     "data.root",
     "capabilities.*.teacher",
+    "train.fsdp",
     "train.gradient_accumulation_steps",
     "train.logging_steps",
     "train.save_steps",

@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import agreement, attention, bridges, corpus, jacobian_descent, teacher
+from drivekd.distill import (
+    agreement,
+    attention,
+    bridges,
+    corpus,
+    jacobian_descent,
+    sharding,
+    teacher,
+)
 from drivekd.distill.bridges import Bridges
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.parallel import ALONE, Ranks
+from drivekd.distill.sharding import Shards
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
@@ -43,12 +52,13 @@ class Plan:
         bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
         names: of the trained parameters.
-        parameters: the trained parameters; tied ones once.
+        parameters: the trained parameters, tied ones once; or this process's pieces of them.
         encoded: the training samples.
         held_out: the evaluation samples.
         order: of the training samples.
         total_steps: optimizer steps of the whole run.
         ranks: the processes that train together.
+        shards: the student in pieces; None where every process has all of it.
     """
 
     recipe: Recipe
@@ -66,11 +76,18 @@ class Plan:
     order: Order
     total_steps: int
     ranks: Ranks
+    shards: Shards | None
 
     @property
     def capabilities(self) -> tuple[str, ...]:
         """Names of the teachers' columns."""
         return tuple(term.capability for term in self.terms)
+
+    @property
+    def replicated(self) -> tuple[Tensor, ...]:
+        """What is trained and equal in all processes."""
+        learned = bridges.parameters(self.bridges).values()
+        return (*learned, *(self.parameters if self.shards is None else ()))
 
     @property
     def data(self) -> str:
@@ -120,6 +137,8 @@ def build(
     corpus.check(recipe, terms, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe))
     names, parameters = _trained(recipe, student)
+    in_pieces = recipe.train.fsdp and ranks.size > 1
+    shards = sharding.shard(student, names, ranks) if in_pieces else None
     trains_vision = recipe.train.trainable == "everything"
     order = Order(
         corpus.rows(encoded, pack=recipe.data.pack),
@@ -139,12 +158,13 @@ def build(
         bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
         names=names,
-        parameters=parameters,
+        parameters=parameters if shards is None else shards.pieces,
         encoded=encoded,
         held_out=held_out,
         order=order,
         total_steps=_total_steps(recipe, order),
         ranks=ranks,
+        shards=shards,
     )
 
 
@@ -310,8 +330,7 @@ def _trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[
 
 def trains_embeddings(plan: Plan) -> bool:
     """Whether the input embeddings are trained: on request, or because the head is tied to them."""
-    embeddings = plan.student.model.get_input_embeddings().weight
-    return any(parameter is embeddings for parameter in plan.parameters)
+    return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
 
 
 def _total_steps(recipe: Recipe, order: Order) -> int:
@@ -322,10 +341,11 @@ def _total_steps(recipe: Recipe, order: Order) -> int:
 
 def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
     """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
+    trained = [p.numel() for p in plan.student.model.parameters() if p.requires_grad]
     about = {
         "student": plan.student.source,
         "teachers": teachers,
-        "trained_parameters": sum(p.numel() for p in plan.parameters),
+        "trained_parameters": sum(trained),
         "embeddings_trained": trains_embeddings(plan),
         "samples": len(plan.encoded),
         "rows": len(plan.order.rows),

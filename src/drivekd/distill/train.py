@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,40 +30,16 @@ from drivekd.distill import (
     update,
 )
 from drivekd.distill import plan as plans
+from drivekd.distill import run as runs
 from drivekd.distill.checkpoint import State
-from drivekd.distill.gradients import Unit, accumulate, clear, exchange, new_unit, views
-from drivekd.distill.log import Totals
+from drivekd.distill.gradients import accumulate, clear, exchange
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.plan import Plan
+from drivekd.distill.run import Run, prepare
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Run:
-    """A plan with the state that training changes.
-
-    Attributes:
-        plan: what was decided beforehand.
-        optimizer: AdamW over the trained parameters and the bridges.
-        method: gradients → λ and coefficients.
-        memory: what the weighting remembers of earlier units.
-        kept: coefficients for the steps between exact ones, see refresh.py.
-        unit: the gradients being collected.
-        update: the flat update; the parameters' `grad` are views of it.
-        totals: for the log, since the last logged step.
-    """
-
-    plan: Plan
-    optimizer: torch.optim.Optimizer
-    method: update.Method
-    unit: Unit
-    update: Float[Tensor, " P"]
-    memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
-    totals: Totals = field(default_factory=dict)
 
 
 def train(
@@ -89,8 +64,8 @@ def train(
         resume: go on from the latest checkpoint of `output_dir` if there is one, or from the
             checkpoint named, which removes what was saved after it; a finished run is not
             repeated. Start, data and teachers must be those of the run.
-        student: used instead of loading `recipe.student`, and trained in place; on resuming, with
-            the weights that the run started from.
+        student: used instead of loading `recipe.student`, and trained in place (with train.fsdp it
+            is left in pieces); on resuming, with the weights that the run started from.
         teachers: used instead of loading them, by the name that the recipe gives them.
 
     Returns:
@@ -109,11 +84,11 @@ def train(
             student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
         start = teacher.fingerprint([student.model])
         if found is not None:
-            _restore(found, student)
+            runs.restore(found, student)
         run = prepare(plans.build(recipe, student, teachers, ranks))
-        state = _initial_state(run, start)
+        state = runs.initial_state(run, start)
         if found is not None:
-            state = _resume(run, state, found)
+            state = runs.resume(run, state, found)
         parallel.agree(ranks, "the run", found, state)
         parallel.agree(ranks, "the start", *run.plan.replicated)
         if found is None or found.resolve() != (folder / checkpoint.FINAL).resolve():
@@ -131,7 +106,7 @@ def step(run: Run, window: Window) -> None:
     batches of the step (granularity: step) or each of them (micro_batch; their updates are
     averaged by their number of samples). Several processes share the batches of a unit.
     """
-    plan, unit = run.plan, run.unit
+    plan = run.plan
     by_batch = plan.recipe.combine.granularity == "micro_batch"
     units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
     total = sum(len(batch) for batch in window.batches)
@@ -141,20 +116,14 @@ def step(run: Run, window: Window) -> None:
     bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
         samples = [index for batch in batches for index in batch]
-        factors = update.factors(plan, unit, run.kept, samples)
-        clear(unit)
-        beside = samples if plan.shards else []
-        for indices, own in sharding.turns(plan.shards, plan.ranks, batches):
-            with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
-                if own:
-                    learn(plan, found)
-                accumulate(unit, plan, found, indices if own else (), factors, beside)
-        exchange(unit, plan, batches)
+        factors = update.factors(plan, run.unit, run.kept, samples)
+        _collect(run, window, batches, factors)
         with _located(plan, window, samples):
             if factors is None:
-                solved = update.solve(plan, unit, run.method, run.memory, (window.step, number))
+                place = (window.step, number)
+                solved = update.solve(plan, run.unit, run.method, run.memory, place)
             else:
-                solved = update.reuse(plan, unit, run.kept)
+                solved = update.reuse(plan, run.unit, run.kept)
         run.update.add_(solved.update, alpha=len(samples) / total)
         _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
@@ -165,6 +134,21 @@ def step(run: Run, window: Window) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
     run.optimizer.step()
+
+
+def _collect(
+    run: Run, window: Window, batches: Sequence[Sequence[int]], factors: Sequence[float] | None
+) -> None:
+    """The gradients of one unit, from the batches of all processes."""
+    plan, unit = run.plan, run.unit
+    beside = [index for batch in batches for index in batch] if plan.shards else []
+    clear(unit)
+    for indices, own in sharding.turns(plan.shards, plan.ranks, batches):
+        with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
+            if own:
+                learn(plan, found)
+            accumulate(unit, plan, found, indices if own else (), factors, beside)
+    exchange(unit, plan, batches)
 
 
 def _remember(run: Run, solved: update.Solved) -> None:
@@ -228,43 +212,6 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 # ---------------------------------------------------------------------------------- before it
 
 
-def prepare(plan: Plan) -> Run:
-    """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
-    settings = plan.recipe.train
-    _set_modes(plan)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in plan.parameters if p.ndim > 1]},
-        {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if plan.bridges.layers:
-        groups.append({"params": list(bridges.parameters(plan.bridges).values())})
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    unit = new_unit(plan)
-    flat = torch.zeros_like(unit.gradients[0])
-    for parameter, view in zip(plan.parameters, views(flat, plan.parameters), strict=True):
-        parameter.grad = view
-    return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
-
-
-def _set_modes(plan: Plan) -> None:
-    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
-    model, settings = plan.student.model, plan.recipe.train
-    model.train(False)
-    trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
-    trained.train()
-    if settings.gradient_checkpointing:
-        # transformers 5.23 renames the method and warns about the old name.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
-        enable({"use_reentrant": False})
-
-
 def _held(folder: Path, first: bool) -> AbstractContextManager[None]:
     """Keep other runs out of a folder; the first process does it for all."""
     return locked(folder) if first else nullcontext()
@@ -281,53 +228,6 @@ def _settings(recipe: Recipe) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _initial_state(run: Run, start: str) -> State:
-    plan = run.plan
-    who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
-    return State(
-        step=0,
-        total_steps=plan.total_steps,
-        recipe=plan.recipe.model_dump(mode="json"),
-        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
-        data=plan.data,
-        start=start,
-        trained=[*plan.names, *bridges.parameters(plan.bridges)],
-        processes=plan.ranks.size,
-    )
-
-
-def _restore(found: Path, student: vlms.Vlm) -> None:
-    """Give the student the weights of a checkpoint.
-
-    Raises:
-        ValueError: the checkpoint is of another architecture or size.
-    """
-    saved = vlms.load(found, device=student.device, dtype=torch.float32)
-    try:
-        student.model.load_state_dict(saved.model.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"{found} belongs to another run and cannot be resumed: student: its weights do not "
-            f"fit {student.source}, which is another model. Restore the student, choose another "
-            f"output_dir, or remove the folder {found.parent}"
-        ) from error
-
-
-def _resume(run: Run, now: State, found: Path) -> State:
-    """Continue where a checkpoint stopped, if it belongs to this run."""
-    saved = checkpoint.read_state(found)
-    checkpoint.check_resumable(saved, now, found)
-    if found.name != checkpoint.FINAL:
-        checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
-        read = checkpoint.read_optimizer(found)
-        state = sharding.pieces_of_state(run.plan.shards, run.optimizer, read)
-        run.optimizer.load_state_dict(state)
-        run.memory.update(saved.weighting)
-        run.kept.update(saved.kept)
-        run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
-    return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
 
 
 # ---------------------------------------------------------------------------------- around it
@@ -348,9 +248,7 @@ def _loop(run: Run, state: State, folder: Path) -> None:
             _report(run, state, window, journal, folder)
     finally:
         log.close(journal)
-    weights = sharding.state_dict(plan.shards, plan.student)
-    if plan.ranks.first:
-        checkpoint.save_final(folder, vlm=plan.student, weights=weights, state=state)
+    runs.save_final(run, state, folder)
 
 
 def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
@@ -381,25 +279,7 @@ def _report(run: Run, state: State, window: Window, journal: log.Journal, folder
     if plan.held_out and (last or saves):
         log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
     if saves and not last:
-        _save(run, state, folder)
-
-
-def _save(run: Run, state: State, folder: Path) -> None:
-    """A checkpoint of what all processes have."""
-    plan, totals = run.plan, log.fetched(run.totals)
-    parallel.agree(plan.ranks, f"the student after step {state.step}", *plan.replicated)
-    weights = sharding.state_dict(plan.shards, plan.student)
-    optimizer = sharding.optimizer_state(plan.shards, run.optimizer)
-    if plan.ranks.first:
-        checkpoint.save(
-            folder,
-            vlm=plan.student,
-            weights=weights,
-            optimizer=optimizer,
-            bridges=bridges.parameters(plan.bridges),
-            state=replace(state, weighting=run.memory, kept=run.kept, totals=totals),
-            keep=plan.recipe.train.save_total_limit,
-        )
+        runs.save(run, state, folder)
 
 
 def _record(run: Run, state: State, window: Window) -> dict[str, float]:

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,24 @@ from drivekd.distill import gradients, parallel, sharding
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.objective import Losses
-from drivekd.distill.order import windows
+from drivekd.distill.order import Window, windows
 from drivekd.distill.parallel import Ranks
 from drivekd.models.vlm import Vlm
+from drivekd.recipe import Recipe
 
 SIZE, PATIENCE = 2, 60
 
-#: Of each case what differs from `runs.recipe`, and the optimizer steps. One row of three per
-#: process and step: every second step leaves process 1 without any.
+#: Of each case the optimizer steps, and what differs from `runs.recipe`. There is one row per
+#: batch; of three packed rows the second step leaves process 1 none.
 CASES: Mapping[str, tuple[int, dict[str, Any]]] = {
-    "agp": (4, {}),
-    "absent": (6, {"data": {"pack": False}, "mixing": {c: {c: 1.0} for c in runs.CAPABILITIES}}),
+    "agp": (2, {}),
+    "accumulated": (2, {"data": {"pack": False}, "train": {"gradient_accumulation_steps": 2}}),
+    "absent": (5, {"data": {"pack": False}, "mixing": {c: {c: 1.0} for c in runs.CAPABILITIES}}),
     "agp_grouped": (3, {"combine": {"combiner": "agp_grouped"}}),
-    "fixed": (2, {"weighting": {"mode": "fixed", "fixed": dict.fromkeys(runs.CAPABILITIES, 9.0)}}),
-    "refresh": (6, {"combine": {"refresh": 4}}),
+    "refresh": (5, {"combine": {"refresh": 4}}),
     "signals": (3, {"capabilities": runs.three_signals()}),
     "plain": (3, {"capabilities": {}}),
+    "checkpointed": (2, {"train": {"gradient_checkpointing": True}}),
 }
 
 
@@ -47,13 +50,9 @@ def run_of(
 ) -> training.Run:
     """The run of a case, before its first step; alone it accumulates what the others share."""
     steps, changes = CASES[case]
-    train = {
-        **settings,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": SIZE // ranks.size,
-        "max_steps": steps,
-        **changes.get("train", {}),
-    }
+    train = {"gradient_accumulation_steps": 1, **changes.get("train", {}), **settings}
+    train["gradient_accumulation_steps"] *= SIZE // ranks.size
+    train |= {"per_device_train_batch_size": 1, "max_steps": steps}
     recipe = runs.recipe(data, Path("unused"), **{**changes, "train": train})
     return training.prepare(plans.build(recipe, runs.tiny_student(), teachers, ranks))
 
@@ -84,18 +83,23 @@ def whole(run: training.Run, pieces: Sequence[Tensor]) -> Tensor:
 
 
 def in_steps(ranks: Ranks, data: Path) -> dict[str, Any]:
-    """All cases, and one of them again without the sum over processes."""
-    teachers = runs.tiny_teachers()
-    found = {case: stepped(data, case, ranks, teachers) for case in CASES}
+    """All cases, whole and in pieces, and one of them again without the sum over processes."""
+    teachers, found = runs.tiny_teachers(), dict[str, Any]()
     for case in CASES:
-        found[f"fsdp/{case}"] = stepped(data, case, ranks, teachers, fsdp=True)
+        found[case] = stepped(data, case, ranks, teachers)
+        found[f"{case} in pieces"] = stepped(data, case, ranks, teachers, fsdp=True)
     whole, gradients._sum_rows = gradients._sum_rows, lambda *_: None
     found["unsummed"] = stepped(data, "agp", ranks, teachers)
     gradients._sum_rows = whole
     return found
 
 
-def recipe_of(data: Path, folder: Path, size: int, **train: Any) -> Any:
+def in_all(ranks: Ranks, data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Both kinds of work in one go: starting processes takes longer."""
+    return in_steps(ranks, data), in_whole_runs(ranks, data, folder)
+
+
+def recipe_of(data: Path, folder: Path, size: int, **train: Any) -> Recipe:
     """A whole run of six steps with checkpoints, held-out losses and a hidden signal."""
     settings = {
         "per_device_train_batch_size": 1,
@@ -110,7 +114,7 @@ def recipe_of(data: Path, folder: Path, size: int, **train: Any) -> Any:
 
 
 def in_whole_runs(ranks: Ranks, data: Path, folder: Path) -> dict[str, str]:
-    """A run; a run that goes on from a checkpoint of one process; a run that fails and goes on."""
+    """Runs, some of which go on from a checkpoint of one process; the errors of those that fail."""
     teachers, errors = runs.tiny_teachers(), {}
 
     def trained(name: str, *, resume: bool = False, **train: Any) -> None:
@@ -121,9 +125,13 @@ def in_whole_runs(ranks: Ranks, data: Path, folder: Path) -> dict[str, str]:
             errors[name] = str(error)
 
     trained("pair")
+    trained("pair in pieces", fsdp=True)
     trained("resumed", resume=True)
+    trained("resumed in pieces", resume=True, fsdp=True)
     with no_number(ranks, step=3):
         trained("faulty")
+    with no_number(ranks, step=3):
+        trained("faulty in pieces", fsdp=True)
     trained("mended", resume=True)
     trained("other batches", resume=True, gradient_accumulation_steps=2)
     trained("apart", learning_rate=1e-3 * (1 + ranks.rank))
@@ -132,26 +140,24 @@ def in_whole_runs(ranks: Ranks, data: Path, folder: Path) -> dict[str, str]:
 
 @contextmanager
 def no_number(ranks: Ranks, step: int) -> Iterator[None]:
-    """The cross-entropy of one batch of process 1 is no number."""
-    losses, seen = training.losses, []
+    """In one step the cross-entropy of process 1 is no number."""
+    stepped, losses, now = training.step, training.losses, [0]
+
+    def counted(run: training.Run, window: Window) -> None:
+        now[0] = window.step + 1
+        stepped(run, window)
 
     @contextmanager
     def faulty(plan: plans.Plan, batch: Any) -> Iterator[Losses]:
-        seen.append(batch)
+        factor = torch.nan if (ranks.rank, now[0]) == (1, step) else 1.0
         with losses(plan, batch) as found:
-            bad = ranks.rank == 1 and len(seen) == step // 2 + 1  # it has no batch in even steps
-            yield Losses(
-                found.answers * (torch.nan if bad else 1.0),
-                found.terms,
-                found.carried,
-                found.owners,
-            )
+            yield replace(found, answers=factor * found.answers)
 
-    training.losses = faulty
+    training.step, training.losses = counted, faulty
     try:
         yield
     finally:
-        training.losses = losses
+        training.step, training.losses = stepped, losses
 
 
 def _process(rank: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -88,7 +88,7 @@ def test_the_cases_are_what_they_should_be(data: Path) -> None:
         [plan.encoded[index].sample.capability for (index,) in window.batches]
         for window in windows(plan.order, 0, ranks.CASES["absent"][0])
     ]
-    assert sum(first != second for first, second in owners) > 2
+    assert sum(first != second for first, second in owners) > 1
     packed = ranks.run_of(data, "agp", ALONE, teachers).plan
     assert [len(w.batches) for w in windows(packed.order, 0, 2)] == [2, 1]
 

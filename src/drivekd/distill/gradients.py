@@ -119,7 +119,7 @@ def accumulate(
         indices: the samples of the batch; none where it is another process's, see sharding.turns.
         factors: one per row: a single backward pass of the sum with these factors, into the first
             row; None: one pass per row.
-        beside: samples of other processes; losses that only they have are differentiated too.
+        beside: samples of other processes, whose losses are differentiated here too, as zeros.
     """
     rows = members(unit, plan, [*indices, *beside])
     sums = losses.sums(unit.groups, rows)

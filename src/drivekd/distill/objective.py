@@ -254,7 +254,7 @@ def held_out_loss(plan: Plan) -> float:
         batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
         hidden = forward(plan.student, batch, plan.features)
         total += answer_loss(plan.student, hidden, batch).sum()
-    sharding.part(plan.shards)
+    sharding.let_go(plan.shards)
     trained.train(was_training)
     parallel.sum_(plan.ranks, [total])
     return float(total) / len(plan.held_out)

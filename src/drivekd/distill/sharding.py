@@ -1,4 +1,4 @@
-"""A student whose trained weights are spread over the processes, by PyTorch's `fully_shard` [ours].
+"""A student whose trained weights are spread over the processes, by PyTorch's `fully_shard`.
 
 Each process keeps one piece of every trained weight, with the piece's gradients, update and
 optimizer state; those are most of the memory. Everything else in this package sees plain tensors:
@@ -48,12 +48,14 @@ class Shards:
         parts: everything that gathers weights of its own: `whole` and the decoder's layers.
         weights: the trained parameters, spread along their first axis.
         pieces: what this process has of each, in the same memory.
+        ranks: the processes.
     """
 
     whole: nn.Module
     parts: tuple[FSDPModule, ...]
     weights: tuple[DTensor, ...]
     pieces: tuple[nn.Parameter, ...]
+    ranks: Ranks
 
 
 def shard(student: vlms.Vlm, names: Sequence[str], ranks: Ranks) -> Shards:
@@ -78,7 +80,7 @@ def shard(student: vlms.Vlm, names: Sequence[str], ranks: Ranks) -> Shards:
         part.set_force_sum_reduction_for_comms(True)
     weights: Any = tuple(model.get_parameter(name) for name in names)
     pieces = tuple(nn.Parameter(weight.detach().to_local()) for weight in weights)
-    return Shards(whole, parts, weights, pieces)
+    return Shards(whole, parts, weights, pieces, ranks)
 
 
 def through(shards: Shards | None, compute: Callable[[], T]) -> T:
@@ -129,7 +131,7 @@ def gather(shards: Shards | None) -> None:
         part.unshard()
 
 
-def part(shards: Shards | None) -> None:
+def let_go(shards: Shards | None) -> None:
     """Let go of the gathered weights; the next step gathers what the optimizer made of them."""
     for each in () if shards is None else shards.parts:
         each.reshard()
@@ -141,20 +143,33 @@ def part(shards: Shards | None) -> None:
 def state_dict(shards: Shards | None, student: vlms.Vlm) -> dict[str, Tensor] | None:
     """The weights of a student in pieces, whole again; None where it holds them itself.
 
-    All processes must call this.
+    All processes must call this; only the first gets the weights.
     """
     if shards is None:
         return None
     found: dict[str, Tensor] = dict(student.model.state_dict())
-    whole = {id(weight): weight.full_tensor().detach() for weight in shards.weights}
+    whole = {id(each): _for_file(shards, each.full_tensor()) for each in shards.weights}
     for name, parameter in student.model.named_parameters(remove_duplicate=False):
         found[name] = whole.get(id(parameter), found[name])
     return found
 
 
 def optimizer_state(shards: Shards | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state as without pieces; all processes must call this."""
-    return _converted(shards, optimizer, optimizer.state_dict(), put_together)
+    """The optimizer's state as without pieces.
+
+    All processes must call this; only the first gets the state.
+    """
+
+    def full(weight: DTensor, piece: Tensor) -> Tensor:
+        assert shards is not None
+        return _for_file(shards, put_together(weight, piece))
+
+    return _converted(shards, optimizer, optimizer.state_dict(), full)
+
+
+def _for_file(shards: Shards, tensor: Tensor) -> Tensor:
+    """On the host of the process that writes; the others need no memory for it."""
+    return tensor.detach().cpu() if shards.ranks.first else tensor.new_empty(0)
 
 
 def pieces_of_state(

@@ -128,7 +128,7 @@ def step(run: Run, window: Window) -> None:
         _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
         bridges.settle(plan.bridges, plan.ranks)
-    sharding.part(plan.shards)
+    sharding.let_go(plan.shards)
     norm = clip(run.update, plan.recipe.train.max_grad_norm, plan.ranks if plan.shards else ALONE)
     log.add(run.totals, "grad_norm", norm)
     for group in run.optimizer.param_groups:

@@ -27,11 +27,14 @@ QUESTIONS = (
 )
 
 
-def write_data(folder: Path, scenes: int = 3, questions: int = 5) -> Path:
-    """A file of questions in the Drive-KD format with their pictures; returns its path."""
+def write_data(folder: Path, scenes: int = 3, questions: int = 5, first: int = 0) -> Path:
+    """A file of questions in the Drive-KD format with their pictures; returns its path.
+
+    Scenes are counted from `first`: others are never of the same frame.
+    """
     random = np.random.default_rng(7)
     rows = []
-    for scene in range(scenes):
+    for scene in range(first, first + scenes):
         images = []
         for camera in CAMERAS:
             pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -183,7 +183,9 @@ def train(
     resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
     from drivekd.distill.train import train as run
 
-    typer.echo(run(resolved, resume=resume))
+    final = run(resolved, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started
+        typer.echo(final)
 
 
 @app.command(

@@ -197,11 +197,16 @@ class Train(_Part):
         trainable: the language model without its input embeddings [paper's figure], or everything
             [release].
         lr_end: the cosine ends at this share of the learning rate [release].
-        per_device_train_batch_size: samples, or rows when packed.
+        per_device_train_batch_size: samples, or rows when packed, of one forward pass.
+        gradient_accumulation_steps: forward passes of each process in an optimizer step, which so
+            sees per_device_train_batch_size × gradient_accumulation_steps × processes rows.
         max_steps: optimizer steps; -1 = as many as the epochs give.
         bf16: autocast over fp32 masters.
         fp16: refused, see the error; the key exists so that the refusal can say why.
-        num_threads: torch threads of this process.
+        gradient_checkpointing: compute the activations of layers anew in backward passes.
+        fsdp: spread the trained weights, their gradients and the optimizer over the processes, by
+            PyTorch's `fully_shard`; nothing changes in a single process [ours].
+        num_threads: torch threads of each process.
         cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower.
         cache_targets_gb: most memory [GB] for the teachers' attention, kept where samples are seen
             more than once and every signal is of attention; 0: teachers run at every visit.
@@ -227,6 +232,7 @@ class Train(_Part):
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     num_threads: Count = 1
     cache_features_gb: NonNegative = 4.0
     cache_targets_gb: NonNegative = 4.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -16,6 +17,8 @@ PLAIN_INTERVAL = 10.0
 def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
     """Yield the items and show on stderr how many are done and how long the rest will take.
 
+    Of several processes that do the same, as torchrun starts them, only the first shows anything.
+
     Args:
         items: what to go through.
         total: their number; taken from `len(items)` where it has one. Without a number the
@@ -25,6 +28,8 @@ def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iter
     Yields:
         The items, unchanged and in order.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return iter(items)
     if total is None and isinstance(items, Sized):
         total = len(items)
     return _bar(items, total, label) if sys.stderr.isatty() else _lines(items, total, label)

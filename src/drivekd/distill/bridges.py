@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from drivekd.distill import parallel
 from drivekd.distill.order import stream
+from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.teacher import Term
 
 
@@ -24,11 +26,14 @@ class Bridges:
 
     Attributes:
         layers: per capability with signal `hidden` and per student layer (from 0), its map.
-        carried: Σ Π of the samples of the current step that have the term, per capability.
+        carried: Σ Π of this process's samples of the current step that have the term, per
+            capability.
+        sums: gradients of this process's sums of the current step, by the names of `parameters`.
     """
 
     layers: Mapping[str, Mapping[int, nn.Linear]]
     carried: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def build(
@@ -72,18 +77,19 @@ def _bridge(
 
 def parameters(bridges: Bridges) -> dict[str, Tensor]:
     """Name (capability and layer from 1) to weight [teacher's width, student's width]."""
-    return {
-        f"{name}.layer{layer + 1}": bridge.weight
-        for name, layers in bridges.layers.items()
-        for layer, bridge in layers.items()
-    }
+    return {k: w for name in bridges.layers for k, w in _of(bridges, name).items()}
+
+
+def _of(bridges: Bridges, name: str) -> dict[str, Tensor]:
+    """Those of one capability."""
+    layers = bridges.layers[name].items()
+    return {f"{name}.layer{layer + 1}": bridge.weight for layer, bridge in layers}
 
 
 def clear(bridges: Bridges) -> None:
-    """Forget the gradients of the last step."""
+    """Forget the last step."""
     bridges.carried.clear()
-    for weight in parameters(bridges).values():
-        weight.grad = torch.zeros_like(weight)
+    bridges.sums.clear()
 
 
 def collect(bridges: Bridges, name: str, total: Tensor, carried: float) -> None:
@@ -95,29 +101,48 @@ def collect(bridges: Bridges, name: str, total: Tensor, carried: float) -> None:
         total: Σ_b Π L_b of its term over the batch.
         carried: Σ_b Π over the samples that have the term.
     """
-    weights = [bridge.weight for bridge in bridges.layers[name].values()]
-    found = torch.autograd.grad(total, weights, retain_graph=True)
-    for weight, gradient in zip(weights, found, strict=True):
-        assert weight.grad is not None
-        weight.grad.add_(gradient)
+    weights = _of(bridges, name)
+    found = torch.autograd.grad(total, list(weights.values()), retain_graph=True)
+    for key, gradient in zip(weights, found, strict=True):
+        bridges.sums[key] = bridges.sums[key] + gradient if key in bridges.sums else gradient
     bridges.carried[name] = bridges.carried.get(name, 0.0) + carried
 
 
-def settle(bridges: Bridges) -> None:
-    """Turn sums into gradients of the mean loss over carriers, Σ Π ∇L / Σ Π; none without any.
+def settle(bridges: Bridges, ranks: Ranks = ALONE) -> None:
+    """Set the gradients of the mean loss over carriers, Σ Π ∇L / Σ Π; none without any.
+
+    Both sums are over the samples of all processes. Not in `weight.grad` before this: other
+    backward passes may leave theirs there.
 
     Raises:
         RuntimeError: a gradient is not finite.
     """
-    for name, layers in bridges.layers.items():
-        carried = bridges.carried.get(name, 0.0)
-        for layer, bridge in layers.items():
-            gradient = bridge.weight.grad
-            if gradient is None or carried == 0:
-                bridge.weight.grad = None  # the optimizer leaves it and its moments alone
-            elif not bool(gradient.div_(carried).isfinite().all()):
-                raise RuntimeError(
-                    f"the gradient of the learned map of {name}, layer {layer + 1}, is not a "
-                    f"finite number although its loss is; nothing was updated. Lower "
-                    f"train.learning_rate or look at these samples"
-                )
+    carried = _summed(bridges, ranks)
+    for name in bridges.layers:
+        for key, weight in _of(bridges, name).items():
+            weight.grad = None  # without carriers the optimizer leaves it and its moments alone
+            if carried[name] > 0:
+                weight.grad = bridges.sums[key] / carried[name]
+                _check_finite(name, key, weight.grad)
+
+
+def _check_finite(name: str, key: str, gradient: Tensor) -> None:
+    if not bool(gradient.isfinite().all()):
+        layer = key.removeprefix(f"{name}.layer")
+        raise RuntimeError(
+            f"the gradient of the learned map of {name}, layer {layer}, is not a finite number "
+            f"although its loss is; nothing was updated. Lower train.learning_rate or look at "
+            f"these samples"
+        )
+
+
+def _summed(bridges: Bridges, ranks: Ranks) -> dict[str, float]:
+    """Sum gradients and Σ Π over processes; returns Σ Π per capability."""
+    carried = [bridges.carried.get(name, 0.0) for name in bridges.layers]
+    if ranks.size > 1 and carried:
+        total = torch.tensor(carried, dtype=torch.float64, device=ranks.device)
+        sums = {k: bridges.sums.get(k, torch.zeros_like(w)) for k, w in parameters(bridges).items()}
+        parallel.sum_(ranks, [total, *sums.values()])
+        bridges.sums.update(sums)
+        carried = total.tolist()
+    return dict(zip(bridges.layers, carried, strict=True))

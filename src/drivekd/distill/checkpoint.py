@@ -56,6 +56,7 @@ class State:
         totals: sums for the log since the last logged step.
         seconds: wall time spent so far [s].
         questions: samples seen so far.
+        processes: that train together, see parallel.py.
     """
 
     step: int
@@ -70,6 +71,7 @@ class State:
     totals: Mapping[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     questions: int = 0
+    processes: int = 1
 
 
 def digest(parts: Iterable[str]) -> str:
@@ -88,9 +90,10 @@ def save(
     folder: Path,
     *,
     vlm: vlms.Vlm,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Any],
     state: State,
     keep: int | None,
+    weights: Mapping[str, Tensor] | None = None,
     bridges: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `folder/checkpoint-<step>` and drop all but the newest `keep` checkpoints.
@@ -100,8 +103,8 @@ def save(
     """
 
     def fill(target: Path) -> None:
-        write_model(target, vlm, state.recipe)
-        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        write_model(target, vlm, state.recipe, weights)
+        torch.save(dict(optimizer), target / "optimizer.pt")
         if bridges:
             save_file({name: weight.detach() for name, weight in bridges.items()}, target / BRIDGES)
         _write_state(target, state)
@@ -137,11 +140,13 @@ def _draft(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def save_final(folder: Path, *, vlm: vlms.Vlm, state: State) -> Path:
+def save_final(
+    folder: Path, *, vlm: vlms.Vlm, state: State, weights: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write `folder/final`, the model without what only a running training needs."""
 
     def fill(target: Path) -> None:
-        write_model(target, vlm, state.recipe)
+        write_model(target, vlm, state.recipe, weights)
         _write_state(target, state)
 
     return write_whole(folder / FINAL, fill)
@@ -152,11 +157,19 @@ def _write_state(target: Path, state: State) -> None:
     (target / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_model(target: Path, vlm: vlms.Vlm, recipe: Mapping[str, Any]) -> None:
-    """The model as plain transformers loads it, and the recipe that made it."""
+def write_model(
+    target: Path,
+    vlm: vlms.Vlm,
+    recipe: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None,
+) -> None:
+    """The model as plain transformers loads it, and the recipe that made it.
+
+    `weights` by name, where the model does not hold them itself.
+    """
     import yaml
 
-    vlms.save(vlm, target)
+    vlms.save(vlm, target, weights)
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     (target / "recipe.yaml").write_text(text, encoding="utf-8")
 
@@ -270,10 +283,10 @@ def read_state(checkpoint: Path) -> State:
         ) from error
 
 
-def read_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state; no code in the file is ever run."""
-    path = checkpoint / "optimizer.pt"
-    optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+def read_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """The optimizer's state; no code in the file is ever run."""
+    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    return dict(state)
 
 
 def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
@@ -304,7 +317,8 @@ def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 #: What may differ between a checkpoint and the run that resumes it: names of places (the weights
-#: and rows behind them are compared by content) and how often something is written.
+#: and rows behind them are compared by content), how often something is written, and who runs the
+#: batches of a step, as long as they are equally many.
 FREE = (
     "name",
     "output_dir",
@@ -312,6 +326,8 @@ FREE = (
     "data.eval",
     "data.root",
     "capabilities.*.teacher",
+    "train.fsdp",
+    "train.gradient_accumulation_steps",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -338,6 +354,11 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
         then, here = saved.teachers.get(name, {}), now.teachers.get(name, {})
         if then.get("sha256") != here.get("sha256"):
             differences.append(f"teacher of {name}: {_who(then)} then, {_who(here)} now")
+    if _batches(saved) != _batches(now):
+        differences.append(
+            f"batches per step: {_batches(saved)} in {saved.processes} processes then, "
+            f"{_batches(now)} in {now.processes} now (gradient_accumulation_steps × processes)"
+        )
     if saved.data != now.data:
         differences.append(
             "data: other training samples (questions, answers or pictures), or another order"
@@ -353,6 +374,11 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
             f"{checkpoint} belongs to another run and cannot be resumed: {'; '.join(differences)}. "
             f"Restore these, choose another output_dir, or remove the folder {checkpoint.parent}"
         )
+
+
+def _batches(state: State) -> int:
+    """Batches of one optimizer step, over all processes."""
+    return int(state.recipe["train"]["gradient_accumulation_steps"]) * state.processes
 
 
 def _who(teacher: Mapping[str, str]) -> str:

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drivekd.distill import corpus, projection
+from drivekd.distill import corpus, parallel, projection, sharding
 from drivekd.distill.objective import Losses
+from drivekd.distill.parallel import Ranks
 from drivekd.distill.plan import Plan
 
 Pattern = tuple[int, ...]
@@ -102,7 +103,12 @@ def clear(unit: Unit) -> None:
 
 
 def accumulate(
-    unit: Unit, plan: Plan, losses: Losses, indices: Sequence[int], factors: Sequence[float] | None
+    unit: Unit,
+    plan: Plan,
+    losses: Losses,
+    indices: Sequence[int],
+    factors: Sequence[float] | None,
+    beside: Sequence[int] = (),
 ) -> None:
     """Add the gradients of one batch: one backward pass per loss over one graph.
 
@@ -110,12 +116,15 @@ def accumulate(
         unit: receives them.
         plan: names the parameters.
         losses: of the batch; call this while their block is open.
-        indices: the samples of the batch.
+        indices: the samples of the batch; none where it is another process's, see sharding.turns.
         factors: one per row: a single backward pass of the sum with these factors, into the first
             row; None: one pass per row.
+        beside: samples of other processes, whose losses are differentiated here too, as zeros.
     """
-    rows = members(unit, plan, indices)
+    rows = members(unit, plan, [*indices, *beside])
     sums = losses.sums(unit.groups, rows)
+    if not indices:
+        sums = [None if total is None else 0.0 * total for total in sums]
     if factors is not None:
         pairs = [(a, each) for a, each in zip(factors, sums, strict=True) if each is not None]
         terms = [a * each for a, each in pairs if a] or [a * each for a, each in pairs]
@@ -123,11 +132,10 @@ def accumulate(
     last = max(k for k, total in enumerate(sums) if total is not None)
     for k, total in enumerate(sums):
         if total is not None:
-            found = torch.autograd.grad(
-                total, plan.parameters, retain_graph=k < last, allow_unused=True
-            )
+            found = sharding.gradients(plan.shards, total, plan.parameters, last=k == last)
             _add(unit, k, found)
-    unit.batches.append((tuple(indices), losses.table()))
+    if indices:
+        unit.batches.append((tuple(indices), losses.table()))
 
 
 def _add(unit: Unit, row: int, gradients: Sequence[Tensor | None]) -> None:
@@ -138,6 +146,51 @@ def _add(unit: Unit, row: int, gradients: Sequence[Tensor | None]) -> None:
             else:
                 slot.copy_(gradient)
             unit.reached[row, p] = True
+
+
+def exchange(unit: Unit, plan: Plan, batches: Sequence[Sequence[int]]) -> None:
+    """Make of this process's share of a unit the whole unit, the same in all processes [ours].
+
+    Gradients are summed before anything is made of them: the inner product of sums is not the sum
+    of inner products. A loss that is absent here counts as zero. A student in pieces has summed
+    gradients already.
+
+    Args:
+        unit: holds this process's batches, and receives the sums and the losses of all.
+        plan: says which processes there are.
+        batches: all batches of the unit, see `Window.batches`.
+    """
+    ranks = plan.ranks
+    if ranks.size == 1:
+        return
+    sizes = [len(batch) for batch in batches]
+    shape = (1 + 2 * len(plan.terms), sum(sizes))
+    numbers = torch.zeros(shape, device=unit.gradients.device, dtype=torch.float64)
+    tables = numbers.split(sizes, dim=1)
+    for table, (_, own) in zip(ranks.share(tables), unit.batches, strict=True):
+        table.copy_(own)
+    counts = torch.from_numpy(unit.reached).to(numbers)
+    parallel.sum_(ranks, [numbers, counts])
+    reached = counts.cpu().numpy() > 0
+    if plan.shards is None:
+        _sum_rows(unit, ranks, reached)
+    unit.reached[:] = reached
+    unit.batches[:] = [(tuple(b), table) for b, table in zip(batches, tables, strict=True)]
+
+
+def _sum_rows(unit: Unit, ranks: Ranks, reached: NDArray[np.bool_]) -> None:
+    """Sum each row over processes, from the first to the last parameter that any of them reach."""
+    stops = list(itertools.accumulate(slot.numel() for slot in unit.slots[0]))
+    for row, slots, here, anywhere in zip(
+        unit.gradients, unit.slots, unit.reached, reached, strict=True
+    ):
+        places = np.flatnonzero(anywhere).tolist()
+        if places:
+            for place in range(places[0], places[-1] + 1):
+                if not here[place]:
+                    slots[place].zero_()  # what an earlier unit left
+            start = stops[places[0]] - slots[places[0]].numel()
+            parallel.sum_(ranks, [row[start : stops[places[-1]]]])
 
 
 @dataclass(frozen=True)
@@ -182,10 +235,11 @@ class Reading:
         return np.array([[row in pattern for row in rows] for pattern in self.patterns])
 
 
-def read(unit: Unit) -> Reading:
+def read(unit: Unit, plan: Plan) -> Reading:
     """Gram matrices and losses, in the unit's only transfer from device to host [ours].
 
-    Rows that do not reach a parameter are zero there and are not multiplied.
+    Rows that do not reach a parameter are zero there and are not multiplied. All processes go by
+    the numbers of the first.
     """
     parts: dict[Pattern, Tensor] = {}
     for each in stretches(unit):
@@ -194,7 +248,10 @@ def read(unit: Unit) -> Reading:
             inner = projection.gram(block)
             parts[each.rows] = parts[each.rows] + inner if each.rows in parts else inner
     tensors = [*parts.values(), *(table for _, table in unit.batches)]
-    numbers = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+    if plan.shards is not None:  # the inner product of pieces is a piece of the inner product
+        parallel.sum_(plan.ranks, parts.values())
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    numbers = parallel.of_first(plan.ranks, joined).cpu().numpy()
     cuts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     shaped = [cut.reshape(tensor.shape) for cut, tensor in zip(cuts, tensors, strict=True)]
     grams = np.zeros((len(parts), len(unit.slots), len(unit.slots)))

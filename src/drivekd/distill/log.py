@@ -6,6 +6,7 @@ A quantity that did not occur is a missing key, never 0.0.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ def start(folder: Path, *, tensorboard: bool, after: int) -> Journal:
     path.write_text("".join(kept), encoding="utf-8")
     lines = path.open("a", encoding="utf-8")
     return Journal(lines, _board(folder / "tensorboard", after) if tensorboard else None)
+
+
+def nowhere() -> Journal:
+    """A record that nobody keeps: that of all processes but the first."""
+    return Journal(Path(os.devnull).open("a", encoding="utf-8"), None)
 
 
 def _complete(path: Path) -> list[str]:

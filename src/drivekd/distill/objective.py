@@ -12,7 +12,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drivekd.distill import attention, bridges, corpus, log, states, teacher
+from drivekd.distill import (
+    attention,
+    bridges,
+    corpus,
+    log,
+    parallel,
+    sharding,
+    states,
+    teacher,
+)
 from drivekd.distill.log import Totals
 from drivekd.distill.losses import packed_hidden_loss, packed_loss
 from drivekd.distill.plan import Plan
@@ -86,13 +95,17 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
     outputs = teacher.wanted_states(plan.terms, of_teacher=False)
     layers, device = vlms.decoder_layers(plan.student), batch.input_ids.device.type
     with attention.capture(layers, wanted) as maps, states.capture(layers, outputs) as behind:
-        with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
-            goals = plan.targets(batch, rows)
-            hidden = forward(plan.student, batch, plan.features)
-            answers = answer_loss(plan.student, hidden, batch)
-        _check_captured(plan, wanted, maps)
-        mine = Trace(maps, behind, hidden, vlms.head_weight(plan.student))
-        terms, carried = _term_losses(plan, batch, rows, mine, goals)
+
+        def compared() -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+            with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
+                goals = plan.targets(batch, rows)
+                hidden = forward(plan.student, batch, plan.features)
+                answers = answer_loss(plan.student, hidden, batch)
+            _check_captured(plan, wanted, maps)
+            mine = Trace(maps, behind, hidden, vlms.head_weight(plan.student))
+            return answers, *_term_losses(plan, batch, rows, mine, goals)
+
+        answers, terms, carried = sharding.through(plan.shards, compared)
         yield Losses(answers, terms, carried, tuple(s.capability for s in batch.samples))
 
 
@@ -232,14 +245,18 @@ def held_out_loss(plan: Plan) -> float:
     """Mean cross-entropy over the evaluation samples."""
     rows = corpus.rows(plan.held_out, pack=plan.recipe.data.pack)
     trained = vlms.language_model(plan.student)
-    was_training, total = trained.training, 0.0
+    was_training = trained.training
+    total = torch.zeros((), dtype=torch.float64, device=plan.student.device)
     trained.eval()
-    for row in rows:
+    sharding.gather(plan.shards)
+    for row in plan.ranks.share(rows):
         batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
         hidden = forward(plan.student, batch, plan.features)
-        total += float(answer_loss(plan.student, hidden, batch).sum())
+        total += answer_loss(plan.student, hidden, batch).sum()
+    sharding.let_go(plan.shards)
     trained.train(was_training)
-    return total / len(plan.held_out)
+    parallel.sum_(plan.ranks, [total])
+    return float(total) / len(plan.held_out)
 
 
 def check_finite(plan: Plan, indices: Sequence[int], table: NDArray[np.float64]) -> None:

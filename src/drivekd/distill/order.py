@@ -67,8 +67,9 @@ class Order:
         rows: the samples of every row; the row is what a batch counts.
         seed: of the run.
         rows_per_batch: rows of one forward pass.
-        batches_per_step: forward passes between two optimizer steps.
+        batches_per_step: forward passes of each process between two optimizer steps.
         questions_per_row: at most so many samples of a row per visit, drawn anew each time.
+        processes: that train together, see parallel.py.
     """
 
     rows: tuple[Row, ...]
@@ -76,11 +77,17 @@ class Order:
     rows_per_batch: int
     batches_per_step: int
     questions_per_row: int | None = None
+    processes: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step, over all processes."""
+        return self.rows_per_batch * self.batches_per_step * self.processes
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the rows; the last one may be short."""
-        return -(-len(self.rows) // (self.rows_per_batch * self.batches_per_step))
+        return -(-len(self.rows) // self.rows_per_step)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ class Window:
     Attributes:
         step: 0-based number of the optimizer step.
         epoch: passes over the data completed once the step is done, as a fraction.
-        batches: for each forward pass, the indices of its samples.
+        batches: for each forward pass of any process, the indices of its samples. Process r of n
+            runs the batches r, r + n, r + 2n, …: so a short window leaves out as few processes as
+            it can.
     """
 
     step: int
@@ -102,9 +111,10 @@ def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
     """The optimizer steps `start … stop-1`.
 
     Epochs never share a step, so the last window of an epoch may be short; nothing is dropped.
-    Rows are cut into windows before windows are cut into batches: 1 × 8 and 8 × 1 see the same.
+    Rows are cut into windows before windows are cut into batches: 1 × 8 and 8 × 1 see the same, and
+    two processes with one batch each what one process with two batches sees.
     """
-    per_window = order.rows_per_batch * order.batches_per_step
+    per_window = order.rows_per_step
     epoch, visits = -1, []
     for step in range(start, stop):
         if step // order.steps_per_epoch != epoch:

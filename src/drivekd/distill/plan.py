@@ -7,22 +7,33 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import agreement, attention, bridges, corpus, jacobian_descent, teacher
+from drivekd.distill import (
+    agreement,
+    attention,
+    bridges,
+    corpus,
+    jacobian_descent,
+    sharding,
+    teacher,
+)
 from drivekd.distill.bridges import Bridges
 from drivekd.distill.cache import target_bytes, target_cache
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
+from drivekd.distill.parallel import ALONE, Ranks
+from drivekd.distill.sharding import Shards
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache, feature_bytes
-from drivekd.recipe import Capability, Recipe
+from drivekd.recipe import Capability, Recipe, to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +53,13 @@ class Plan:
         bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
         names: of the trained parameters.
-        parameters: the trained parameters; tied ones once.
+        parameters: the trained parameters, tied ones once; or this process's pieces of them.
         encoded: the training samples.
         held_out: the evaluation samples.
         order: of the training samples.
         total_steps: optimizer steps of the whole run.
+        ranks: the processes that train together.
+        shards: the student in pieces; None where every process has all of it.
     """
 
     recipe: Recipe
@@ -63,11 +76,19 @@ class Plan:
     held_out: Sequence[Encoded]
     order: Order
     total_steps: int
+    ranks: Ranks
+    shards: Shards | None
 
     @property
     def capabilities(self) -> tuple[str, ...]:
         """Names of the teachers' columns."""
         return tuple(term.capability for term in self.terms)
+
+    @property
+    def replicated(self) -> tuple[Tensor, ...]:
+        """What is trained and equal in all processes."""
+        learned = bridges.parameters(self.bridges).values()
+        return (*learned, *(self.parameters if self.shards is None else ()))
 
     @property
     def data(self) -> str:
@@ -89,7 +110,10 @@ class Plan:
 
 
 def build(
-    recipe: Recipe, student: vlms.Vlm | None = None, given: Mapping[str, vlms.Vlm] | None = None
+    recipe: Recipe,
+    student: vlms.Vlm | None = None,
+    given: Mapping[str, vlms.Vlm] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Plan:
     """Load what the recipe names, check it, and decide everything that the loop needs.
 
@@ -97,11 +121,12 @@ def build(
         recipe: of the run.
         student: used instead of loading `recipe.student`; trained in place.
         given: teachers to use instead of loading them, by the name the recipe gives them.
+        ranks: the processes that train together.
 
     Raises:
         ValueError: the recipe, the data and the models do not fit together.
     """
-    _refuse_unsupported(recipe)
+    _refuse_unsupported(recipe, ranks)
     samples = corpus.training_samples(recipe)
     if student is None:
         student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
@@ -113,6 +138,8 @@ def build(
     corpus.check(recipe, terms, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
     names, parameters = _trained(recipe, student)
+    in_pieces = recipe.train.fsdp and ranks.size > 1
+    shards = sharding.shard(student, names, ranks) if in_pieces else None
     trains_vision = recipe.train.trainable == "everything"
     order = Order(
         corpus.rows(encoded, pack=recipe.data.pack),
@@ -120,26 +147,27 @@ def build(
         recipe.train.per_device_train_batch_size,
         recipe.train.gradient_accumulation_steps,
         recipe.data.questions_per_row,
+        ranks.size,
     )
     total_steps = _total_steps(recipe, order)
-    targets: teacher.Targets = partial(teacher.targets, teachers)
-    if terms and total_steps > order.steps_per_epoch:
-        targets = _kept(recipe, targets, student, terms, encoded)
+    again = total_steps > order.steps_per_epoch
     return Plan(
         recipe=recipe,
         student=student,
         features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
         teachers=teachers,
-        targets=teacher.mismatching(targets, terms) if recipe.data.mismatch else targets,
+        targets=_targets(recipe, teachers, terms, student, encoded, again=again),
         terms=terms,
         bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
         names=names,
-        parameters=parameters,
+        parameters=parameters if shards is None else shards.pieces,
         encoded=encoded,
         held_out=held_out,
         order=order,
         total_steps=total_steps,
+        ranks=ranks,
+        shards=shards,
     )
 
 
@@ -148,7 +176,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _refuse_unsupported(recipe: Recipe) -> None:
+def _refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
+    if recipe.combine.granularity == "micro_batch" and ranks.size > 1:
+        raise ValueError(
+            f"combine.granularity: micro_batch projects one batch after the other, each with the λ "
+            f"that the one before left; {ranks.size} processes run theirs at the same time. Set "
+            "combine.granularity: step, or train in one process"
+        )
     if recipe.combine.granularity == "micro_batch" and recipe.data.pack and recipe.capabilities:
         raise ValueError(
             "combine.granularity: micro_batch projects the gradients of single samples, but "
@@ -241,30 +275,33 @@ def _cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> Feature
     return None
 
 
-def _kept(
+def _targets(
     recipe: Recipe,
-    live: teacher.Targets,
-    student: vlms.Vlm,
+    teachers: Sequence[Teacher],
     terms: Sequence[Term],
+    student: vlms.Vlm,
     encoded: Sequence[Encoded],
+    *,
+    again: bool,
 ) -> teacher.Targets:
-    """A cache in front of the teachers where memory allows it."""
-    if not all(term.of_attention for term in terms):
-        return live
-    cache = target_cache(live, student, terms, encoded, recipe.data.questions_per_row)
-    need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
-    if need <= limit:
-        return cache
-    logger.warning(
-        "attention of the teachers on %d samples would take %.1f GB, more than "
-        "train.cache_targets_gb = %g: the teachers run at every visit of a sample",
-        len(encoded), need, limit,
-    )  # fmt: skip
-    return live
+    """The teachers, behind a cache where samples are seen again, and the control if asked for."""
+    targets: teacher.Targets = partial(teacher.targets, teachers)
+    if again and terms and all(term.of_attention for term in terms):
+        cache = target_cache(targets, student, terms, encoded, recipe.data.questions_per_row)
+        need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
+        if need <= limit:
+            targets = cache
+        else:
+            logger.warning(
+                "attention of the teachers on %d samples would take %.1f GB, more than "
+                "train.cache_targets_gb = %g: the teachers run at every visit of a sample",
+                len(encoded), need, limit,
+            )  # fmt: skip
+    return teacher.mismatching(targets, terms) if recipe.data.mismatch else targets
 
 
 def fill_caches(plan: Plan) -> None:
-    """Compute visual features before the first step, in an order that resuming does not change.
+    """Compute the visual features of this process's share, in an order that resuming keeps.
 
     A cache filled on the way would see other groups of pictures after resuming, and rounding
     depends on what is computed together.
@@ -272,7 +309,7 @@ def fill_caches(plan: Plan) -> None:
     seen = {
         index
         for window in windows(plan.order, 0, plan.total_steps)
-        for batch in window.batches
+        for batch in plan.ranks.share(window.batches)
         for index in batch
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
@@ -321,11 +358,30 @@ def _trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[
 
 def trains_embeddings(plan: Plan) -> bool:
     """Whether the input embeddings are trained: on request, or because the head is tied to them."""
-    embeddings = plan.student.model.get_input_embeddings().weight
-    return any(parameter is embeddings for parameter in plan.parameters)
+    return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
 
 
 def _total_steps(recipe: Recipe, order: Order) -> int:
     if recipe.train.max_steps >= 0:
         return recipe.train.max_steps
     return max(1, round(recipe.train.num_train_epochs * order.steps_per_epoch))
+
+
+def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
+    trained = [p.numel() for p in plan.student.model.parameters() if p.requires_grad]
+    about = {
+        "student": plan.student.source,
+        "teachers": teachers,
+        "trained_parameters": sum(trained),
+        "embeddings_trained": trains_embeddings(plan),
+        "samples": len(plan.encoded),
+        "rows": len(plan.order.rows),
+        "processes": plan.ranks.size,
+        "rows_per_step": plan.order.rows_per_step,
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "layers": {term.capability: dict(term.matches) for term in plan.terms},
+    }
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

@@ -6,14 +6,12 @@ cross-entropy is the same step with no teachers.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,41 +19,27 @@ from torch import Tensor
 
 from drivekd.data.lock import locked
 from drivekd.data.progress import track
-from drivekd.distill import bridges, checkpoint, log, teacher, update
+from drivekd.distill import (
+    bridges,
+    checkpoint,
+    log,
+    parallel,
+    projection,
+    sharding,
+    teacher,
+    update,
+)
 from drivekd.distill import plan as plans
+from drivekd.distill import run as runs
 from drivekd.distill.checkpoint import State
-from drivekd.distill.gradients import Unit, accumulate, clear, new_unit, views
-from drivekd.distill.log import Totals
+from drivekd.distill.gradients import accumulate, clear, exchange
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
+from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.plan import Plan
+from drivekd.distill.run import Run, prepare
 from drivekd.models import vlm as vlms
-from drivekd.recipe import Recipe, to_yaml
-
-
-@dataclass(frozen=True)
-class Run:
-    """A plan with the state that training changes.
-
-    Attributes:
-        plan: what was decided beforehand.
-        optimizer: AdamW over the trained parameters and the bridges.
-        method: gradients → λ and coefficients.
-        memory: what the weighting remembers of earlier units.
-        kept: coefficients for the steps between exact ones, see refresh.py.
-        unit: the gradients being collected.
-        update: the flat update; the parameters' `grad` are views of it.
-        totals: for the log, since the last logged step.
-    """
-
-    plan: Plan
-    optimizer: torch.optim.Optimizer
-    method: update.Method
-    unit: Unit
-    update: Float[Tensor, " P"]
-    memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
-    totals: Totals = field(default_factory=dict)
+from drivekd.recipe import Recipe
 
 
 def train(
@@ -70,13 +54,18 @@ def train(
     `output_dir` receives `log.jsonl`, `run.json` (what was trained, by whom), checkpoints and
     `final/`, the model as plain transformers loads it.
 
+    Started by `torchrun` or `accelerate launch`, several processes train one student together: an
+    optimizer step then sees per_device_train_batch_size × gradient_accumulation_steps × processes
+    rows, and the run is, up to rounding, that of one process with so many times the accumulation.
+    The first process writes everything; `output_dir` must be the same folder for all. [ours]
+
     Args:
         recipe: of the run.
         resume: go on from the latest checkpoint of `output_dir` if there is one, or from the
             checkpoint named, which removes what was saved after it; a finished run is not
             repeated. Start, data and teachers must be those of the run.
-        student: used instead of loading `recipe.student`, and trained in place; on resuming, with
-            the weights that the run started from.
+        student: used instead of loading `recipe.student`, and trained in place (with train.fsdp it
+            is left in pieces); on resuming, with the weights that the run started from.
         teachers: used instead of loading them, by the name that the recipe gives them.
 
     Returns:
@@ -84,23 +73,27 @@ def train(
 
     Raises:
         ValueError: recipe, data, models or checkpoint do not fit together.
-        RuntimeError: a loss or gradient is not finite; the step and the samples are named.
+        RuntimeError: a loss or gradient is not finite; the step and the samples are named. Or
+            another process ended.
         OSError: the disk is full, or another process writes to `output_dir`.
     """
     folder = Path(recipe.output_dir)
-    with locked(folder), _settings(recipe):
+    with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
             student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
         start = teacher.fingerprint([student.model])
         if found is not None:
-            _restore(found, student)
-        run = prepare(plans.build(recipe, student, teachers))
-        state = _initial_state(run, start)
+            runs.restore(found, student)
+        run = prepare(plans.build(recipe, student, teachers, ranks))
+        state = runs.initial_state(run, start)
         if found is not None:
-            state = _resume(run, state, found)
+            state = runs.resume(run, state, found)
+        parallel.agree(ranks, "the run", found, state)
+        parallel.agree(ranks, "the start", *run.plan.replicated)
         if found is None or found.resolve() != (folder / checkpoint.FINAL).resolve():
             _loop(run, state, folder)
+        parallel.wait(ranks)
         run.plan.student.model.train(False)
         return folder / checkpoint.FINAL
 
@@ -111,37 +104,51 @@ def step(run: Run, window: Window) -> None:
     [paper] For each unit: g_0 = ∇CE and g_t = ∇ of teacher t's attention loss; project; sum.
     [ours] K+1 sums, one gradient each, one Gram matrix, one linear combination. The unit is all
     batches of the step (granularity: step) or each of them (micro_batch; their updates are
-    averaged by their number of samples).
+    averaged by their number of samples). Several processes share the batches of a unit.
     """
-    plan, unit = run.plan, run.unit
+    plan = run.plan
     by_batch = plan.recipe.combine.granularity == "micro_batch"
     units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
     total = sum(len(batch) for batch in window.batches)
-    torch.manual_seed(int(stream(plan.recipe.seed, "dropout", window.step).integers(2**63)))
+    drawn = stream(plan.recipe.seed, "dropout", window.step, plan.ranks.rank)
+    torch.manual_seed(int(drawn.integers(2**63)))
     run.update.zero_()
     bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
         samples = [index for batch in batches for index in batch]
-        factors = update.factors(plan, unit, run.kept, samples)
-        clear(unit)
-        for indices in batches:
-            with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
-                learn(plan, found)
-                accumulate(unit, plan, found, indices, factors)
+        factors = update.factors(plan, run.unit, run.kept, samples)
+        _collect(run, window, batches, factors)
         with _located(plan, window, samples):
             if factors is None:
-                solved = update.solve(plan, unit, run.method, run.memory, (window.step, number))
+                place = (window.step, number)
+                solved = update.solve(plan, run.unit, run.method, run.memory, place)
             else:
-                solved = update.reuse(plan, unit, run.kept)
+                solved = update.reuse(plan, run.unit, run.kept)
         run.update.add_(solved.update, alpha=len(samples) / total)
         _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
-        bridges.settle(plan.bridges)
-    norm = clip(run.update, plan.recipe.train.max_grad_norm)
+        bridges.settle(plan.bridges, plan.ranks)
+    sharding.let_go(plan.shards)
+    norm = clip(run.update, plan.recipe.train.max_grad_norm, plan.ranks if plan.shards else ALONE)
     log.add(run.totals, "grad_norm", norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
     run.optimizer.step()
+
+
+def _collect(
+    run: Run, window: Window, batches: Sequence[Sequence[int]], factors: Sequence[float] | None
+) -> None:
+    """The gradients of one unit, from the batches of all processes."""
+    plan, unit = run.plan, run.unit
+    beside = [index for batch in batches for index in batch] if plan.shards else []
+    clear(unit)
+    for indices, own in sharding.turns(plan.shards, plan.ranks, batches):
+        with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
+            if own:
+                learn(plan, found)
+            accumulate(unit, plan, found, indices if own else (), factors, beside)
+    exchange(unit, plan, batches)
 
 
 def _remember(run: Run, solved: update.Solved) -> None:
@@ -154,7 +161,7 @@ def _remember(run: Run, solved: update.Solved) -> None:
 
 
 @contextmanager
-def _located(plan: Plan, window: Window, indices: list[int] | tuple[int, ...]) -> Iterator[None]:
+def _located(plan: Plan, window: Window, indices: Sequence[int]) -> Iterator[None]:
     """Say in which step and on which samples something failed; nothing was updated by then."""
     try:
         yield
@@ -166,12 +173,24 @@ def _located(plan: Plan, window: Window, indices: list[int] | tuple[int, ...]) -
         raise kind(f"{where}: {error}") from error
 
 
-def clip(flat: Float[Tensor, " P"], limit: float | None) -> Float[Tensor, ""]:
-    """Scale an update down to a norm in place; returns the norm it had, on its device."""
-    norm: Tensor = flat.norm()
+def clip(
+    flat: Float[Tensor, " P"], limit: float | None, holders: Ranks = ALONE
+) -> Float[Tensor, ""]:
+    """Scale an update down to a norm in place; returns the norm it had, on its device.
+
+    The norm is summed in float64: in float32 it errs by 1e-6 for a mere 50,000 numbers.
+
+    Args:
+        flat: the update, or what this process holds of it.
+        limit: the largest norm; None for any.
+        holders: the processes among which it is spread.
+    """
+    square = projection.gram([flat])
+    parallel.sum_(holders, [square])
+    norm = square[0, 0].sqrt()
     if limit is not None:
         flat.mul_((limit / norm).clamp(max=1.0))
-    return norm.double()
+    return norm
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -193,41 +212,9 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 # ---------------------------------------------------------------------------------- before it
 
 
-def prepare(plan: Plan) -> Run:
-    """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
-    settings = plan.recipe.train
-    _set_modes(plan)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in plan.parameters if p.ndim > 1]},
-        {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if plan.bridges.layers:
-        groups.append({"params": list(bridges.parameters(plan.bridges).values())})
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    unit = new_unit(plan)
-    flat = torch.zeros_like(unit.gradients[0])
-    for parameter, view in zip(plan.parameters, views(flat, plan.parameters), strict=True):
-        parameter.grad = view
-    return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
-
-
-def _set_modes(plan: Plan) -> None:
-    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
-    model, settings = plan.student.model, plan.recipe.train
-    model.train(False)
-    trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
-    trained.train()
-    if settings.gradient_checkpointing:
-        # transformers 5.23 renames the method and warns about the old name.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
-        enable({"use_reentrant": False})
+def _held(folder: Path, first: bool) -> AbstractContextManager[None]:
+    """Keep other runs out of a folder; the first process does it for all."""
+    return locked(folder) if first else nullcontext()
 
 
 @contextmanager
@@ -243,50 +230,6 @@ def _settings(recipe: Recipe) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _initial_state(run: Run, start: str) -> State:
-    plan = run.plan
-    who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
-    return State(
-        step=0,
-        total_steps=plan.total_steps,
-        recipe=plan.recipe.model_dump(mode="json"),
-        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
-        data=plan.data,
-        start=start,
-        trained=[*plan.names, *bridges.parameters(plan.bridges)],
-    )
-
-
-def _restore(found: Path, student: vlms.Vlm) -> None:
-    """Give the student the weights of a checkpoint.
-
-    Raises:
-        ValueError: the checkpoint is of another architecture or size.
-    """
-    saved = vlms.load(found, device=student.device, dtype=torch.float32)
-    try:
-        student.model.load_state_dict(saved.model.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"{found} belongs to another run and cannot be resumed: student: its weights do not "
-            f"fit {student.source}, which is another model. Restore the student, choose another "
-            f"output_dir, or remove the folder {found.parent}"
-        ) from error
-
-
-def _resume(run: Run, now: State, found: Path) -> State:
-    """Continue where a checkpoint stopped, if it belongs to this run."""
-    saved = checkpoint.read_state(found)
-    checkpoint.check_resumable(saved, now, found)
-    if found.name != checkpoint.FINAL:
-        checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
-        checkpoint.read_optimizer(found, run.optimizer)
-        run.memory.update(saved.weighting)
-        run.kept.update(saved.kept)
-        run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
-    return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
-
-
 # ---------------------------------------------------------------------------------- around it
 
 
@@ -294,10 +237,7 @@ def _loop(run: Run, state: State, folder: Path) -> None:
     """All remaining steps with log and checkpoints, then the final model."""
     plan = run.plan
     plans.fill_caches(plan)
-    _describe(plan, state, folder)
-    board = plan.recipe.train.report_to == "tensorboard"
-    checkpoint.drop_after(folder, state.step)
-    journal = log.start(folder, tensorboard=board, after=state.step)
+    journal = _begin(plan, state, folder) if plan.ranks.first else log.nowhere()
     try:
         remaining = windows(plan.order, state.step, plan.total_steps)
         left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
@@ -308,7 +248,15 @@ def _loop(run: Run, state: State, folder: Path) -> None:
             _report(run, state, window, journal, folder)
     finally:
         log.close(journal)
-    checkpoint.save_final(folder, vlm=plan.student, state=state)
+    runs.save_final(run, state, folder)
+
+
+def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
+    """Describe the run, remove what a lost one left after this step, and open the record."""
+    plans.describe(plan, state.teachers, folder)
+    checkpoint.drop_after(folder, state.step)
+    board = plan.recipe.train.report_to == "tensorboard"
+    return log.start(folder, tensorboard=board, after=state.step)
 
 
 def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
@@ -331,17 +279,7 @@ def _report(run: Run, state: State, window: Window, journal: log.Journal, folder
     if plan.held_out and (last or saves):
         log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
     if saves and not last:
-        totals = log.fetched(run.totals)
-        saved = replace(state, weighting=run.memory, kept=run.kept, totals=totals)
-        limit = settings.save_total_limit
-        checkpoint.save(
-            folder,
-            vlm=plan.student,
-            optimizer=run.optimizer,
-            bridges=bridges.parameters(plan.bridges),
-            state=saved,
-            keep=limit,
-        )
+        runs.save(run, state, folder)
 
 
 def _record(run: Run, state: State, window: Window) -> dict[str, float]:
@@ -357,20 +295,3 @@ def _record(run: Run, state: State, window: Window) -> dict[str, float]:
         "questions_per_second": speed,
         "seconds": state.seconds,
     }
-
-
-def _describe(plan: Plan, state: State, folder: Path) -> None:
-    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
-    about = {
-        "student": plan.student.source,
-        "teachers": state.teachers,
-        "trained_parameters": sum(p.numel() for p in plan.parameters),
-        "embeddings_trained": plans.trains_embeddings(plan),
-        "samples": len(plan.encoded),
-        "rows": len(plan.order.rows),
-        "steps_per_epoch": plan.order.steps_per_epoch,
-        "total_steps": plan.total_steps,
-        "layers": {term.capability: dict(term.matches) for term in plan.terms},
-    }
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

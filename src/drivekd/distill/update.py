@@ -149,7 +149,7 @@ def _present(plan: Plan, unit: Unit, indices: Sequence[int]) -> dict[str, bool]:
 
 def _checked(plan: Plan, unit: Unit) -> Reading:
     """The numbers of a unit, all of them finite."""
-    reading = gradients.read(unit)
+    reading = gradients.read(unit, plan)
     for (indices, _), table in zip(unit.batches, reading.tables, strict=True):
         objective.check_finite(plan, indices, table)
     if not np.isfinite(reading.grams).all():

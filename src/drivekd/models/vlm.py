@@ -7,7 +7,7 @@ whatever is saved here loads in plain transformers and the other way round.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,16 +165,21 @@ def load(
     return Vlm(model.to(device).eval(), tokenizer, image_processor, family, str(source))
 
 
-def save(vlm: Vlm, folder: str | Path) -> None:
+def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write model (safetensors), tokenizer, image processor and processor files into a folder.
 
     The processor files make `AutoProcessor` work for users who have torchvision; they are written
     by hand because the processor classes cannot be built without it.
+
+    Args:
+        vlm: the model.
+        folder: made if needed.
+        weights: by name, where the model itself does not hold all of them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        vlm.model.save_pretrained(folder)
+        vlm.model.save_pretrained(folder, state_dict=dict(weights) if weights else None)
     vlm.tokenizer.save_pretrained(folder)
     vlm.image_processor.save_pretrained(folder)
     processor: dict[str, Any] = {"processor_class": vlm.family.processor}

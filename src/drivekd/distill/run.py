@@ -1,0 +1,154 @@
+"""A run: a plan with the state that training changes; how it begins, is saved and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drivekd.distill import bridges, checkpoint, log, parallel, sharding, teacher, update
+from drivekd.distill.checkpoint import State
+from drivekd.distill.gradients import Unit, new_unit, views
+from drivekd.distill.log import Totals
+from drivekd.distill.plan import Plan
+from drivekd.models import vlm as vlms
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan with the state that training changes.
+
+    Attributes:
+        plan: what was decided beforehand.
+        optimizer: AdamW over the trained parameters and the bridges.
+        method: gradients → λ and coefficients.
+        memory: what the weighting remembers of earlier units.
+        kept: coefficients for the steps between exact ones, see refresh.py.
+        unit: the gradients being collected.
+        update: the flat update; the parameters' `grad` are views of it.
+        totals: for the log, since the last logged step.
+    """
+
+    plan: Plan
+    optimizer: torch.optim.Optimizer
+    method: update.Method
+    unit: Unit
+    update: Float[Tensor, " P"]
+    memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    totals: Totals = field(default_factory=dict)
+
+
+def prepare(plan: Plan) -> Run:
+    """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
+    settings = plan.recipe.train
+    _set_modes(plan)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in plan.parameters if p.ndim > 1]},
+        {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if plan.bridges.layers:
+        groups.append({"params": list(bridges.parameters(plan.bridges).values())})
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    unit = new_unit(plan)
+    flat = torch.zeros_like(unit.gradients[0])
+    for parameter, view in zip(plan.parameters, views(flat, plan.parameters), strict=True):
+        parameter.grad = view
+    return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
+
+
+def _set_modes(plan: Plan) -> None:
+    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
+    model, settings = plan.student.model, plan.recipe.train
+    model.train(False)
+    trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
+    trained.train()
+    if settings.gradient_checkpointing:
+        # transformers 5.23 renames the method and warns about the old name.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
+
+
+def initial_state(run: Run, start: str) -> State:
+    plan = run.plan
+    who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
+    return State(
+        step=0,
+        total_steps=plan.total_steps,
+        recipe=plan.recipe.model_dump(mode="json"),
+        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
+        data=plan.data,
+        start=start,
+        trained=[*plan.names, *bridges.parameters(plan.bridges)],
+        processes=plan.ranks.size,
+    )
+
+
+def restore(found: Path, student: vlms.Vlm) -> None:
+    """Give the student the weights of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture or size.
+    """
+    saved = vlms.load(found, device=student.device, dtype=torch.float32)
+    try:
+        student.model.load_state_dict(saved.model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{found} belongs to another run and cannot be resumed: student: its weights do not "
+            f"fit {student.source}, which is another model. Restore the student, choose another "
+            f"output_dir, or remove the folder {found.parent}"
+        ) from error
+
+
+def resume(run: Run, now: State, found: Path) -> State:
+    """Continue where a checkpoint stopped, if it belongs to this run."""
+    saved = checkpoint.read_state(found)
+    checkpoint.check_resumable(saved, now, found)
+    if found.name != checkpoint.FINAL:
+        checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
+        read = checkpoint.read_optimizer(found)
+        state = sharding.pieces_of_state(run.plan.shards, run.optimizer, read)
+        run.optimizer.load_state_dict(state)
+        run.memory.update(saved.weighting)
+        run.kept.update(saved.kept)
+        run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
+    return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
+
+
+def save(run: Run, state: State, folder: Path) -> None:
+    """A checkpoint of what all processes have."""
+    plan, totals = run.plan, log.fetched(run.totals)
+    parallel.agree(plan.ranks, f"the student after step {state.step}", *plan.replicated)
+    weights = sharding.state_dict(plan.shards, plan.student)
+    optimizer = sharding.optimizer_state(plan.shards, run.optimizer)
+    if plan.ranks.first:
+        checkpoint.save(
+            folder,
+            vlm=plan.student,
+            weights=weights,
+            optimizer=optimizer,
+            bridges=bridges.parameters(plan.bridges),
+            state=replace(state, weighting=run.memory, kept=run.kept, totals=totals),
+            keep=plan.recipe.train.save_total_limit,
+        )
+
+
+def save_final(run: Run, state: State, folder: Path) -> None:
+    """The finished model; all processes must call this."""
+    plan = run.plan
+    weights = sharding.state_dict(plan.shards, plan.student)
+    if plan.ranks.first:
+        checkpoint.save_final(folder, vlm=plan.student, weights=weights, state=state)

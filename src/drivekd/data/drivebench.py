@@ -11,9 +11,14 @@ from drivekd.data.rows import Row, need, optional_text
 from drivekd.data.sample import Sample
 
 #: what the benchmark's `tag` says about a question [public benchmark]
-_TAGS = {0: "choice", 1: "planning", 2: "important_objects", 3: "first_second_third"}
+_TAGS: dict[int | None, str] = {
+    0: "choice",
+    1: "planning",
+    2: "important_objects",
+    3: "first_second_third",
+}
 #: … and which capability such questions exercise; a choice may be about any of the three
-_CAPABILITIES = {1: "planning", 2: "perception", 3: "reasoning"}
+_CAPABILITIES: dict[int | None, str] = {1: "planning", 2: "perception", 3: "reasoning"}
 #: yes/no questions of the benchmark are predictions
 _YES_NO = re.compile(r"\s*(?:is|are|will|would|does|do|can|could|should)\b", re.IGNORECASE)
 

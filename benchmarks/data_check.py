@@ -1,0 +1,173 @@
+"""Speed and memory of `drivekd data check`: a million rows, and pictures for leakage.
+
+    python benchmarks/data_check.py [--rows 1000000] [--pictures 10000]
+
+Rows are questions in our JSONL without images, all different, of six templates.
+Memory is measured in processes of their own: the peak of a tenth of the rows and of all of them;
+their difference by the difference in rows is what a row costs. Pictures are 1600×900 JPEG files
+(smooth random colours, quality 90), half of the test set saved again at quality 60; a few hundred
+different ones under many names, since decoding does not get cheaper by that. Writes
+results/data_check.json; the last line of the output is the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from provenance import write_result
+
+from drivekd.data.check import check
+
+ASKED = (
+    ("perception", "What is the moving status of object {}? Please select the correct answer from "
+     "the following options: A. Going ahead. B. Turn left. C. Turn right. D. Stopped."),
+    ("perception", "What are the important objects in the current scene {}? Those objects will be "
+     "considered for the future reasoning and driving decision."),
+    ("reasoning", "What is the future state of object {}?"),
+    ("reasoning", "Would object {} be in the moving direction of the ego vehicle?"),
+    ("planning", "What actions could the ego vehicle take based on object {}? Why take this action "
+     "and what's the probability?"),
+    ("planning", "What actions taken by the ego vehicle can lead to a collision with object {}?"),
+)  # fmt: skip
+ANSWERS = (
+    ("A", "B", "C", "D"),
+    ("A white sedan <c1,CAM_FRONT,0.4123,0.5123> and a truck <c2,CAM_BACK,0.1111,0.2222>.",
+     "A black SUV <c1,CAM_BACK_LEFT,0.9123,0.4123>.", "Nothing."),
+    ("Keep going straight.", "Turn left.", "Stationary."),
+    ("Yes.", "No."),
+    ("The action is to keep going at the same speed, which has a high probability.",
+     "The action is to brake gently to a stop, which has a high probability."),
+    ("Accelerate and go straight.", "No such action will lead to a collision."),
+)  # fmt: skip
+DIFFERENT = 300
+
+
+def row(number: int) -> dict[str, Any]:
+    kind = number % len(ASKED)
+    capability, asked = ASKED[kind]
+    answer = ANSWERS[kind][number // 6 % len(ANSWERS[kind])]
+    turns = [
+        {"role": "user", "content": asked.format(number)},
+        {"role": "assistant", "content": answer},
+    ]
+    place = {"scene": f"s{number // 500}", "frame": f"f{number // 50}"}
+    return {"id": f"q{number}", "messages": turns, "question_type": capability, **place}
+
+
+def write_rows(path: Path, rows: int) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            file.write(json.dumps(row(number)) + "\n")
+    return path
+
+
+def in_a_process(path: Path) -> dict[str, float]:
+    """Seconds, processor seconds and peak memory [MB] of checking a file."""
+    command = [sys.executable, __file__, "--measure", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(path: Path) -> None:
+    started = time.monotonic()
+    report = check(path)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    assert report["checks"] == [], report["checks"]
+    figures = {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_mb": used.ru_maxrss * 1024 / 1e6,
+    }
+    print(json.dumps(figures))
+
+
+def rows_figures(folder: Path, rows: int) -> dict[str, float]:
+    small = in_a_process(write_rows(folder / "small.jsonl", rows // 10))
+    large = in_a_process(write_rows(folder / "large.jsonl", rows))
+    grown = (large["peak_mb"] - small["peak_mb"]) * 1e6
+    return {
+        "rows": rows,
+        "rows_per_second": round(rows / large["seconds"]),
+        "rows_per_cpu_second": round(rows / large["cpu_seconds"]),
+        "peak_mb": round(large["peak_mb"]),
+        "bytes_per_row": round(grown / (rows - rows // 10), 1),
+    }
+
+
+def picture(rng: np.random.Generator) -> Image.Image:
+    coarse = rng.integers(0, 255, (18, 32, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((1600, 900), Image.Resampling.BICUBIC)
+    grain = rng.integers(-12, 12, (900, 1600, 1))
+    return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
+
+
+def write_pictures(folder: Path, count: int) -> tuple[Path, Path, int]:
+    """A training file of `count` pictures, a test file of a tenth, and how many of it leak."""
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+    files = []
+    for number in range(min(DIFFERENT, count)):
+        files.append(folder / f"{number}.jpg")
+        picture(rng).save(files[-1], quality=90)
+    train, test = [], []
+    for number in range(count):
+        train.append(f"train/{number:06d}.jpg")
+        os.link(files[number % len(files)], folder / train[-1])
+    leaking = min(len(files), count // 20)
+    for number in range(count // 10):
+        test.append(f"test/{number:06d}x.jpg")
+        buffer = io.BytesIO()
+        again = Image.open(files[number]) if number < leaking else picture(rng)
+        again.save(buffer, "JPEG", quality=60)
+        (folder / test[-1]).write_bytes(buffer.getvalue())
+    paths = []
+    for name, images in (("train", train), ("test", test)):
+        turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "x"}]
+        rows = [{"messages": turns, "images": [image], "capability": "a"} for image in images]
+        paths.append(folder / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps(each) + "\n" for each in rows))
+    names = [number for number in range(count) if number % len(files) < leaking]
+    return paths[0], paths[1], len(names)
+
+
+def picture_figures(folder: Path, count: int) -> dict[str, float]:
+    train, test, leaking = write_pictures(folder, count)
+    started = time.monotonic()
+    report = check(train, test)
+    seconds = time.monotonic() - started
+    assert report["leakage"]["pictures"] == leaking, report["leakage"]
+    looked_at = count + count // 10
+    return {"pictures": looked_at, "pictures_per_second": round(looked_at / seconds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure is not None:
+        measure(asked.measure)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        content = rows_figures(Path(folder), asked.rows)
+        content |= picture_figures(Path(folder), asked.pictures)
+    write_result("data_check", content)
+    print(json.dumps(content))
+
+
+if __name__ == "__main__":
+    main()

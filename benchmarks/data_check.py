@@ -30,27 +30,25 @@ from provenance import write_result
 
 from drivekd.data.check import check
 
+MOVES = "A. Going ahead. B. Turn left. C. Turn right. D. Stopped."
+LATER = "Those objects will be considered for the future reasoning and driving decision."
+CHOOSE = "Please select the correct answer from the following options:"
 ASKED = (
-    ("perception", "What is the moving status of object {}? Please select the correct answer from "
-     "the following options: A. Going ahead. B. Turn left. C. Turn right. D. Stopped."),
-    ("perception", "What are the important objects in the current scene {}? Those objects will be "
-     "considered for the future reasoning and driving decision."),
+    ("perception", f"What is the moving status of object {{}}? {CHOOSE} {MOVES}"),
+    ("perception", f"What are the important objects in the current scene {{}}? {LATER}"),
     ("reasoning", "What is the future state of object {}?"),
     ("reasoning", "Would object {} be in the moving direction of the ego vehicle?"),
-    ("planning", "What actions could the ego vehicle take based on object {}? Why take this action "
-     "and what's the probability?"),
-    ("planning", "What actions taken by the ego vehicle can lead to a collision with object {}?"),
-)  # fmt: skip
+    ("planning", "What actions could the ego vehicle take based on {}? Why take this action?"),
+    ("planning", "What actions taken by the ego vehicle can lead to a collision with {}?"),
+)
 ANSWERS = (
     ("A", "B", "C", "D"),
-    ("A white sedan <c1,CAM_FRONT,0.4123,0.5123> and a truck <c2,CAM_BACK,0.1111,0.2222>.",
-     "A black SUV <c1,CAM_BACK_LEFT,0.9123,0.4123>.", "Nothing."),
+    ("A white sedan <c1,CAM_FRONT,0.4123,0.5123>.", "A black SUV <c1,CAM_BACK,0.9,0.4>."),
     ("Keep going straight.", "Turn left.", "Stationary."),
     ("Yes.", "No."),
-    ("The action is to keep going at the same speed, which has a high probability.",
-     "The action is to brake gently to a stop, which has a high probability."),
+    ("The action is to keep going at the same speed.", "The action is to brake gently to a stop."),
     ("Accelerate and go straight.", "No such action will lead to a collision."),
-)  # fmt: skip
+)
 DIFFERENT = 300
 
 

@@ -7,6 +7,7 @@ leaks, or a clean copy to write. Rows are never held in memory.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.data.balance import Balance
-from drivekd.data.clean import Cleaner, cleaner
+from drivekd.data.clean import Cleaner, cleaning, list_beside
 from drivekd.data.faults import faults
 from drivekd.data.findings import Finding, Tally
 from drivekd.data.leakage import Exposed, alike, inspect_all, leaks
@@ -98,23 +99,14 @@ def check(
     """
     started, path = time.monotonic(), Path(path)
     opened = open_data(path, format, root=root)
-    copy = None if fix is None else cleaner(opened, Path(fix))
-    survey = _survey(path, opened.entries)
-    if not survey.rows:
-        raise ValueError(f"{path} holds no samples")
-    pictures = inspect_all(survey.exposed.files, "looking at pictures")
-    exposed = None if test is None else _exposed(Path(test), root)
-    together = _Together(
-        survey.unit,
-        {file: _fault(found) for file, found in pictures.items() if isinstance(found, str)},
-        survey.repeats.find(),
-        exposed,
-        {} if exposed is None else alike(pictures, inspect_all(exposed.files, "test pictures")),
-    )
-    cleaned = None
-    if copy is not None or not together.say_nothing():
-        again = open_data(path, opened.format, root=root).entries
-        cleaned = _second(track(again, survey.rows, "comparing rows"), together, survey.tally, copy)
+    with cleaning(opened, None if fix is None else Path(fix)) as copy:
+        survey = _survey(path, opened.entries)
+        if not survey.rows:
+            raise ValueError(f"{path} holds no samples")
+        together = _look(survey, None if test is None else Path(test), root)
+        if copy is not None or not together.say_nothing():
+            again = open_data(path, opened.format, root=root).entries
+            _second(track(again, survey.rows, "comparing rows"), together, survey.tally, copy)
     survey.tally.add(survey.balance.findings(str(path)))
     return {
         "file": str(path),
@@ -124,14 +116,28 @@ def check(
         "errors": survey.tally.total("error"),
         "warnings": survey.tally.total("warning"),
         "unit": survey.unit,
-        "images": {"files": len(pictures), "bad": len(together.bad)},
+        "images": {"files": len(survey.exposed.files), "bad": len(together.bad)},
         "checks": survey.tally.as_json(),
         "capabilities": dict(survey.balance.capabilities.most_common()),
         "templates": survey.balance.majorities(),
-        "leakage": None if exposed is None else _leakage(str(test), survey, exposed, together),
-        "cleaned": cleaned,
+        "leakage": _leakage(str(test), survey, together),
+        "cleaned": _cleaned(fix, copy),
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _look(survey: _Survey, test: Path | None, root: str | Path | None) -> _Together:
+    """What rows show together: their pictures, repeats among them, and what a test set shows."""
+    pictures = inspect_all(survey.exposed.files, "looking at pictures")
+    bad = {file: _fault(found) for file, found in pictures.items() if isinstance(found, str)}
+    repeated = survey.repeats.find()
+    if test is None:
+        return _Together(survey.unit, bad, repeated, None, {})
+    exposed = Exposed()
+    for sample in track(read(test, root=root), _lines(test), "reading the test set"):
+        exposed.add(sample)
+    like = alike(pictures, inspect_all(exposed.files, "looking at test pictures"))
+    return _Together(survey.unit, bad, repeated, exposed, like)
 
 
 def _survey(path: Path, entries: Iterator[Entry]) -> _Survey:
@@ -182,7 +188,7 @@ def _short(cameras: Iterable[str]) -> str:
 
 def _second(
     entries: Iterable[Entry], together: _Together, tally: Tally, copy: Cleaner | None
-) -> dict[str, Any] | None:
+) -> None:
     """The second pass: what concerns rows together, and the clean copy."""
     for place, entry in enumerate(entries):
         found: list[Finding] = []
@@ -191,32 +197,30 @@ def _second(
             tally.add(found)
         if copy is not None:
             copy.add(entry, [*_by_itself(entry, together.unit), *found])
-    return None if copy is None else copy.close()
 
 
 def _fault(found: str) -> tuple[str, str]:
     return ("image_missing" if found.startswith("there is no") else "image_unreadable"), found
 
 
-def _exposed(test: Path, root: str | Path | None) -> Exposed:
-    exposed = Exposed()
-    for sample in track(read(test, root=root), _lines(test), "reading the test set"):
-        exposed.add(sample)
-    return exposed
-
-
-def _leakage(
-    test: str, survey: _Survey, exposed: Exposed, together: _Together
-) -> dict[str, str | int]:
-    """How many different things both sets show."""
-    mine = survey.exposed
+def _leakage(test: str, survey: _Survey, together: _Together) -> dict[str, str | int] | None:
+    """How many different things both sets show; None without a test set."""
+    mine, theirs = survey.exposed, together.test
+    if theirs is None:
+        return None
     return {
         "test": test,
-        "scenes": len(mine.scenes.keys() & exposed.scenes.keys()),
-        "frames": len(mine.frames.keys() & exposed.frames.keys()),
-        "names": len(mine.names.keys() & exposed.names.keys()),
+        "scenes": len(mine.scenes.keys() & theirs.scenes.keys()),
+        "frames": len(mine.frames.keys() & theirs.frames.keys()),
+        "names": len(mine.names.keys() & theirs.names.keys()),
         "pictures": len(together.alike),
     }
+
+
+def _cleaned(fix: str | Path | None, copy: Cleaner | None) -> dict[str, Any] | None:
+    if fix is None or copy is None:
+        return None
+    return {"file": str(fix), "list": str(list_beside(Path(fix))), **copy.counts()}
 
 
 def _lines(path: Path) -> int | None:
@@ -225,6 +229,13 @@ def _lines(path: Path) -> int | None:
         return None
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def write_json(report: Mapping[str, Any], path: Path) -> Path:
+    """Write a report as JSON and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def table(report: Mapping[str, Any]) -> str:

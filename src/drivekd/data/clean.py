@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from drivekd.data import drivelm
 from drivekd.data.findings import CHECKS, Finding
 from drivekd.data.readers import Entry, Opened
 from drivekd.data.rows import content
+from drivekd.data.written import Rows, new_file, new_rows
 
 
 @dataclass(slots=True)
 class Cleaner:
-    """Takes rows one by one; the copy lies under its name only after `close`."""
+    """Takes rows one by one, each with what was found about it.
 
-    source: Opened
-    path: Path
-    rows: TextIO
-    reasons: TextIO
+    Attributes:
+        rows: of the copy; None for DriveLM, which is nested and written at the end.
+        reasons: the rows that were dropped and why.
+        dropped: where DriveLM's dropped rows stand.
+        kept: rows in the copy.
+    """
+
+    rows: Rows | None
+    reasons: Rows
+    dropped: set[str] = field(default_factory=set)
     kept: int = 0
-    dropped: int = 0
 
     def add(self, entry: Entry, findings: Sequence[Finding]) -> None:
-        """Write a row to the copy, or to the list of what was dropped."""
         why = [finding for finding in findings if drops(finding.check)]
         if why:
             said = [{"check": finding.check, "message": finding.message} for finding in why]
-            self.reasons.write(_line({"where": entry.where, "why": said}))
-            self.dropped += 1
+            self.reasons.add({"where": entry.where, "why": said})
+            if self.rows is None:
+                self.dropped.add(entry.where)
             return
-        if self.source.format != "drivelm":
-            separator = "" if self.path.suffix == ".jsonl" else ",\n" if self.kept else "[\n"
-            self.rows.write(separator + _line(entry.value))
         self.kept += 1
+        if self.rows is not None:
+            self.rows.add(entry.value)
 
-    def close(self) -> dict[str, Any]:
-        """Finish both files; returns their names and counts."""
-        self.reasons.close()
-        if self.source.format == "drivelm":
-            json.dump(_pruned(self.source.path, Path(self.reasons.name)), self.rows, indent=1)
-        elif self.path.suffix != ".jsonl":
-            self.rows.write("]\n" if self.kept else "[]\n")
-        self.rows.close()
-        Path(self.rows.name).replace(self.path)
-        named = {"file": str(self.path), "list": self.reasons.name}
-        return {**named, "kept": self.kept, "dropped": self.dropped}
+    def counts(self) -> dict[str, int]:
+        return {"kept": self.kept, "dropped": self.reasons.count}
 
 
 def drops(check: str) -> bool:
@@ -56,29 +53,33 @@ def drops(check: str) -> bool:
     return CHECKS[check][0] == "error" or check == "duplicate"
 
 
-def cleaner(source: Opened, path: Path) -> Cleaner:
-    """Open the copy and the list beside it.
+def list_beside(path: Path) -> Path:
+    """Where the rows that a clean copy leaves out are listed."""
+    return path.with_name(f"{path.name}.dropped.jsonl")
+
+
+@contextmanager
+def cleaning(source: Opened, path: Path | None) -> Iterator[Cleaner | None]:
+    """A clean copy of a file in its own format, and the list beside it; None without a path.
 
     Raises:
-        ValueError: something is there already; a file is never changed in place.
+        ValueError: one of the two exists already; a file is never changed in place.
     """
-    reasons, partial = path.with_name(f"{path.name}.dropped.jsonl"), path.with_name(f".{path.name}")
-    for taken in (path, reasons):
-        if taken.exists():
-            raise ValueError(f"{taken} exists: name a new file for the clean copy")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Cleaner(
-        source, path, partial.open("w", encoding="utf-8"), reasons.open("w", encoding="utf-8")
-    )
+    if path is None:
+        yield None
+        return
+    with new_rows(list_beside(path)) as reasons:
+        if source.format != "drivelm":
+            with new_rows(path) as rows:
+                yield Cleaner(rows, reasons)
+            return
+        with new_file(path) as file:
+            nested = Cleaner(None, reasons)
+            yield nested
+            json.dump(_without(source.path, nested.dropped), file, indent=1, ensure_ascii=False)
 
 
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def _pruned(path: Path, reasons: Path) -> dict[str, Any]:
+def _without(path: Path, dropped: set[str]) -> dict[str, Any]:
     scenes = content(path)
     assert isinstance(scenes, dict), "it was read as DriveLM before"
-    with reasons.open(encoding="utf-8") as file:
-        dropped = {json.loads(line)["where"] for line in file}
     return drivelm.without(scenes, path, dropped)

@@ -83,7 +83,7 @@ def _truncated(sample: Sample) -> str | None:
     end = f"ends in {shown(answer[-40:])}"
     if "<" in answer and _OPEN_TAG.search(answer):
         return f"{end}: a tag is not closed"
-    if any([answer.count(opened) > answer.count(closed) for opened, closed in _PAIRS]):
+    if any(answer.count(opened) > answer.count(closed) for opened, closed in _PAIRS):
         return f"{end}: a bracket is not closed"
     if answer[-1] in ",;:(" or (" " in answer and answer.rsplit(None, 1)[-1] in _GOES_ON):
         return f"{end}: the sentence goes on"

@@ -35,7 +35,12 @@ def resolve(text: str, folder: Path, where: str) -> Path:
         )
     nuscenes = _NUSCENES.search(text)
     relative = nuscenes[1] if nuscenes else re.sub(r"^\.\.\./", "", text)
-    if not _is_name(text) or not _stays(relative, folder):
+    if not _is_name(text):
+        raise RowError(
+            f"{where}: image {shown(text)} is no file name: write a path below {folder}",
+            "image_path",
+        )
+    if not _stays(relative, folder):
         raise RowError(
             f"{where}: image {shown(text)} leaves the data's folder {folder}: put the images below "
             "it and write paths relative to it, or name a folder above both as root (--root, "

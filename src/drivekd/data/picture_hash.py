@@ -58,7 +58,7 @@ def inspect(path: Path) -> Hash | str | None:
 
 def fingerprint(grey: Image.Image) -> Hash | None:
     """The 256 bits [4] of a grey picture, None where it has no contrast."""
-    small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
+    small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
     waves = (_COSINES @ small @ _COSINES.T).ravel()
     waves[0] = 0.0  # the mean brightness
     if np.abs(waves).max() < _FLAT * _SIDE:

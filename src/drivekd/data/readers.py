@@ -69,6 +69,13 @@ class Opened:
     root: Path
     entries: Iterator[Entry]
 
+    def samples(self) -> Iterator[Sample]:
+        """The samples alone; the first wrong row is raised as the error it is."""
+        for entry in self.entries:
+            if isinstance(entry.result, RowError):
+                raise entry.result
+            yield entry.result
+
 
 def read(
     path: str | Path, format: str = "auto", *, root: str | Path | None = None, labels: bool = True
@@ -91,18 +98,11 @@ def read(
         FileNotFoundError: there is no such file.
         ValueError: the format is unknown, or a row is wrong; file and row are named.
     """
-    samples = _samples(open_data(path, format, root=root, labels=labels).entries)
+    samples = open_data(path, format, root=root, labels=labels).samples()
     first = next(samples, None)
     if first is None:  # an error at once, not a silent end
         raise ValueError(f"{path} holds no samples")
     return chain([first], samples)
-
-
-def _samples(entries: Iterable[Entry]) -> Iterator[Sample]:
-    for entry in entries:
-        if isinstance(entry.result, RowError):
-            raise entry.result
-        yield entry.result
 
 
 def open_data(

@@ -6,14 +6,19 @@ Rows are questions in our JSONL without images, all different, of six templates.
 Memory is measured in processes of their own: the peak of a tenth of the rows and of all of them;
 their difference by the difference in rows is what a row costs. Pictures are 1600×900 JPEG files
 (smooth random colours, quality 90), half of the test set saved again at quality 60; a few hundred
-different ones under many names, since decoding does not get cheaper by that. Writes
-results/data_check.json; the last line of the output is the same as JSON.
+different ones under many names, since decoding does not get cheaper by that.
+
+With DRIVEKD_REAL_DATA the fingerprints of its nuScenes and BDD100K pictures are compared too: with
+copies of themselves (JPEG quality 30, 50, 75, 95; full and half size), with other frames of the
+same camera and scene, and with all others. Writes results/data_check.json; the last line of the
+output is the same as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -21,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from PIL import Image
 from provenance import write_result
 
 from drivekd.data.check import check
+from drivekd.data.picture_hash import SAME_PICTURE, Hash, inspect
 
 MOVES = "A. Going ahead. B. Turn left. C. Turn right. D. Stopped."
 LATER = "Those objects will be considered for the future reasoning and driving decision."
@@ -143,12 +150,67 @@ def write_pictures(folder: Path, count: int) -> tuple[Path, Path, int]:
 
 def picture_figures(folder: Path, count: int) -> dict[str, float]:
     train, test, leaking = write_pictures(folder, count)
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     report = check(train, test)
-    seconds = time.monotonic() - started
+    seconds, used = time.monotonic() - started, time.process_time() - used
     assert report["leakage"]["pictures"] == leaking, report["leakage"]
     looked_at = count + count // 10
-    return {"pictures": looked_at, "pictures_per_second": round(looked_at / seconds)}
+    return {
+        "pictures": looked_at,
+        "pictures_per_second": round(looked_at / seconds),
+        "pictures_per_cpu_second": round(looked_at / used),
+    }
+
+
+def distance(one: Hash, other: Hash) -> int:
+    return int(np.bitwise_count(one ^ other).sum())
+
+
+def known(source: Path | io.BytesIO) -> Hash:
+    """The fingerprint of a picture that is known to have one."""
+    found = inspect(source)
+    assert isinstance(found, np.ndarray), found
+    return found
+
+
+def copies(path: Path) -> Iterator[Hash]:
+    """Fingerprints of a picture that was saved again."""
+    with Image.open(path) as stored:
+        whole = stored.convert("RGB")
+    half = whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.LANCZOS)
+    for image, quality in itertools.product((whole, half), (30, 50, 75, 95)):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        yield known(buffer)
+
+
+def series(path: Path) -> tuple[str, str]:
+    """Camera and drive of a nuScenes picture; other pictures are alone in theirs."""
+    drive, camera, _ = f"{path.stem}__{path.stem}__".split("__")[:3]
+    return drive, camera
+
+
+def hash_figures(folder: Path) -> dict[str, Any]:
+    paths = [*folder.glob("drivelm/nuscenes/samples/*/*.jpg"), *folder.glob("bdd100k/*.jpg")]
+    paths = sorted([*paths, *folder.glob("nuscenes_mini/*.jpg")])
+    hashes = [known(path) for path in paths]
+    again = [
+        distance(mine, copy) for p, mine in zip(paths, hashes, strict=True) for copy in copies(p)
+    ]
+    pairs: dict[bool, list[int]] = {True: [], False: []}
+    for (a, one), (b, other) in itertools.combinations(zip(paths, hashes, strict=True), 2):
+        pairs[series(a) == series(b)].append(distance(one, other))
+    return {
+        "real_pictures": len(paths),
+        "copies": len(again),
+        "copies_found": sum(bits <= SAME_PICTURE for bits in again),
+        "farthest_copy_bits": max(again),
+        "pairs_of_one_camera_and_scene": len(pairs[True]),
+        "of_these_alike": sum(bits <= SAME_PICTURE for bits in pairs[True]),
+        "nearest_not_alike_bits": min(bits for bits in pairs[True] if bits > SAME_PICTURE),
+        "other_pairs": len(pairs[False]),
+        "nearest_other_bits": min(pairs[False]),
+    }
 
 
 def main() -> None:
@@ -161,8 +223,10 @@ def main() -> None:
         measure(asked.measure)
         return
     with tempfile.TemporaryDirectory() as folder:
-        content = rows_figures(Path(folder), asked.rows)
+        content: dict[str, Any] = rows_figures(Path(folder), asked.rows)
         content |= picture_figures(Path(folder), asked.pictures)
+    if real := os.environ.get("DRIVEKD_REAL_DATA"):
+        content |= hash_figures(Path(real))
     write_result("data_check", content)
     print(json.dumps(content))
 

@@ -349,8 +349,11 @@ def test_a_wrong_row_is_named(tmp_path: Path, value: Any, said: str) -> None:
     [
         ({"s": {"key_frames": {"f": {"image_paths": {}}}}}, "scene s, frame f: no `QA`"),
         ({"s": {}}, "scene s: no `key_frames`"),
-        (drivelm("<c1,CAM_LEFT,1,2>?"), "the question names CAM_LEFT, but the frame has images"),
-        (drivelm("<c1,CAM_BACK,1,2>?", cameras=("CAM_FRONT",)), "the question names CAM_BACK"),
+        (
+            drivelm("<c1,CAM_LEFT,1,2>?"),
+            "the question names ['CAM_LEFT'], but the frame has images",
+        ),
+        (drivelm("<c1,CAM_BACK,1,2>?", cameras=("CAM_FRONT",)), "the question names ['CAM_BACK']"),
         (drivelm(3), "prediction row 1: expected a mapping with a question"),  # type: ignore[arg-type]
         (3, "expected a list or a mapping"),
         ([], "holds no samples"),

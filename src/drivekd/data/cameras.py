@@ -58,8 +58,8 @@ def question_sample(
     wanted = named(question)
     if unknown := wanted - set(files):
         raise RowError(
-            f"{row.where}: the question names {', '.join(sorted(unknown))}, but the frame has "
-            f"images of {', '.join(files) or 'no camera'}",
+            f"{row.where}: the question names {shown(sorted(unknown))}, but the frame has "
+            f"images of {shown(list(files))}",
             "camera_absent",
         )
     cameras = in_order(wanted or files)

@@ -23,7 +23,7 @@ from drivekd.data.leakage import Exposed, alike, inspect_all, leaks
 from drivekd.data.progress import track
 from drivekd.data.readers import Entry, open_data, read
 from drivekd.data.repeats import Repeated, Repeats
-from drivekd.data.rows import RowError
+from drivekd.data.rows import RowError, one_line
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import Unit, main_unit
 
@@ -247,7 +247,7 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"{row['severity']:<8} {row['check']:<17} {row['rows']:>8}  {row['what']}")
         for each in row["shown"][:3]:
             where = each["where"].removeprefix(file).removeprefix(", ") or "all rows"
-            lines.append(f"{'':>12}{where}: {each['message']}")
+            lines.append(one_line(f"{'':>12}{where}: {each['message']}"))
     if leakage := report["leakage"]:
         shared = ", ".join(f"{leakage[k]} {k}" for k in ("scenes", "frames", "names", "pictures"))
         lines.append(f"shared with {leakage['test']}: {shared}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.rows import one_line
 from drivekd.data.sample import CAPABILITIES, Sample
 
 
@@ -77,5 +78,5 @@ def describe(counts: dict[str, Any]) -> str:
             ", ".join(f"{k} {n}" for k, n in value.items()) if isinstance(value, dict) else value
         )
         if shown not in ("", 0) or key == "samples":
-            lines.append(f"{key.replace('_', ' '):<18} {shown}")
+            lines.append(one_line(f"{key.replace('_', ' '):<18} {shown}"))
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +38,14 @@ def _cosines() -> NDArray[np.float64]:
 _COSINES = _cosines()
 
 
-def inspect(path: Path) -> Hash | str | None:
+def inspect(source: Path | BinaryIO) -> Hash | str | None:
     """The fingerprint [4] of a picture file, or why it cannot be read.
 
     The file is decoded to its end, at reduced size where its format allows, so that one that was
     cut short is found. None for a picture without any contrast, which resembles all such others.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.draft("L", (4 * _SIDE, 4 * _SIDE))
             grey = image.convert("L")
     except FileNotFoundError:

@@ -165,6 +165,13 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def one_line(text: str) -> str:
+    """Text of a file as a terminal may show it: no line breaks, no control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def need(row: Row, key: str, kind: type | tuple[type, ...], what: str) -> Any:
     """The value of a key that a row must have.
 

@@ -209,7 +209,7 @@ def test_no_leak(folder: Path) -> None:
     mine, other = row("<image>Who?", scene="s1", frame="f1"), row("<image>Who?", images=["b.jpg"])
     report = leaking(folder, mine, other | {"scene": "s2", "frame": "f2"})
     assert report["checks"] == []
-    shared = {"scenes": 0, "frames": 0, "names": 0, "pictures": 0}
+    shared = {"scenes": 0, "frames": 0, "names": 0, "pictures": 0, "unseen": 0}
     assert report["leakage"] == {"test": str(folder / "test.jsonl"), **shared}
 
 
@@ -253,6 +253,8 @@ def test_pictures_without_contrast_are_like_nothing(folder: Path) -> None:
         Image.new("RGB", (320, 180), (grey, grey, grey)).save(folder / name)
     report = leaking(folder, row(images=["x.png"]), row(images=["y.png"]))
     assert report["checks"] == [] and report["images"]["bad"] == 0
+    assert report["leakage"]["unseen"] == 1
+    assert "1 test pictures are missing or blank: not compared" in table(report)
 
 
 # ---- clean copies ------------------------------------------------------------------------------
@@ -355,8 +357,21 @@ def test_drivelm_has_no_error_but_those_of_leaking_into_its_challenge(real_data:
     assert found(report) == leaks | {"duplicate": 15, "answers_differ": 4, "majority": 3}
     assert report["errors"] == 4 * 790 and report["unit"] == "pixel"
     assert report["leakage"] == {
-        "test": str(test), "scenes": 2, "frames": 9, "names": 54, "pictures": 54,
+        "test": str(test), "scenes": 2, "frames": 9, "names": 54, "pictures": 54, "unseen": 0,
     }  # fmt: skip
+
+
+@pytest.mark.real_data
+def test_the_benchmarks_frames_leak_by_their_list_alone(real_data: Path, tmp_path: Path) -> None:
+    """DriveBench's questions are not needed to find and to drop what its frames share."""
+    listed = real_data / "drivebench/visual_description.json"
+    train = real_data / "drivelm/train_sample.json"
+    report = check(train, listed, fix=tmp_path / "clean.json")
+    assert report["leakage"]["frames"] == report["leakage"]["scenes"] == 1
+    leaked = next(each for each in report["checks"] if each["check"] == "leak_frame")
+    assert all("1b45a97a0e5e49fe9cd345dd4bd729c3" in each["where"] for each in leaked["shown"])
+    kept = {sample.scene for sample in read(tmp_path / "clean.json", root=train.parent)}
+    assert kept == {"f0f120e4d4b0441da90ec53b16ee169d"}
 
 
 @pytest.mark.real_data

@@ -15,13 +15,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drivekd.data.balance import Balance
 from drivekd.data.clean import Cleaner, cleaning, list_beside
 from drivekd.data.faults import faults
 from drivekd.data.findings import Finding, Tally
-from drivekd.data.leakage import Exposed, alike, inspect_all, leaks
+from drivekd.data.leakage import Exposed, alike, exposed_by, inspect_all, leaks
 from drivekd.data.progress import track
-from drivekd.data.readers import Entry, open_data, read
+from drivekd.data.readers import Entry, open_data
 from drivekd.data.repeats import Repeated, Repeats
 from drivekd.data.rows import RowError, one_line
 from drivekd.data.sample import CAMERAS, Sample
@@ -51,8 +53,9 @@ class _Together:
     unit: Unit
     bad: Mapping[Path, tuple[str, str]]
     repeated: Repeated
-    test: Exposed | None
-    alike: Mapping[Path, tuple[Path, int]]
+    test: Exposed | None = None
+    alike: Mapping[Path, tuple[Path, int]] = field(default_factory=dict)
+    unseen: int = 0  # pictures of the test set that could not be compared
 
     def findings(self, sample: Sample, place: int) -> Iterator[Finding]:
         told: set[str] = set()
@@ -132,12 +135,11 @@ def _look(survey: _Survey, test: Path | None, root: str | Path | None) -> _Toget
     bad = {file: _fault(found) for file, found in pictures.items() if isinstance(found, str)}
     repeated = survey.repeats.find()
     if test is None:
-        return _Together(survey.unit, bad, repeated, None, {})
-    exposed = Exposed()
-    for sample in track(read(test, root=root), _lines(test), "reading the test set"):
-        exposed.add(sample)
-    like = alike(pictures, inspect_all(exposed.files, "looking at test pictures"))
-    return _Together(survey.unit, bad, repeated, exposed, like)
+        return _Together(survey.unit, bad, repeated)
+    exposed = exposed_by(test, root)
+    theirs = inspect_all(exposed.files, "looking at test pictures")
+    unseen = sum(not isinstance(found, np.ndarray) for found in theirs.values())
+    return _Together(survey.unit, bad, repeated, exposed, alike(pictures, theirs), unseen)
 
 
 def _survey(path: Path, entries: Iterator[Entry]) -> _Survey:
@@ -204,7 +206,7 @@ def _fault(found: str) -> tuple[str, str]:
 
 
 def _leakage(test: str, survey: _Survey, together: _Together) -> dict[str, str | int] | None:
-    """How many different things both sets show; None without a test set."""
+    """How many different things both sets show, and how many test pictures nobody could see."""
     mine, theirs = survey.exposed, together.test
     if theirs is None:
         return None
@@ -214,6 +216,7 @@ def _leakage(test: str, survey: _Survey, together: _Together) -> dict[str, str |
         "frames": len(mine.frames.keys() & theirs.frames.keys()),
         "names": len(mine.names.keys() & theirs.names.keys()),
         "pictures": len(together.alike),
+        "unseen": together.unseen,
     }
 
 
@@ -251,6 +254,8 @@ def table(report: Mapping[str, Any]) -> str:
     if leakage := report["leakage"]:
         shared = ", ".join(f"{leakage[k]} {k}" for k in ("scenes", "frames", "names", "pictures"))
         lines.append(f"shared with {leakage['test']}: {shared}")
+        if leakage["unseen"]:
+            lines.append(f"{leakage['unseen']} test pictures are missing or blank: not compared")
     if cleaned := report["cleaned"]:
         lines.append(
             f"kept {cleaned['kept']} rows in {cleaned['file']}, dropped {cleaned['dropped']} "

@@ -112,13 +112,20 @@ def frame_tokens(path: str | Path) -> frozenset[str]:
     DriveBench's `visual_description.json` is one: its tokens are the frames to keep out of
     training, because the benchmark was drawn from DriveLM's training frames.
     """
+    return frozenset(frame for _, frame in key_frames(path))
+
+
+def key_frames(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Tokens of scene and frame of every key frame of such a file.
+
+    Raises:
+        ValueError: the file is of another shape.
+    """
     scenes = content(Path(path))
     if not isinstance(scenes, Mapping):
         raise ValueError(f"{path}: expected scene → key_frames, got a list")
-    tokens: set[str] = set()
     for scene, body in scenes.items():
         frames = _mapping(body, "key_frames", f"{path}, scene {_token(scene)}")
         if isinstance(frames, RowError):
             raise frames
-        tokens.update(frames)
-    return frozenset(tokens)
+        yield from ((scene, frame) for frame in frames)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from drivekd.data import drivelm
 from drivekd.data.findings import Finding
 from drivekd.data.picture_hash import SAME_PICTURE, Hash, inspect, nearest
 from drivekd.data.progress import track
+from drivekd.data.readers import open_data
 from drivekd.data.rows import shown
 from drivekd.data.sample import Sample
 
@@ -37,6 +39,29 @@ class Exposed:
             if file not in self.files:
                 self.files[file] = sample.source
                 self.names.setdefault(name_of(file), sample.source)
+
+
+def exposed_by(path: Path, root: str | Path | None) -> Exposed:
+    """What a test file shows.
+
+    Of a file shaped like DriveLM's all key frames count, also those without questions: DriveBench's
+    visual_description.json lists the frames of the benchmark so.
+
+    Raises:
+        ValueError: a row is wrong.
+    """
+    exposed, opened = Exposed(), open_data(path, root=root)
+    if opened.format != "drivelm":
+        for sample in track(opened.samples(), label="reading the test set"):
+            exposed.add(sample)
+        return exposed
+    for scene, frame in drivelm.key_frames(path):
+        exposed.scenes.setdefault(scene, str(path))
+        exposed.frames.setdefault(frame, str(path))
+    for entry in opened.entries:
+        if isinstance(entry.result, Sample):
+            exposed.add(entry.result)
+    return exposed
 
 
 def name_of(file: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_MARK = re.compile(r"(?:^|(?<=[\s?]))\(?([A-Z])[.):][ \t\n]")
+#: `A. `, `A) ` or `A: ` after punctuation or on a new line ("lane B. " is none), or `(A) `
+_MARK = re.compile(r"(?:(?:^|[.?!:;,\n])\s{0,3}|(?<=\s)(?=\())\(?([A-Z])[.):]\s")
 _LETTER = re.compile(
     r"[\s*]*(?:(?:final|answer|option)\b[\s:{(\[*]*){0,3}[({\[]?([A-Z])(?:[.):}\]]|\s*$)",
     re.IGNORECASE,

@@ -134,6 +134,17 @@ def test_a_planted_fault_is_found_and_nothing_else(folder: Path, name: str) -> N
     assert (name in table(report) and f"1 {severity}" in table(report)) or name in IN_PAIRS
 
 
+def test_every_turn_is_looked_at(folder: Path) -> None:
+    several = row(MCQ + "A. Going ahead. B. Stopped.", "C")
+    several["messages"] += [{"role": "user", "content": "Sure?"}]
+    several["messages"] += [{"role": "assistant", "content": "Yes, of course."}]
+    report = check(write(folder / "a.jsonl", [several]))
+    assert found(report) == {"answer_option": 1}
+    several["messages"][1]["content"] = "B. It stands behind the"
+    report = check(write(folder / "a.jsonl", [several]))
+    assert found(report) == {"truncated": 1}
+
+
 @pytest.mark.parametrize(
     ("answer", "cut"),
     [

@@ -199,6 +199,20 @@ def test_question_and_answer_in_place_of_messages(tmp_path: Path) -> None:
     assert first.meta == {"question_type": "plan"}
 
 
+def test_nothing_that_a_row_says_gets_lost(tmp_path: Path) -> None:
+    rows = [
+        messages() | {"question": "Q", "answer": "A", "system": "Be brief.", "extra": [1]},
+        messages(meta={"regions": [49]}, system=""),
+    ]
+    rows[0]["meta"] = "plain"
+    first, second = read(write(tmp_path / "a.json", rows))
+    kept = {"question": "Q", "answer": "A", "meta": "plain", "extra": [1]}
+    assert first.meta == kept | {"question_type": "perception"}
+    assert [m.role for m in first.messages] == ["system", "user", "assistant"]
+    assert second.meta == {"regions": [49], "question_type": "perception"}
+    assert len(second.messages) == 2
+
+
 def test_tags_of_a_sample(tmp_path: Path) -> None:
     turns = messages("<image>Is <c1,CAM_FRONT,0.1,0.2> it?", answer="<c2,CAM_FRONT,0.3,0.4>.")
     (sample,) = read(write(tmp_path / "a.json", [turns]))

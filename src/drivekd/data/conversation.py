@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ _ROLES: dict[str, Role] = {
 }
 _IMAGE_PARTS = ("image", "image_url")
 _OURS = {
-    "id", "messages", "conversations", "question", "answer", "images", "image", "cameras",
-    "question_type",
+    "id", "messages", "conversations", "images", "image", "cameras", "question_type",
     "capability", "template", "scene", "frame", "meta", "system",
 }  # fmt: skip
 
@@ -38,7 +38,8 @@ def drivekd(row: Row) -> Sample:
         RowError: a turn is malformed, or placeholders and images differ in number.
     """
     if "messages" not in row.value and "question" in row.value:
-        return _sample(row, _question_and_answer(row))
+        rest = {k: v for k, v in row.value.items() if k not in ("question", "answer")}
+        return _sample(replace(row, value=rest), _question_and_answer(row))
     turns = need(row, "messages", list, "a list of {role, content}")
     return _sample(row, tuple(_message(row, turn, "role", "content") for turn in turns))
 
@@ -56,10 +57,7 @@ def sharegpt(row: Row) -> Sample:
         RowError: a turn is malformed, or placeholders and images differ in number.
     """
     turns = need(row, "conversations", list, "a list of {from, value}")
-    messages = tuple(_message(row, turn, "from", "value") for turn in turns)
-    if isinstance(system := row.value.get("system"), str) and system:
-        messages = (Message("system", system), *messages)
-    return _sample(row, messages)
+    return _sample(row, tuple(_message(row, turn, "from", "value") for turn in turns))
 
 
 def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
@@ -96,6 +94,8 @@ def _part(row: Row, part: Mapping[str, Any], key: str) -> str:
 def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
     if not any(message.role == "user" for message in messages):
         raise RowError(f"{row.where}: no user turn, so nothing is asked")
+    if (system := optional_text(row, "system")) and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
     texts = _image_texts(row)
     places = sum(m.content.count(IMAGE_PLACEHOLDER) for m in messages if m.role == "user")
     if places != len(texts):
@@ -105,7 +105,7 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
             "placeholders",
         )
     kind = optional_text(row, "capability") or optional_text(row, "question_type")
-    meta = row.value.get("meta")
+    meta = row.value.get("meta") or {}
     rest = {key: value for key, value in row.value.items() if key not in _OURS}
     return Sample(
         id=optional_text(row, "id") or row.number,
@@ -116,7 +116,11 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
         source=row.where,
-        meta={**rest, "question_type": kind, **(meta if isinstance(meta, Mapping) else {})},
+        meta={
+            **rest,
+            "question_type": kind,
+            **(meta if isinstance(meta, Mapping) else {"meta": meta}),
+        },
     )
 
 

@@ -76,31 +76,39 @@ def _camera_absent(sample: Sample) -> str | None:
 
 
 def _truncated(sample: Sample) -> str | None:
-    """Signs of an answer that was cut [ours]: an open tag or bracket, or a word that goes on."""
-    answer = (sample.answer or "").rstrip()
+    for message in sample.messages:
+        if message.role == "assistant" and (sign := _breaks_off(message.content.rstrip())):
+            return f"ends in {shown(message.content.rstrip()[-40:])}: {sign}"
+    return None
+
+
+def _breaks_off(answer: str) -> str | None:
+    """A sign that an answer was cut [ours]: an open tag or bracket, or a word that goes on."""
     if not answer:
         return None
-    end = f"ends in {shown(answer[-40:])}"
     if "<" in answer and _OPEN_TAG.search(answer):
-        return f"{end}: a tag is not closed"
+        return "a tag is not closed"
     if any(answer.count(opened) > answer.count(closed) for opened, closed in _PAIRS):
-        return f"{end}: a bracket is not closed"
+        return "a bracket is not closed"
     if answer[-1] in ",;:(" or (" " in answer and answer.rsplit(None, 1)[-1] in _GOES_ON):
-        return f"{end}: the sentence goes on"
+        return "the sentence goes on"
     return None
 
 
 def _options(sample: Sample) -> Iterator[Finding]:
-    options = options_of(sample.question)
-    if not options:
-        return
-    if message := _repeated(options):
-        yield Finding("option_repeat", sample.source, message)
-    letters = [letter for letter, _ in options]
-    taken = letter_of(sample.answer or "")
-    if taken and taken not in letters:
-        message = f"answers {taken}, offered are {', '.join(letters)}"
-        yield Finding("answer_option", sample.source, message)
+    """What is wrong with the options of a turn, and with the answer that follows it."""
+    turns = sample.messages
+    for turn, answer in zip(turns, [*turns[1:], None], strict=True):
+        options = options_of(turn.content) if turn.role == "user" else []
+        if not options:
+            continue
+        if message := _repeated(options):
+            yield Finding("option_repeat", sample.source, message)
+        letters = [letter for letter, _ in options]
+        taken = letter_of(answer.content) if answer and answer.role == "assistant" else None
+        if taken and taken not in letters:
+            message = f"answers {taken}, offered are {', '.join(letters)}"
+            yield Finding("answer_option", sample.source, message)
 
 
 def _repeated(options: list[tuple[str, str]]) -> str | None:

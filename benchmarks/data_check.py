@@ -5,7 +5,7 @@
 Rows are questions in our JSONL without images, all different, of six templates.
 Memory is measured in processes of their own: the peak of a tenth of the rows and of all of them;
 their difference by the difference in rows is what a row costs. Pictures are 1600×900 JPEG files
-(smooth random colours, quality 90), half of the test set saved again at quality 60; a few hundred
+(smooth random colours, quality 80), half of the test set saved again at quality 60; a few hundred
 different ones under many names, since decoding does not get cheaper by that.
 
 With DRIVEKD_REAL_DATA the fingerprints of its nuScenes and BDD100K pictures are compared too: with
@@ -56,7 +56,10 @@ ANSWERS = (
     ("The action is to keep going at the same speed.", "The action is to brake gently to a stop."),
     ("Accelerate and go straight.", "No such action will lead to a collision."),
 )
-DIFFERENT = 300
+#: different pictures of the training set, and of the test set besides those of the training set
+DIFFERENT, OTHERS = 300, 30
+#: noise in pictures [grey levels]: with it a file is as large as one of nuScenes, about 110 KB
+GRAIN = 2
 
 
 def row(number: int) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def rows_figures(folder: Path, rows: int) -> dict[str, float]:
 def picture(rng: np.random.Generator) -> Image.Image:
     coarse = rng.integers(0, 255, (18, 32, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((1600, 900), Image.Resampling.BICUBIC)
-    grain = rng.integers(-12, 12, (900, 1600, 1))
+    grain = rng.integers(-GRAIN, GRAIN + 1, (900, 1600, 1))
     return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
 
 
@@ -123,21 +126,18 @@ def write_pictures(folder: Path, count: int) -> tuple[Path, Path, int]:
     rng = np.random.default_rng(0)
     for name in ("train", "test"):
         (folder / name).mkdir()
-    files = []
-    for number in range(min(DIFFERENT, count)):
-        files.append(folder / f"{number}.jpg")
-        picture(rng).save(files[-1], quality=90)
-    train, test = [], []
-    for number in range(count):
-        train.append(f"train/{number:06d}.jpg")
-        os.link(files[number % len(files)], folder / train[-1])
+    files = [folder / f"{number}.jpg" for number in range(min(DIFFERENT, count))]
+    for file in files:
+        picture(rng).save(file, quality=80)
+    train = [f"train/{number:06d}.jpg" for number in range(count)]
+    for number, name in enumerate(train):
+        os.link(files[number % len(files)], folder / name)
+    test = [f"test/{number:06d}x.jpg" for number in range(count // 10)]
     leaking = min(len(files), count // 20)
-    for number in range(count // 10):
-        test.append(f"test/{number:06d}x.jpg")
-        buffer = io.BytesIO()
-        again = Image.open(files[number]) if number < leaking else picture(rng)
-        again.save(buffer, "JPEG", quality=60)
-        (folder / test[-1]).write_bytes(buffer.getvalue())
+    others = [picture(rng) for _ in range(OTHERS)]
+    for number, name in enumerate(test):
+        again = Image.open(files[number]) if number < leaking else others[number % OTHERS]
+        again.save(folder / name, quality=60)
     paths = []
     for name, images in (("train", train), ("test", test)):
         turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "x"}]

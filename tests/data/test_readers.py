@@ -319,9 +319,13 @@ def test_a_path_that_leaves_the_data_is_refused(tmp_path: Path, image: str) -> N
         list(read(path))
 
 
-def test_an_absolute_path_inside_the_data_is_fine(tmp_path: Path) -> None:
+def test_an_absolute_path_inside_the_data_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "a.json", [messages(images=[str(tmp_path / "b/a.jpg")])])
     assert next(read(path)).images == {"image_0": tmp_path / "b/a.jpg"}
+    monkeypatch.chdir(tmp_path)
+    assert next(read("a.json")).images == {"image_0": Path("b/a.jpg")}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from drivekd.data.faults import faults
 from drivekd.data.findings import Finding, Tally
 from drivekd.data.leakage import Exposed, alike, exposed_by, inspect_all, leaks
 from drivekd.data.progress import track
-from drivekd.data.readers import Entry, open_data
+from drivekd.data.readers import Entry, Opened, open_data
 from drivekd.data.repeats import Repeated, Repeats
 from drivekd.data.rows import RowError, one_line
 from drivekd.data.sample import CAMERAS, Sample
@@ -68,8 +68,8 @@ class _Together:
         if self.test is not None:
             yield from leaks(sample, self.test, self.alike)
 
-    def say_nothing(self) -> bool:
-        return not self.bad and self.test is None and not self.repeated.first.any()
+    def need_a_pass(self) -> bool:
+        return bool(self.bad) or self.test is not None or bool(self.repeated.first.any())
 
 
 def check(
@@ -103,11 +103,11 @@ def check(
     started, path = time.monotonic(), Path(path)
     opened = open_data(path, format, root=root)
     with cleaning(opened, None if fix is None else Path(fix)) as copy:
-        survey = _survey(path, opened.entries)
+        survey = _survey(opened)
         if not survey.rows:
             raise ValueError(f"{path} holds no samples")
         together = _look(survey, None if test is None else Path(test), root)
-        if copy is not None or not together.say_nothing():
+        if copy is not None or together.need_a_pass():
             again = open_data(path, opened.format, root=root).entries
             _second(track(again, survey.rows, "comparing rows"), together, survey.tally, copy)
     survey.tally.add(survey.balance.findings(str(path)))
@@ -142,12 +142,13 @@ def _look(survey: _Survey, test: Path | None, root: str | Path | None) -> _Toget
     return _Together(survey.unit, bad, repeated, exposed, alike(pictures, theirs), unseen)
 
 
-def _survey(path: Path, entries: Iterator[Entry]) -> _Survey:
+def _survey(opened: Opened) -> _Survey:
     """The first pass."""
-    head = list(islice(entries, _HEAD))
+    head = list(islice(opened.entries, _HEAD))
     tags = (tag for e in head if isinstance(e.result, Sample) for tag in e.result.tags)
-    survey = _Survey(main_unit(tags) or "fraction")
-    for entry in track(chain(head, entries), _lines(path), "checking rows"):
+    survey = _Survey(main_unit(tags) or ("pixel" if opened.format == "drivelm" else "fraction"))
+    rows = chain(head, opened.entries)
+    for entry in track(rows, _lines(opened.path), "checking rows"):
         survey.rows += 1
         if isinstance(entry.result, RowError):
             survey.repeats.add(None)
@@ -160,9 +161,8 @@ def _survey(path: Path, entries: Iterator[Entry]) -> _Survey:
 def _add(survey: _Survey, sample: Sample) -> None:
     survey.repeats.add(sample)
     survey.balance.add(sample)
-    if sample.images:
-        survey.exposed.add(sample)
-        survey.tally.add(_order(sample, survey.orders))
+    survey.exposed.add(sample)
+    survey.tally.add(_order(sample, survey.orders))
 
 
 def _by_itself(entry: Entry, unit: Unit) -> Iterable[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -77,9 +78,12 @@ def name_of(file: Path) -> str:
 def inspect_all(files: Iterable[Path], label: str) -> dict[Path, Hash | str | None]:
     """The fingerprint of every picture, or what is wrong with it; a thread for each core."""
     files = list(files)
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(inspect, files)
-        return dict(zip(files, track(found, len(files), label), strict=True))
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        found = track(pool.map(inspect, files), len(files), label)
+        return dict(zip(files, found, strict=True))
+    finally:  # an interrupt does not wait for pictures that nobody needs any more
+        pool.shutdown(cancel_futures=True)
 
 
 def alike(

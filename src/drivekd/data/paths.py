@@ -47,6 +47,8 @@ def resolve(text: str, folder: Path, where: str) -> Path:
             "data.root)",
             "image_path",
         )
+    if relative.startswith("/"):
+        return folder / os.path.relpath(relative, folder.absolute())
     if nuscenes:
         candidates = (folder / text.removeprefix("/"), folder / "nuscenes" / relative)
         for candidate in candidates if _stays(text, folder) else candidates[1:]:

@@ -32,3 +32,9 @@ def test_counts_stay_bounded() -> None:
         many.add(sample(f"{number} " + "x" * 1000 if number % 4 else "often"))
     (row,) = many.majorities()
     assert (row["answer"], row["share"], len(many.templates["t"])) == ("often", 0.25, 301)
+
+
+def test_an_answer_that_is_called_like_the_rest() -> None:
+    balance = Balance()
+    balance.add(sample("(others)"))
+    assert balance.majorities()[0]["share"] == 0

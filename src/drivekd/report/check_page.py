@@ -15,17 +15,5 @@ def write_check_page(report: Mapping[str, Any], path: Path) -> Path:
     shares = {name: 100 * rows / sum(capabilities.values()) for name, rows in capabilities.items()}
     template = environment().get_template("check.html.j2")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        template.render(report=report, shares=shares, place=_place(report["file"])),
-        encoding="utf-8",
-    )
+    path.write_text(template.render(report=report, shares=shares), encoding="utf-8")
     return path
-
-
-def _place(file: str) -> Any:
-    """Where a row stands, without the name of the file that the page is about."""
-
-    def short(where: str) -> str:
-        return where.removeprefix(file).removeprefix(", ") or "the whole file"
-
-    return short

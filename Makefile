@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type system real-smoke study ablation refresh benchmark world-teachers clean
+.PHONY: help setup demo test lint type system real-smoke fuzz study ablation refresh benchmark world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,9 @@ system: ## Debian packages for rendering and for looking at the report (needs ro
 
 real-smoke: setup ## wiring proof on real pictures (needs DRIVEKD_REAL_DATA); writes out/real_smoke
 	$(BIN)/python benchmarks/real_smoke.py
+
+fuzz: setup ## odd files for the readers and the data tools, for five minutes
+	$(BIN)/pytest -m slow tests/data/test_fuzz.py
 
 study: setup ## arms over five seeds on the test scenes; writes results/study.json
 	$(BIN)/python benchmarks/study.py test

@@ -19,13 +19,15 @@ VERBS = [
     "demo",
     "data info",
     "data corrupt",
+    "data convert",
+    "data check",
     "world make",
     "world show",
     "train",
     "evaluate",
     "ask",
+    "report",
 ]
-VERBS += ["report"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -52,7 +54,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("drivekd.data.readers.read", fail)
+    monkeypatch.setattr("drivekd.data.readers.open_data", fail)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -90,7 +92,41 @@ def test_data_info(capsys: pytest.CaptureFixture[str], data: Path) -> None:
     counts = json.loads(out)
     assert counts["capabilities"] == {"planning": 1}
     assert counts["images_per_sample"] == {"1": 1}
-    assert "planning 1" in run(capsys, "data", "info", str(data))[1]
+    text = run(capsys, "data", "info", str(data))[1]
+    assert "planning 1" in text and "format             drivekd" in text
+
+
+def test_data_info_draws_a_sheet(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    sheet = data.parent / "sheets/s.png"
+    assert run(capsys, "data", "info", str(data), "--sheet", str(sheet))[0] == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_convert(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    out = data.parent / "b.json"
+    code, said, err = run(capsys, "data", "convert", str(data), str(out), "--to", "sharegpt")
+    assert (code, err) == (0, "")
+    assert "1 rows of format drivekd → sharegpt" in said
+    assert "capability  not held by sharegpt in 1 rows" in said
+    assert json.loads(out.read_text())[0]["conversations"][0]["value"] == "<image>What?"
+
+
+def test_data_check_ends_with_1_for_errors_and_0_for_warnings(
+    capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    out, fixed = data.parent / "out", data.parent / "fixed.json"
+    arguments = ("data", "check", str(data), "--test", str(data))
+    code, said, err = run(capsys, *arguments, "--out", str(out), "--fix", str(fixed))
+    assert (code, err) == (1, "")
+    assert "row 1: " in said and "image_missing" in said and "leak_name" in said
+    report = json.loads((out / "check.json").read_text())
+    assert report["errors"] == 2 and report["cleaned"]["dropped"] == 1
+    assert "2 errors in a.json" in (out / "check.html").read_text()
+    row = json.loads(data.read_text())[0] | {"images": [], "question_type": None}
+    row["messages"][0]["content"] = "What?"
+    data.write_text(json.dumps([row]))
+    code, said, _ = run(capsys, "data", "check", str(data))
+    assert code == 0 and "0 errors, 1 warnings" in said
 
 
 @pytest.mark.parametrize(
@@ -98,6 +134,9 @@ def test_data_info(capsys: pytest.CaptureFixture[str], data: Path) -> None:
     [
         ("data info nowhere.json", "no data file nowhere.json"),
         ("data info .", ". is a folder"),
+        ("data check nowhere.json", "no data file nowhere.json"),
+        ("data convert nowhere.json b.json --to drivekd", "no data file nowhere.json"),
+        ("data convert a.json b.json", "Missing option '--to'"),
         ("train nowhere.yaml", "no recipe file nowhere.yaml"),
         ("train dmeo", "did you mean 'demo'"),
         ("train demo --set train.max_step=2", "did you mean `train.max_steps`"),
@@ -161,8 +200,8 @@ def test_a_failure_that_we_foresaw_needs_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raising = {"__name__": "drivekd.distill.train"}
-    exec("def read(*_, **__): raise RuntimeError('step 3: the loss is not finite')", raising)
-    monkeypatch.setattr("drivekd.data.readers.read", raising["read"])
+    exec("def fail(*_, **__): raise RuntimeError('step 3: the loss is not finite')", raising)
+    monkeypatch.setattr("drivekd.data.readers.open_data", raising["fail"])
     code, _, err = run(capsys, "data", "info", "x.json")
     assert (code, err) == (1, "drivekd: error: step 3: the loss is not finite\n")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
-from drivekd.evaluate.metrics import Tag, read_tags
+from drivekd.data.tags import Tag, read_tags
 from drivekd.looking import Rows, View, look
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate

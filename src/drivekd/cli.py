@@ -31,7 +31,7 @@ _USAGE: type[Exception] = next(
 )
 
 app = typer.Typer(help="Distil driving vision-language models from several teachers.", **_PLAIN)
-data_app = typer.Typer(help="Look at data files and corrupt their pictures.", **_PLAIN)
+data_app = typer.Typer(help="Look at data files, check, convert and corrupt them.", **_PLAIN)
 world_app = typer.Typer(help="Make and show scenes of the embedded world.", **_PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
@@ -39,6 +39,11 @@ app.add_typer(world_app, name="world")
 Split = Literal["train", "student", "val", "demo", "transfer", "test"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder that image paths start from.")]
+DataFile = Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")]
+Format = Annotated[
+    Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"],
+    typer.Option(help="Of the file; auto tells it by the keys of its rows."),
+]
 Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
 
 
@@ -82,20 +87,26 @@ def demo(
 
 @data_app.command("info", epilog="Example: drivekd data info train.json --json")
 def data_info(
-    path: Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")],
-    format: Annotated[
-        Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"], typer.Option()
-    ] = "auto",
+    path: DataFile,
+    format: Format = "auto",
     root: Root = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also draw one sample of each kind into this PNG.")
+    ] = None,
 ) -> None:
-    """Count the samples of a data file by capability, template and number of images."""
+    """Count the samples of a data file by capability, template, images and length."""
     import json
 
     from drivekd.data.info import count, describe
-    from drivekd.data.readers import read
+    from drivekd.data.readers import open_data
 
-    counts = count(read(path, format, root=root))
+    opened = open_data(path, format, root=root)
+    counts = {"format": opened.format, **count(opened.samples())}
+    if sheet is not None:
+        from drivekd.report.sheet import contact_sheet
+
+        contact_sheet(open_data(path, opened.format, root=root).samples(), sheet)
     typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
 
 
@@ -123,6 +134,65 @@ def data_corrupt(
 
     for questions in corrupt_data(path, out, name, severity, seed, root=root, workers=workers):
         typer.echo(questions)
+
+
+@data_app.command(
+    "convert", epilog="Example: drivekd data convert train.json train.jsonl --to jsonl"
+)
+def data_convert(
+    path: DataFile,
+    out: Annotated[Path, typer.Argument(help="A new file: .jsonl for lines, else one list.")],
+    to: Annotated[
+        Literal["drivekd", "sharegpt", "jsonl"], typer.Option(help="jsonl holds everything.")
+    ],
+    format: Format = "auto",
+    root: Root = None,
+    labels: Annotated[
+        bool, typer.Option(help="Name the camera of each image in prompts that have no <image>.")
+    ] = True,
+    tags: Annotated[
+        Literal["pixel", "fraction"] | None, typer.Option(help="Write object tags in this unit.")
+    ] = None,
+) -> None:
+    """Write a data file in another format, and say what that format could not hold."""
+    from drivekd.data.convert import convert, describe
+
+    result = convert(path, out, to, format=format, root=root, labels=labels, tags=tags)
+    typer.echo(describe(result))
+
+
+@data_app.command(
+    "check", epilog="Example: drivekd data check train.json --test test.json --out out/check"
+)
+def data_check(
+    path: DataFile,
+    test: Annotated[
+        Path | None, typer.Option(help="A test file that training must not have seen.")
+    ] = None,
+    format: Format = "auto",
+    root: Root = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a copy without failing rows to this new file, and a list of them."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for check.json and check.html.")
+    ] = None,
+) -> None:
+    """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
+    from drivekd.data.check import check, table, write_json
+
+    report = check(path, test, format=format, root=root, fix=fix)
+    typer.echo(table(report))
+    if out is not None:
+        from drivekd.report.check_page import write_check_page
+
+        typer.echo(write_json(report, out / "check.json"))
+        typer.echo(write_check_page(report, out / "check.html"))
+    if report["errors"]:
+        raise typer.Exit(1)
 
 
 @world_app.command("make", epilog="Example: drivekd world make --scenes 100 --split train --out w")

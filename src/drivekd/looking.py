@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample
+from drivekd.data.tags import Tag, read_tags
 from drivekd.distill import attention
 from drivekd.distill.layers import resolve
 from drivekd.evaluate.answer import answer_of
-from drivekd.evaluate.metrics import Tag, read_tags
 from drivekd.models.batch import collate, forward
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache

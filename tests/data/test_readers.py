@@ -1,37 +1,30 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datafiles import bench, row, scenes, write
 from drivekd.data.drivelm import frame_tokens
 from drivekd.data.info import count, describe
-from drivekd.data.readers import exclude_frames, read
+from drivekd.data.readers import exclude_frames, open_data, read
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER
 
 LEAKED = "1b45a97a0e5e49fe9cd345dd4bd729c3"
 
 
-def write(path: Path, value: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in value))
-    else:
-        path.write_text(json.dumps(value))
-    return path
-
-
-def messages(question: str = "<image>Where?", **more: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "There."}]
-    return {"messages": turns, "images": ["a.jpg"], "question_type": "perception"} | more
+messages = partial(row, answer="There.")
 
 
 def drivelm(question: str, kind: str = "prediction", cameras: tuple[str, ...] = CAMERAS) -> Any:
-    paths = {c: f"../nuscenes/samples/{c}/x__{c}__1.jpg" for c in reversed(cameras)}
-    frame = {"image_paths": paths, "QA": {kind: [{"Q": question, "A": "Yes."}]}}
-    return {"s1": {"key_frames": {"f1": frame}}}
+    nested = scenes(question, kind)
+    paths = nested["s1"]["key_frames"]["s1f1"]["image_paths"]
+    for camera in set(CAMERAS) - set(cameras):
+        del paths[camera]
+    return nested
 
 
 # ---- the real files ----------------------------------------------------------------------------
@@ -91,7 +84,7 @@ def test_a_question_that_names_cameras_gets_only_those_in_the_fixed_order(tmp_pa
     assert list(sample.images) == ["CAM_FRONT_LEFT", "CAM_BACK"]
     expected = f"CAM_FRONT_LEFT: <image>\nCAM_BACK: <image>\n{question}"
     assert sample.messages[0].content == expected
-    assert (sample.capability, sample.scene, sample.frame) == ("reasoning", "s1", "f1")
+    assert (sample.capability, sample.scene, sample.frame) == ("reasoning", "s1", "s1f1")
     assert sample.answer == "Yes."
 
 
@@ -117,21 +110,47 @@ def test_images_below_another_root(tmp_path: Path) -> None:
 
 
 def test_drivebench_rows(tmp_path: Path) -> None:
-    row = {
-        "scene_token": "s",
-        "frame_token": "f",
-        "question_type": "behavior",
-        "question": "Predict the behavior of the ego vehicle.",
-        "answer": "A",
-        "tag": [0],
-        "image_path": {c: f"data/nuscenes/samples/{c}/y.jpg" for c in CAMERAS},
-    }
-    robust = row | {"question_type": "robust_qas", "question": "See <c1,CAM_BACK,0.1,0.2>?"}
-    first, second = read(write(tmp_path / "b.json", [row, robust]))
-    assert (first.capability, first.scene, first.frame) == ("reasoning", "s", "f")
+    rows = [
+        bench("Predict the behavior of the ego vehicle.", "behavior"),
+        bench("See <c1,CAM_BACK,0.1,0.2>?", "robust_qas", None),
+    ]
+    first, second = read(write(tmp_path / "b.json", rows))
+    assert (first.capability, first.scene, first.frame) == ("reasoning", "s1", "f1")
+    assert (first.template, "inferred" in first.meta) == ("ego_behavior", False)
     assert tuple(first.images) == CAMERAS
     assert (second.capability, list(second.images)) == (None, ["CAM_BACK"])
-    assert second.meta["question_type"] == "robust_qas"
+    assert second.meta == {"question_type": "robust_qas"}
+
+
+@pytest.mark.parametrize(
+    ("question", "tag", "capability"),
+    [
+        ("What are the important objects in the scene?", 2, "perception"),
+        ("In this scenario, what are safe actions to take?", 1, "planning"),
+        ("What object should the ego vehicle notice first?", 3, "reasoning"),
+        ("Anything at all?", 1, "planning"),
+        ("What is the moving status of object <c1,CAM_BACK,0.1,0.2>? A. Up.", 0, "perception"),
+        ("Predict the behavior of the ego vehicle. A. Up. B. Down.", 0, "reasoning"),
+        ("Is <c1,CAM_BACK,0.1,0.2> a traffic sign or a road barrier?", 0, "reasoning"),
+        ("Would it stop?", 0, "reasoning"),
+        ("What is odd here?", 0, None),
+        ("What is the visual description of <c1,CAM_BACK,0.1,0.2>?", None, "perception"),
+        ("Is it odd?", None, None),
+    ],
+)  # fmt: skip
+def test_the_capability_of_a_corruption_row_is_inferred_and_marked(
+    tmp_path: Path, question: str, tag: int | None, capability: str | None
+) -> None:
+    (sample,) = read(write(tmp_path / "b.json", [bench(question, "robust_qas", tag)]))
+    assert sample.capability == capability
+    assert sample.meta.get("inferred") == ("capability" if capability else None)
+
+
+def test_prompts_without_camera_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.json", [bench("Is <c2,CAM_BACK,0.1,0.2> far?"), bench("Why?")])
+    first, second = read(path, labels=False)
+    assert first.messages[0].content == "<image>Is <c2,CAM_BACK,0.1,0.2> far?"
+    assert second.messages[0].content == "<image>" * 6 + "Why?"
 
 
 # ---- conversations -----------------------------------------------------------------------------
@@ -146,6 +165,88 @@ def test_drivekd_rows_as_list_or_lines(tmp_path: Path, name: str) -> None:
     assert [s.capability for s in samples] == ["perception", "reasoning", None]
     assert [s.id for s in samples] == ["x", "2", "3"]
     assert samples[1].source == f"{path}, row 2"
+
+
+@pytest.mark.parametrize("key", ["data", "items", "samples"])
+def test_rows_in_a_list_under_a_key(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "a.json", {"version": 1, key: [messages(), messages(id="x")]})
+    assert [sample.id for sample in read(path)] == ["1", "x"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability"),
+    [
+        ("Perception", "perception"),
+        ("prediction", "reasoning"),
+        (" behaviour ", "reasoning"),
+        ("plan", "planning"),
+        ("robust_qas", None),
+        ("parking", "parking"),
+    ],
+)
+def test_aliases_of_question_types(tmp_path: Path, kind: str, capability: str | None) -> None:
+    (sample,) = read(write(tmp_path / "a.json", [messages(question_type=kind)]))
+    assert (sample.capability, sample.meta["question_type"]) == (capability, kind)
+
+
+def test_question_and_answer_in_place_of_messages(tmp_path: Path) -> None:
+    rows = [
+        {"question": "<image>Who?", "answer": "I.", "images": ["a.jpg"], "question_type": "plan"},
+        {"question": "<image>Who?", "images": ["a.jpg"]},
+    ]
+    first, second = read(write(tmp_path / "a.json", rows))
+    assert (first.answer, first.capability, second.answer) == ("I.", "planning", None)
+    assert first.meta == {"question_type": "plan"}
+
+
+def test_nothing_that_a_row_says_gets_lost(tmp_path: Path) -> None:
+    rows = [
+        messages() | {"question": "Q", "answer": "A", "system": "Be brief.", "extra": [1]},
+        messages(meta={"regions": [49]}, system=""),
+    ]
+    rows[0]["meta"] = "plain"
+    first, second = read(write(tmp_path / "a.json", rows))
+    kept = {"question": "Q", "answer": "A", "meta": "plain", "extra": [1]}
+    assert first.meta == kept | {"question_type": "perception"}
+    assert [m.role for m in first.messages] == ["system", "user", "assistant"]
+    assert second.meta == {"regions": [49], "question_type": "perception"}
+    assert len(second.messages) == 2
+
+
+def test_tags_of_a_sample(tmp_path: Path) -> None:
+    turns = messages("<image>Is <c1,CAM_FRONT,0.1,0.2> it?", answer="<c2,CAM_FRONT,0.3,0.4>.")
+    (sample,) = read(write(tmp_path / "a.json", [turns]))
+    assert [(tag.name, tag.camera, tag.x) for tag in sample.tags] == [
+        ("c1", "CAM_FRONT", 0.1),
+        ("c2", "CAM_FRONT", 0.3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "format"),
+    [
+        ([messages()], "drivekd"),
+        ([{"id": "x"}, messages()], "drivekd"),
+        ([bench("Why?")], "drivebench"),
+        ([{"conversations": []}], "sharegpt"),
+        (scenes("Why?"), "drivelm"),
+        (messages(), "drivekd"),
+        ({"data": [bench("Why?")]}, "drivebench"),
+    ],
+)
+def test_what_was_detected_is_told(tmp_path: Path, value: Any, format: str) -> None:
+    assert open_data(write(tmp_path / "a.json", value)).format == format
+
+
+def test_wrong_rows_do_not_end_the_reading(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [3, messages("Where?"), messages()])
+    entries = list(open_data(path).entries)
+    assert [getattr(entry.result, "check", None) for entry in entries] == [
+        "row",
+        "placeholders",
+        None,
+    ]
+    assert [entry.where for entry in entries] == [f"{path}, row {n}" for n in (1, 2, 3)]
 
 
 def test_a_row_of_the_embedded_world(tmp_path: Path) -> None:
@@ -217,7 +318,6 @@ def test_two_images_of_one_camera_are_told_apart(tmp_path: Path) -> None:
         "/etc/passwd",
         "https://a.b/c.jpg",
         "samples/CAM_BACK/../../x",
-        "",
     ],
 )
 def test_a_path_that_leaves_the_data_is_refused(tmp_path: Path, image: str) -> None:
@@ -226,33 +326,43 @@ def test_a_path_that_leaves_the_data_is_refused(tmp_path: Path, image: str) -> N
         list(read(path))
 
 
-def test_an_absolute_path_inside_the_data_is_fine(tmp_path: Path) -> None:
+def test_an_absolute_path_inside_the_data_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "a.json", [messages(images=[str(tmp_path / "b/a.jpg")])])
     assert next(read(path)).images == {"image_0": tmp_path / "b/a.jpg"}
+    monkeypatch.chdir(tmp_path)
+    assert next(read("a.json")).images == {"image_0": Path("b/a.jpg")}
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("value", "said"),
     [
         (messages("Where?"), "0 <image> in the user turns but 1 images"),
         (messages(images=["a.jpg", "b.jpg"]), "1 <image> in the user turns but 2 images"),
         (messages(images=3), "`images` must be a list of paths"),
         (messages(cameras=["CAM_FRONT", "CAM_BACK"]), "`cameras` must name each"),
+        (messages(images=["a.jpg"] * 100_000), "100000 images in one row, expected at most 1000"),
+        (messages(id={"a": 1}), "`id` must be text"),
+        (messages(images=["x" * 300]), "is no file name"),
+        (messages(images=[""]), "image '' is no file name"),
+        (messages(images=["a\0.jpg"]), "is no file name"),
+        (messages("<image>" + "x" * 10_000_000, images=[]), "1 <image> in the user turns but 0"),
         ({"messages": "hello"}, "`messages` must be a list"),
         ({"messages": [{"role": "robot", "content": ""}]}, "got 'robot'"),
         ({"messages": [{"role": "user", "content": 3}]}, "must be text, got 3"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no user turn"),
         ({"messages": ["hello"]}, "a turn must be"),
-        ({"question": "x"}, "no known format has the keys question"),
+        ({"question": "x"}, "no known format has the keys ['question']"),
         ({"image_path": {}, "question": "x"}, "`image_path` must map cameras"),
-        ({"image_path": {"CAM_FRONT": 3}, "question": "x"}, "must be a path"),
+        ({"image_path": {"CAM_FRONT": 3}, "question": "x"}, "must map cameras to paths, got 3"),
         ({"image_path": {"CAM_FRONT": "x"}}, "`question` must be text, got nothing"),
         ({"conversations": [{"from": "bot", "value": ""}]}, "got 'bot'"),
         ([1], "expected a mapping, got list"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path: Path, row: Any, said: str) -> None:
-    path = write(tmp_path / "a.jsonl", [row])
+def test_a_wrong_row_is_named(tmp_path: Path, value: Any, said: str) -> None:
+    path = write(tmp_path / "a.jsonl", [value])
     with pytest.raises(ValueError) as caught:
         list(read(path))
     assert f"{path}, row 1: " in str(caught.value) and said in str(caught.value)
@@ -264,8 +374,11 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: Any, said: str) -> None:
     [
         ({"s": {"key_frames": {"f": {"image_paths": {}}}}}, "scene s, frame f: no `QA`"),
         ({"s": {}}, "scene s: no `key_frames`"),
-        (drivelm("<c1,CAM_LEFT,1,2>?"), "the question names CAM_LEFT, but the frame has images"),
-        (drivelm("<c1,CAM_BACK,1,2>?", cameras=("CAM_FRONT",)), "the question names CAM_BACK"),
+        (
+            drivelm("<c1,CAM_LEFT,1,2>?"),
+            "the question names ['CAM_LEFT'], but the frame has images",
+        ),
+        (drivelm("<c1,CAM_BACK,1,2>?", cameras=("CAM_FRONT",)), "the question names ['CAM_BACK']"),
         (drivelm(3), "prediction row 1: expected a mapping with a question"),  # type: ignore[arg-type]
         (3, "expected a list or a mapping"),
         ([], "holds no samples"),
@@ -309,5 +422,8 @@ def test_counts_for_people(tmp_path: Path) -> None:
     counts = count(read(write(tmp_path / "a.json", rows)))
     assert (counts["unassigned"], counts["unanswered"], counts["images_missing"]) == (1, 1, 1)
     assert counts["templates"] == {"colour": 1}
+    assert counts["turns"] == {"1": 1, "2": 1}
+    assert counts["question_words"] == {"mean": 1.0, "longest": 1}
+    assert counts["answer_words"] == {"mean": 1.0, "longest": 1}
     text = describe(counts)
     assert "perception 1" in text and "images missing" in text and "frames" not in text

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drivekd.data.tags import Tag, read_tags
 from drivekd.evaluate.metrics import (
-    Tag,
     exact_match,
     match_tags,
     normalise,
     read_option,
-    read_tags,
     yes_no,
 )
 
@@ -195,15 +194,6 @@ def test_exact_match_with_nothing_is_an_error() -> None:
 def test_normalise_is_idempotent() -> None:
     for text in ("A  b.", "'x'", "Straße!", "<c1,CAM_FRONT,0.4700,0.6800><r9>."):
         assert normalise(normalise(text)) == normalise(text)
-
-
-def test_tags_are_read_in_order() -> None:
-    text = "Both <c2,CAM_BACK,0.4700,0.6800><r57> and < c1 , CAM_FRONT , 1069.9 , 3e2 > do."
-    assert read_tags(text) == [
-        Tag("c2", "CAM_BACK", 0.47, 0.68),
-        Tag("c1", "CAM_FRONT", 1069.9, 300.0),
-    ]
-    assert read_tags("<c1,CAM_FRONT,0.4>, <r9> and <c1,CAM_FRONT,a,b>") == []
 
 
 def at(x: float, y: float = 0.5, camera: str = "CAM_FRONT") -> Tag:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from drivekd.data.paths import resolve
-from drivekd.data.rows import Row
+from drivekd.data.kinds import template_of
+from drivekd.data.paths import refuse_too_many, resolve
+from drivekd.data.rows import Row, RowError, shown
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
 
-#: `<c1,CAM_FRONT,714.3,503.6>`
-_TAG = re.compile(r"<[^<>,]*,\s*(CAM_[A-Z_]+)\s*,[^<>]*>")
+#: `<c1,CAM_FRONT,714.3,503.6>`, also where its numbers are broken
+_TAG = re.compile(r"<[^<>,]{0,40},\s{0,9}(CAM_[A-Z_]{1,40})\s{0,9},[^<>]{0,80}>")
 
 
 def in_order(cameras: Iterable[str]) -> list[str]:
@@ -20,13 +21,18 @@ def in_order(cameras: Iterable[str]) -> list[str]:
 
 def named(question: str) -> set[str]:
     """The cameras that a question's object tags name."""
-    return set(_TAG.findall(question))
+    return set(_TAG.findall(question)) if "<" in question else set()
 
 
-def prompt(question: str, cameras: Iterable[str]) -> str:
-    """One line per camera, then the question; equal cameras give an equal, packable prefix."""
-    labels = "".join(f"{camera}: {IMAGE_PLACEHOLDER}\n" for camera in cameras)
-    return labels + question.replace(IMAGE_PLACEHOLDER, "").strip()
+def prompt(question: str, cameras: Iterable[str], labels: bool = True) -> str:
+    """One line per camera, then the question; equal cameras give an equal, packable prefix.
+
+    Without labels the placeholders stand alone, as in Drive-KD's public samples.
+    """
+    lines = (
+        f"{camera}: {IMAGE_PLACEHOLDER}\n" if labels else IMAGE_PLACEHOLDER for camera in cameras
+    )
+    return "".join(lines) + question.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
 def question_sample(
@@ -36,7 +42,7 @@ def question_sample(
     question: str,
     answer: str | None,
     files: Mapping[str, str],
-    kind: str | None,
+    capability: str | None,
     scene: str | None,
     frame: str | None,
     meta: Mapping[str, object],
@@ -47,28 +53,30 @@ def question_sample(
     cameras' images, any other gets all of them.
 
     Raises:
-        ValueError: the question names a camera of which the frame has no image.
+        RowError: the question names a camera of which the frame has no image.
     """
     wanted = named(question)
     if unknown := wanted - set(files):
-        raise ValueError(
-            f"{row.where}: the question names {', '.join(sorted(unknown))}, but the frame has "
-            f"images of {', '.join(files) or 'no camera'}"
+        raise RowError(
+            f"{row.where}: the question names {shown(sorted(unknown))}, but the frame has "
+            f"images of {shown(list(files))}",
+            "camera_absent",
         )
     cameras = in_order(wanted or files)
     images = {camera: resolve(files[camera], row.folder, row.where) for camera in cameras}
-    messages = [Message("user", prompt(question, cameras))]
+    messages = [Message("user", prompt(question, cameras, row.labels))]
     if answer is not None:
         messages.append(Message("assistant", answer))
     return Sample(
         id=id,
         messages=tuple(messages),
         images=images,
-        capability=capability_of(kind),
+        capability=capability,
+        template=template_of(question),
         scene=scene,
         frame=frame,
         source=row.where,
-        meta={"question_type": kind, **meta},
+        meta=meta,
     )
 
 
@@ -76,16 +84,19 @@ def capability_of(kind: str | None) -> str | None:
     """Drive-KD's mapping of DriveLM's and DriveBench's question types [paper, inferred].
 
     Reasoning is prediction and behavior together; None for a type that the mapping leaves out,
-    such as `robust_qas` of the corruption files.
+    such as `robust_qas` of the corruption files. Case and spaces around do not count.
     """
-    return _CAPABILITY.get(kind or "")
+    return _CAPABILITY.get((kind or "").strip().lower())
 
 
 _CAPABILITY = {
     "perception": "perception",
     "prediction": "reasoning",
     "behavior": "reasoning",
+    "behaviour": "reasoning",
+    "reasoning": "reasoning",
     "planning": "planning",
+    "plan": "planning",
 }
 
 
@@ -93,11 +104,15 @@ def camera_files(row: Row, key: str) -> dict[str, str]:
     """The mapping from camera to path under a key of a row.
 
     Raises:
-        ValueError: it is no such mapping.
+        RowError: it is no such mapping.
     """
     value = row.value.get(key)
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{row.where}: `{key}` must map cameras to image paths, got {value!r:.60}")
+        raise RowError(f"{row.where}: `{key}` must map cameras to image paths, got {shown(value)}")
     if wrong := [camera for camera, path in value.items() if not isinstance(path, str)]:
-        raise ValueError(f"{row.where}: `{key}.{wrong[0]}` must be a path, got {value[wrong[0]]!r}")
+        raise RowError(
+            f"{row.where}: `{key}` must map cameras to paths, got {shown(value[wrong[0]])} for "
+            f"{shown(wrong[0])}"
+        )
+    refuse_too_many(len(value), row.where)
     return dict(value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drivekd.data.cameras import capability_of
-from drivekd.data.paths import camera_of, resolve
-from drivekd.data.rows import Row, need, optional_text
+from drivekd.data.kinds import template_of
+from drivekd.data.paths import camera_of, refuse_too_many, resolve
+from drivekd.data.rows import Row, RowError, need, optional_text, shown
 from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Role, Sample
 
 _ROLES: dict[str, Role] = {
@@ -18,6 +20,7 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+_IMAGE_PARTS = ("image", "image_url")
 _OURS = {
     "id", "messages", "conversations", "images", "image", "cameras", "question_type",
     "capability", "template", "scene", "frame", "meta", "system",
@@ -28,38 +31,44 @@ def drivekd(row: Row) -> Sample:
     """A row of `messages`, `images` and `question_type`; the embedded world's rows are such too.
 
     A question type of DriveLM or DriveBench is mapped to its capability, any other stands as it
-    is: capabilities are named by the recipe, not by this reader.
+    is: capabilities are named by the recipe, not by this reader. `question` and `answer` may stand
+    in place of `messages`, as in the authors' loader [release].
 
     Raises:
-        ValueError: a turn is malformed, or placeholders and images differ in number.
+        RowError: a turn is malformed, or placeholders and images differ in number.
     """
+    if "messages" not in row.value and "question" in row.value:
+        rest = {k: v for k, v in row.value.items() if k not in ("question", "answer")}
+        return _sample(replace(row, value=rest), _question_and_answer(row))
     turns = need(row, "messages", list, "a list of {role, content}")
     return _sample(row, tuple(_message(row, turn, "role", "content") for turn in turns))
+
+
+def _question_and_answer(row: Row) -> tuple[Message, ...]:
+    asked = Message("user", need(row, "question", str, "text"))
+    answer = optional_text(row, "answer")
+    return (asked,) if answer is None else (asked, Message("assistant", answer))
 
 
 def sharegpt(row: Row) -> Sample:
     """A row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
 
     Raises:
-        ValueError: a turn is malformed, or placeholders and images differ in number.
+        RowError: a turn is malformed, or placeholders and images differ in number.
     """
     turns = need(row, "conversations", list, "a list of {from, value}")
-    messages = tuple(_message(row, turn, "from", "value") for turn in turns)
-    if isinstance(system := row.value.get("system"), str) and system:
-        messages = (Message("system", system), *messages)
-    return _sample(row, messages)
+    return _sample(row, tuple(_message(row, turn, "from", "value") for turn in turns))
 
 
 def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise ValueError(
-            f"{row.where}: a turn must be {{{role_key}, {text_key}}}, got {turn!r:.60}"
-        )
-    role = _ROLES.get(str(turn.get(role_key)))
+        raise RowError(f"{row.where}: a turn must be {{{role_key}, {text_key}}}, got {shown(turn)}")
+    said = turn.get(role_key)
+    role = _ROLES.get(said.strip().lower()) if isinstance(said, str) else None
     if role is None:
-        raise ValueError(
+        raise RowError(
             f"{row.where}: `{role_key}` of a turn must be one of {', '.join(_ROLES)}, got "
-            f"{turn.get(role_key)!r}"
+            f"{shown(said)}"
         )
     return Message(role, _text(row, turn.get(text_key), text_key))
 
@@ -70,43 +79,61 @@ def _text(row: Row, value: Any, key: str) -> str:
         return value
     if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
         return "".join(
-            IMAGE_PLACEHOLDER if part.get("type") == "image" else str(part.get("text", ""))
+            IMAGE_PLACEHOLDER if part.get("type") in _IMAGE_PARTS else _part(row, part, key)
             for part in value
         )
-    raise ValueError(f"{row.where}: `{key}` of a turn must be text, got {value!r:.60}")
+    raise RowError(f"{row.where}: `{key}` of a turn must be text, got {shown(value)}")
+
+
+def _part(row: Row, part: Mapping[str, Any], key: str) -> str:
+    if isinstance(text := part.get("text"), str):
+        return text
+    raise RowError(f"{row.where}: a part of `{key}` must hold `text`, got {shown(part)}")
 
 
 def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
     if not any(message.role == "user" for message in messages):
-        raise ValueError(f"{row.where}: no user turn, so nothing is asked")
+        raise RowError(f"{row.where}: no user turn, so nothing is asked")
+    if (system := optional_text(row, "system")) and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
     texts = _image_texts(row)
     places = sum(m.content.count(IMAGE_PLACEHOLDER) for m in messages if m.role == "user")
     if places != len(texts):
-        raise ValueError(
+        raise RowError(
             f"{row.where}: {places} {IMAGE_PLACEHOLDER} in the user turns but {len(texts)} images; "
-            "write one placeholder per image, where it belongs"
+            "write one placeholder per image, where it belongs",
+            "placeholders",
         )
     kind = optional_text(row, "capability") or optional_text(row, "question_type")
-    meta = row.value.get("meta")
+    meta = row.value.get("meta") or {}
     rest = {key: value for key, value in row.value.items() if key not in _OURS}
     return Sample(
-        id=str(row.value.get("id", row.where.rpartition(", row ")[2])),
+        id=optional_text(row, "id") or row.number,
         messages=messages,
         images=_images(row, texts),
         capability=capability_of(kind) or (None if kind == "robust_qas" else kind),
-        template=optional_text(row, "template"),
+        template=optional_text(row, "template") or template_of(_last_question(messages)),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
         source=row.where,
-        meta={**rest, "question_type": kind, **(meta if isinstance(meta, Mapping) else {})},
+        meta={
+            **rest,
+            "question_type": kind,
+            **(meta if isinstance(meta, Mapping) else {"meta": meta}),
+        },
     )
+
+
+def _last_question(messages: tuple[Message, ...]) -> str:
+    return next(m.content for m in reversed(messages) if m.role == "user")
 
 
 def _image_texts(row: Row) -> list[str]:
     value = row.value.get("images", row.value.get("image"))
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{row.where}: `images` must be a list of paths, got {value!r:.60}")
+        raise RowError(f"{row.where}: `images` must be a list of paths, got {shown(value)}")
+    refuse_too_many(len(texts), row.where)
     return texts
 
 
@@ -114,7 +141,7 @@ def _images(row: Row, texts: list[str]) -> dict[str, Path]:
     """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
     cameras = row.value.get("cameras")
     if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
-        raise ValueError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
+        raise RowError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
     names = [str(c) for c in cameras] if cameras else [camera_of(text) for text in texts]
     if None in names or len(set(names)) < len(names):
         names = [f"image_{number}" for number in range(len(texts))]

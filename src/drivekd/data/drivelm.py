@@ -2,61 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.cameras import camera_files, question_sample
-from drivekd.data.rows import Row, content
+from drivekd.data.cameras import camera_files, capability_of, question_sample
+from drivekd.data.rows import Row, RowError, content, optional_text, shown
 from drivekd.data.sample import Sample
 
+Flat = tuple[str, Mapping[str, Any] | RowError]
 
-def samples(scenes: Mapping[str, Any], path: Path, folder: Path) -> Iterator[Sample]:
-    """The questions of a file, scene by scene, frame by frame, in the file's order.
+
+def flat(scenes: Mapping[str, Any], path: Path) -> Iterator[Flat]:
+    """The questions of a file as rows, scene by scene, frame by frame, in the file's order.
+
+    Yields:
+        Where a question stands, and what the file says about it: the question itself, its frame
+        and where both belong. A scene or a frame without questions comes as an error.
+    """
+    for scene, body in scenes.items():
+        where = f"{path}, scene {_token(scene)}"
+        frames = _mapping(body, "key_frames", where)
+        if isinstance(frames, RowError):
+            yield where, frames
+            continue
+        for token, frame in frames.items():
+            yield from _frame(frame, f"{where}, frame {_token(token)}", scene, token)
+
+
+def _frame(frame: Any, where: str, scene: str, token: str) -> Iterator[Flat]:
+    sections = _mapping(frame, "QA", where)
+    if isinstance(sections, RowError):
+        yield where, sections
+        return
+    for kind, pairs in sections.items():
+        if not isinstance(pairs, list):
+            message = f"{where}: `QA.{_token(kind)}` must be a list, got {shown(pairs)}"
+            yield f"{where}, {_token(kind)}", RowError(message)
+            continue
+        for number, pair in enumerate(pairs, 1):
+            at = {"scene": scene, "token": token, "kind": kind, "number": number}
+            yield (
+                f"{where}, {_token(kind)} row {number}",
+                {"frame": frame, "pair": pair, **at},
+            )
+
+
+def sample(row: Row) -> Sample:
+    """A flat row as a sample.
 
     Tags stay in pixels of 1600×900, as the file has them. `meta` holds DriveLM's own
     `question_type`, the challenge's `tag` where there is one, and `objects`, the frame's
     key_object_infos.
 
     Raises:
-        ValueError: something is missing; file, scene, frame and row are named.
+        RowError: something is missing; file, scene, frame and row are named.
     """
-    for scene, body in scenes.items():
-        for token, frame in _mapping(body, "key_frames", f"{path}, scene {scene}").items():
-            where = f"{path}, scene {scene}, frame {token}"
-            for kind, pairs in _mapping(frame, "QA", where).items():
-                if not isinstance(pairs, list):
-                    raise ValueError(f"{where}: `QA.{kind}` must be a list, got {pairs!r:.60}")
-                for number, pair in enumerate(pairs, 1):
-                    row = Row(frame, f"{where}, {kind} row {number}", folder)
-                    yield _sample(row, pair, scene, token, kind, number)
-
-
-def _sample(row: Row, pair: Any, scene: str, token: str, kind: str, number: int) -> Sample:
+    frame, pair = Row(row.value["frame"], row.where, row.folder), row.value["pair"]
     if not isinstance(pair, Mapping) or not isinstance(pair.get("Q"), str):
-        raise ValueError(f"{row.where}: expected a mapping with a question `Q`, got {pair!r:.60}")
-    answer = pair.get("A")
-    meta = {"objects": row.value.get("key_object_infos") or {}}
+        raise RowError(f"{row.where}: expected a mapping with a question `Q`, got {shown(pair)}")
+    scene, token, kind = row.value["scene"], row.value["token"], row.value["kind"]
+    meta = {"question_type": kind, "objects": frame.value.get("key_object_infos") or {}}
     if pair.get("tag") is not None:
         meta["tag"] = pair["tag"]
     return question_sample(
         row,
-        id=f"{scene}/{token}/{kind}/{number}",
+        id=f"{scene}/{token}/{kind}/{row.value['number']}",
         question=pair["Q"],
-        answer=None if answer is None else str(answer),
-        files=camera_files(row, "image_paths"),
-        kind=kind,
+        answer=optional_text(Row(pair, row.where, row.folder), "A"),
+        files=camera_files(frame, "image_paths"),
+        capability=capability_of(kind),
         scene=scene,
         frame=token,
         meta=meta,
     )
 
 
-def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any]:
+def without(scenes: Mapping[str, Any], path: Path, dropped: Container[str]) -> dict[str, Any]:
+    """The same scenes without the questions, frames and scenes that stand where `dropped` says.
+
+    Frames and scenes that lose their last question go too.
+    """
+    kept: dict[str, Any] = {}
+    for where, value in flat(scenes, path):
+        if where in dropped or isinstance(value, RowError):
+            continue
+        scene, token = value["scene"], value["token"]
+        frames = kept.setdefault(scene, {**scenes[scene], "key_frames": {}})["key_frames"]
+        sections = frames.setdefault(token, {**value["frame"], "QA": {}})["QA"]
+        sections.setdefault(value["kind"], []).append(value["pair"])
+    return kept
+
+
+def _token(text: str) -> str:
+    """A key of the file as messages name it."""
+    return text if text.isalnum() and len(text) <= 64 else shown(text)
+
+
+def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any] | RowError:
     inner = value.get(key) if isinstance(value, Mapping) else None
-    if not isinstance(inner, Mapping):
-        raise ValueError(f"{where}: no `{key}`; expected scene → key_frames → frame → QA")
-    return inner
+    if isinstance(inner, Mapping):
+        return inner
+    return RowError(f"{where}: no `{key}`; expected scene → key_frames → frame → QA")
 
 
 def frame_tokens(path: str | Path) -> frozenset[str]:
@@ -65,11 +112,20 @@ def frame_tokens(path: str | Path) -> frozenset[str]:
     DriveBench's `visual_description.json` is one: its tokens are the frames to keep out of
     training, because the benchmark was drawn from DriveLM's training frames.
     """
+    return frozenset(frame for _, frame in key_frames(path))
+
+
+def key_frames(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Tokens of scene and frame of every key frame of such a file.
+
+    Raises:
+        ValueError: the file is of another shape.
+    """
     scenes = content(Path(path))
     if not isinstance(scenes, Mapping):
         raise ValueError(f"{path}: expected scene → key_frames, got a list")
-    return frozenset(
-        token
-        for scene, body in scenes.items()
-        for token in _mapping(body, "key_frames", f"{path}, scene {scene}")
-    )
+    for scene, body in scenes.items():
+        frames = _mapping(body, "key_frames", f"{path}, scene {_token(scene)}")
+        if isinstance(frames, RowError):
+            raise frames
+        yield from ((scene, frame) for frame in frames)

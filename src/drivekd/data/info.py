@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.rows import one_line
 from drivekd.data.sample import CAPABILITIES, Sample
 
 
@@ -16,18 +17,23 @@ def count(samples: Iterable[Sample]) -> dict[str, Any]:
     Returns:
         `{"samples", "capabilities": {name: n}, "unassigned", "templates": {name: n},
         "question_types": {name: n}, "images_per_sample": {"1": n, …}, "scenes", "frames",
+        "turns": {"2": n, …}, "question_words": {"mean", "longest"}, "answer_words": …,
         "unanswered", "images", "images_missing"}`; the last two count files, each once.
     """
     capabilities: Counter[str | None] = Counter()
     templates: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     images: Counter[int] = Counter()
+    turns: Counter[int] = Counter()
+    questions, answers = Counter[int](), Counter[int]()
     scenes, frames, files = set[str](), set[str](), set[Path]()
-    unanswered = 0
     for sample in samples:
         capabilities[sample.capability] += 1
         images[len(sample.images)] += 1
-        unanswered += sample.answer is None
+        turns[len(sample.messages)] += 1
+        questions[len(sample.question.split())] += 1
+        if (answer := sample.answer) is not None:
+            answers[len(answer.split())] += 1
         files.update(sample.images.values())
         templates.update([sample.template] if sample.template else [])
         kinds.update([str(k)] if (k := sample.meta.get("question_type")) else [])
@@ -43,10 +49,21 @@ def count(samples: Iterable[Sample]) -> dict[str, Any]:
         "images_per_sample": {str(n): images[n] for n in sorted(images)},
         "scenes": len(scenes),
         "frames": len(frames),
-        "unanswered": unanswered,
+        "turns": {str(n): turns[n] for n in sorted(turns)},
+        "question_words": _lengths(questions),
+        "answer_words": _lengths(answers),
+        "unanswered": capabilities.total() - answers.total(),
         "images": len(files),
         "images_missing": sum(not file.is_file() for file in files),
     }
+
+
+def _lengths(words: Counter[int]) -> dict[str, float]:
+    """Mean and maximum of a count of lengths; {} of none."""
+    if not words:
+        return {}
+    mean = sum(length * n for length, n in words.items()) / words.total()
+    return {"mean": round(mean, 1), "longest": max(words)}
 
 
 def _capability_order(name: str) -> tuple[int, str]:
@@ -61,5 +78,5 @@ def describe(counts: dict[str, Any]) -> str:
             ", ".join(f"{k} {n}" for k, n in value.items()) if isinstance(value, dict) else value
         )
         if shown not in ("", 0) or key == "samples":
-            lines.append(f"{key.replace('_', ' '):<18} {shown}")
+            lines.append(one_line(f"{key.replace('_', ' '):<18} {shown}"))
     return "\n".join(lines)

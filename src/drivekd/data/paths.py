@@ -6,7 +6,11 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from drivekd.data.rows import RowError, shown
 from drivekd.data.sample import CAMERAS
+
+#: images of one row; beyond it a row is no question about a scene, and resolving paths takes long
+MAX_IMAGES = 1000
 
 #: What nuScenes-type files agree on, whatever stands before it: samples/CAM_FRONT/….
 _NUSCENES = re.compile(r"(?:^|/)(samples/CAM_[A-Z_]+/.+)$")
@@ -23,17 +27,28 @@ def resolve(text: str, folder: Path, where: str) -> Path:
     samples' way of leaving out a prefix, is dropped).
 
     Raises:
-        ValueError: the path is a URL or leaves the folder.
+        RowError: the path is a URL or leaves the folder.
     """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", text):
-        raise ValueError(f"{where}: image {text!r} is a URL: download it below {folder} first")
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}:", text):
+        raise RowError(
+            f"{where}: image {shown(text)} is a URL: download it below {folder} first", "image_path"
+        )
     nuscenes = _NUSCENES.search(text)
     relative = nuscenes[1] if nuscenes else re.sub(r"^\.\.\./", "", text)
-    if not text.strip() or "\0" in text or not _stays(relative, folder):
-        raise ValueError(
-            f"{where}: image {text!r} leaves the data's folder {folder}: put the images below it "
-            "and write paths relative to it, or name a folder above both as data.root"
+    if not _is_name(text):
+        raise RowError(
+            f"{where}: image {shown(text)} is no file name: write a path below {folder}",
+            "image_path",
         )
+    if not _stays(relative, folder):
+        raise RowError(
+            f"{where}: image {shown(text)} leaves the data's folder {folder}: put the images below "
+            "it and write paths relative to it, or name a folder above both as root (--root, "
+            "data.root)",
+            "image_path",
+        )
+    if relative.startswith("/"):
+        return folder / os.path.relpath(relative, folder.absolute())
     if nuscenes:
         candidates = (folder / text.removeprefix("/"), folder / "nuscenes" / relative)
         for candidate in candidates if _stays(text, folder) else candidates[1:]:
@@ -42,11 +57,26 @@ def resolve(text: str, folder: Path, where: str) -> Path:
     return folder / relative
 
 
+def _is_name(text: str) -> bool:
+    """Whether the system can open a path at all: parts of a path are at most 255 bytes long."""
+    if not text.strip() or "\0" in text or len(text) > 1000:
+        return False
+    return all(len(part.encode()) <= 255 for part in text.split("/"))
+
+
 def _stays(text: str, folder: Path) -> bool:
     """Whether a path names something below the folder, judged by its text alone."""
     if ".." in PurePosixPath(text).parts:
         return False
-    return Path(os.path.normpath(folder / text)).is_relative_to(os.path.normpath(folder))
+    if not text.startswith("/"):
+        return True
+    return Path(os.path.normpath(text)).is_relative_to(os.path.normpath(folder.absolute()))
+
+
+def refuse_too_many(count: int, where: str) -> None:
+    """Raise a `RowError` for a row of more than `MAX_IMAGES` images."""
+    if count > MAX_IMAGES:
+        raise RowError(f"{where}: {count} images in one row, expected at most {MAX_IMAGES}")
 
 
 def camera_of(text: str) -> str | None:

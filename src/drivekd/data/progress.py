@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 #: seconds between two plain lines when stderr is not a terminal [s]
 PLAIN_INTERVAL = 10.0
+#: seconds between two steps of a bar [s]
+BAR_INTERVAL = 0.1
 
 
 def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
@@ -55,9 +57,14 @@ def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
         task = progress.add_task(label, total=total)
+        shown, new = time.monotonic(), 0
         for item in items:
             yield item
-            progress.advance(task)
+            new += 1
+            if time.monotonic() - shown >= BAR_INTERVAL:  # drawing costs more than most items
+                progress.advance(task, new)
+                shown, new = time.monotonic(), 0
+        progress.advance(task, new)
 
 
 def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:

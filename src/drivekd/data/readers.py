@@ -6,33 +6,79 @@
 | `drivelm` | scene → key_frames → QA (one mapping) | DriveLM-nuScenes, its challenge |
 | `drivebench` | `question`, `answer`, `image_path`, `question_type` (list) | DriveBench |
 | `sharegpt` | `conversations`, `image` or `images` (list or JSONL) | ShareGPT, LLaVA |
+
+Our own JSONL is Drive-KD's row with `cameras`, `capability`, `template`, `scene`, `frame`, `meta`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import chain
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from drivekd.data import conversation, drivebench, drivelm
-from drivekd.data.rows import Row, content
+from drivekd.data.rows import Row, RowError, content, shown
 from drivekd.data.sample import Sample
 
-#: formats of rows; `drivelm` is the one format that is nested
-_ROWS: dict[str, Callable[[Row], Sample]] = {
+_READERS: dict[str, Callable[[Row], Sample]] = {
+    "drivelm": drivelm.sample,
     "drivekd": conversation.drivekd,
     "drivebench": drivebench.sample,
     "sharegpt": conversation.sharegpt,
 }
-FORMATS = ("auto", "drivelm", *_ROWS)
+FORMATS = ("auto", *_READERS)
 
-#: a key that only this format's rows have
-_MARKS = {"messages": "drivekd", "conversations": "sharegpt", "image_path": "drivebench"}
+#: a key that only this format's rows have; the first that a row has counts
+_MARKS = {
+    "messages": "drivekd",
+    "conversations": "sharegpt",
+    "image_path": "drivebench",
+    "images": "drivekd",
+}
+#: rows that `auto` looks at before it gives up
+_LOOK = 100
+
+#: where something stands in a file, and what stands there
+Placed = tuple[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of a file and what became of it.
+
+    Attributes:
+        where: file and row.
+        value: the row as the file has it (DriveLM's flattened, `drivelm.flat`).
+        result: its sample, or why it is none.
+    """
+
+    where: str
+    value: Any
+    result: Sample | RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A data file whose format is known; its entries can be gone through once."""
+
+    path: Path
+    format: str
+    root: Path
+    entries: Iterator[Entry]
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples alone; the first wrong row is raised as the error it is."""
+        for entry in self.entries:
+            if isinstance(entry.result, RowError):
+                raise entry.result
+            yield entry.result
 
 
 def read(
-    path: str | Path, format: str = "auto", *, root: str | Path | None = None
+    path: str | Path, format: str = "auto", *, root: str | Path | None = None, labels: bool = True
 ) -> Iterator[Sample]:
     """Read the samples of a data file.
 
@@ -40,8 +86,10 @@ def read(
 
     Args:
         path: a JSON or JSONL file.
-        format: one of `FORMATS`; `auto` looks at the keys of the first row.
+        format: one of `FORMATS`; `auto` looks at the keys of the first rows.
         root: folder that relative image paths start from.
+        labels: name each image's camera in the prompt; for formats whose questions do not hold
+            placeholders of their own (DriveLM, DriveBench).
 
     Returns:
         The samples in the file's order; rows are checked as they are reached.
@@ -50,49 +98,91 @@ def read(
         FileNotFoundError: there is no such file.
         ValueError: the format is unknown, or a row is wrong; file and row are named.
     """
+    samples = open_data(path, format, root=root, labels=labels).samples()
+    first = next(samples, None)
+    if first is None:  # an error at once, not a silent end
+        raise ValueError(f"{path} holds no samples")
+    return chain([first], samples)
+
+
+def open_data(
+    path: str | Path, format: str = "auto", *, root: str | Path | None = None, labels: bool = True
+) -> Opened:
+    """Open a data file whose wrong rows are to be told, not to end the reading.
+
+    Arguments as for `read`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the format is unknown or not the file's, or the whole file is unreadable.
+    """
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
     folder = Path(root) if root is not None else path.parent
+    format, placed = _placed(path, format)
+    entry = partial(_entry, read=_READERS[format], folder=folder, labels=labels)
+    return Opened(path, format, folder, (entry(where, value) for where, value in placed))
+
+
+def _entry(
+    where: str, value: Any, *, read: Callable[[Row], Sample], folder: Path, labels: bool
+) -> Entry:
+    if isinstance(value, RowError):
+        return Entry(where, None, value)
+    if not isinstance(value, Mapping):
+        return Entry(where, value, _no_mapping(value, where))
+    try:
+        return Entry(where, value, read(Row(value, where, folder, labels)))
+    except RowError as error:
+        return Entry(where, value, error)
+
+
+def _no_mapping(value: Any, where: str) -> RowError:
+    return RowError(f"{where}: expected a mapping, got {type(value).__name__}")
+
+
+def _placed(path: Path, format: str) -> tuple[str, Iterator[Placed]]:
+    """The format of a file, and its rows with the places where they stand."""
     held = content(path)
     if isinstance(held, Mapping):
-        if format in ("auto", "drivelm") and "messages" not in held and "conversations" not in held:
-            return _checked(drivelm.samples(held, path, folder), path)
+        if format == "drivelm" or (format == "auto" and not set(held) & set(_MARKS)):
+            return "drivelm", drivelm.flat(held, path)
         held = iter([(1, held)])  # a file of a single row
-    return _checked(_rows(held, path, folder, format), path)
+    elif format == "drivelm":
+        raise ValueError(f"{path}: DriveLM files are one mapping of scenes, this has rows")
+    placed = ((f"{path}, row {number}", value) for number, value in held)
+    return _detected(placed) if format == "auto" else (format, placed)
 
 
-def _rows(
-    numbered: Iterator[tuple[int, Any]], path: Path, folder: Path, format: str
-) -> Iterator[Sample]:
-    for number, value in numbered:
-        where = f"{path}, row {number}"
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: expected a mapping, got {type(value).__name__}")
-        if format == "auto":
-            format = _format(value, where)
-        if format == "drivelm":
-            raise ValueError(f"{where}: DriveLM files are one mapping of scenes, this has rows")
-        yield _ROWS[format](Row(value, where, folder))
+def _detected(placed: Iterator[Placed]) -> tuple[str, Iterator[Placed]]:
+    """The format of the first row that has a known one.
+
+    Raises:
+        RowError: none of the first rows has; the first one's fault is told.
+    """
+    head: list[Placed] = []
+    for where, value in islice(placed, _LOOK):
+        head.append((where, value))
+        if isinstance(value, Mapping):
+            for key, name in _MARKS.items():
+                if key in value:
+                    return name, chain(head, placed)
+    if head:
+        raise _unknown(*head[0])
+    return "drivekd", iter(())
 
 
-def _format(value: Mapping[str, Any], where: str) -> str:
-    for key, name in _MARKS.items():
-        if key in value:
-            return name
-    raise ValueError(
-        f"{where}: no known format has the keys {', '.join(map(str, value)) or '(none)'}; expected "
-        "`messages` (drivekd), `conversations` (sharegpt), `image_path` (drivebench), or scenes "
-        "with `key_frames` (drivelm)"
+def _unknown(where: str, value: Any) -> RowError:
+    if isinstance(value, RowError):
+        return value
+    if not isinstance(value, Mapping):
+        return _no_mapping(value, where)
+    return RowError(
+        f"{where}: no known format has the keys {shown(list(value))}; expected `messages` "
+        "(drivekd), `conversations` (sharegpt), `image_path` (drivebench), or scenes with "
+        "`key_frames` (drivelm)"
     )
-
-
-def _checked(samples: Iterator[Sample], path: Path) -> Iterator[Sample]:
-    """The same samples; an empty file is an error at once, not a silent end."""
-    first = next(samples, None)
-    if first is None:
-        raise ValueError(f"{path} holds no samples")
-    return chain([first], samples)
 
 
 def exclude_frames(samples: Iterable[Sample], tokens: Collection[str]) -> Iterator[Sample]:

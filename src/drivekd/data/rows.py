@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: keys under which a file may hold its list of rows
+_LISTS = ("data", "items", "samples")
+#: levels of nesting that a file may have; DriveLM has nine
+_DEPTH = 64
+
+
+class RowError(ValueError):
+    """A row that is wrong by itself: the rows after it can still be read.
+
+    Attributes:
+        check: the name of the check that it fails (drivekd.data.findings).
+    """
+
+    def __init__(self, message: str, check: str = "row") -> None:
+        super().__init__(message)
+        self.check = check
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +36,26 @@ class Row:
         value: what the row says.
         where: file and row, counted from 1; every error about the row starts with it.
         folder: the folder that relative image paths start from.
+        labels: whether prompts that the reader makes name the camera of each image.
     """
 
     value: Mapping[str, Any]
     where: str
     folder: Path
+    labels: bool = True
+
+    @property
+    def number(self) -> str:
+        """The row's number in its file, as text."""
+        return self.where.rpartition(", row ")[2]
 
 
 def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
     """What a file holds: one mapping (nested formats), or its rows with their numbers.
 
-    A `.jsonl` file is read line by line and never held in memory as a whole.
+    A `.jsonl` file is read line by line and never held in memory as a whole; a line that is no
+    JSON comes as a `RowError` in the row's place. Rows may also stand in a list under `data`,
+    `items` or `samples`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,46 +68,132 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return _lines(path)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+        whole = decoded(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSONL under another name
             return _lines(path)
         raise ValueError(f"{path}, line {error.lineno}: no valid JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason})") from None
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): convert it first") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if isinstance(whole, dict):
+        lists = [whole[key] for key in _LISTS if isinstance(whole.get(key), list)]
+        if len(lists) != 1:
+            return whole
+        whole = lists[0]
     if isinstance(whole, list):
         return iter(enumerate(whole, 1))
-    if isinstance(whole, dict):
-        return whole
     raise ValueError(f"{path}: expected a list or a mapping, got {type(whole).__name__}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            try:
+                yield number, decoded(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield number, RowError(f"{path}, row {number}: no UTF-8 text ({error.reason})")
+            except json.JSONDecodeError as error:
+                yield number, RowError(f"{path}, row {number}: no valid JSON ({error.msg})")
+            except ValueError as error:
+                yield number, RowError(f"{path}, row {number}: {error}")
+
+
+def decoded(text: str) -> Any:
+    """The value of a JSON text, stricter than `json.loads`.
+
+    Raises:
+        JSONDecodeError: it is no JSON.
+        ValueError: it is JSON that cannot be relied on: a key given twice, NaN or a number that is
+            not finite, half a surrogate pair (no text can hold it), more than 64 levels.
+    """
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {_DEPTH} levels") from None
+    if text.count("[") + text.count("{") > _DEPTH and _too_deep(value, _DEPTH):
+        raise ValueError(f"nested deeper than {_DEPTH} levels")
+    if "\\ud" in text or "\\uD" in text:
         try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, row {number}: no valid JSON ({error.msg})") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text ({error.reason})") from None
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(r"half a surrogate pair (\ud800 …), which is no character") from None
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} is given twice")
+    return made
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {shown(text)} is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_without_repeats, parse_constant=_no_number, parse_float=_finite
+)
+
+
+def _too_deep(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_too_deep(each, levels - 1) for each in inner)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: Any) -> str:
+    """A value as an error message quotes it: short, on one line, however large it is."""
+    return _SHORT.repr(value)
+
+
+def one_line(text: str) -> str:
+    """Text of a file as a terminal may show it: no line breaks, no control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def need(row: Row, key: str, kind: type | tuple[type, ...], what: str) -> Any:
     """The value of a key that a row must have.
 
     Raises:
-        ValueError: it is absent or of another kind; `what` says what was expected.
+        RowError: it is absent or of another kind; `what` says what was expected.
     """
     value = row.value.get(key)
     if not isinstance(value, kind):
-        got = "nothing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
-        raise ValueError(f"{row.where}: `{key}` must be {what}, got {got}")
+        got = "nothing" if value is None else f"{type(value).__name__} {shown(value)}"
+        raise RowError(f"{row.where}: `{key}` must be {what}, got {got}")
     return value
 
 
 def optional_text(row: Row, key: str) -> str | None:
-    """The value of a key that a row may have, as text."""
+    """The value of a key that a row may have, as text.
+
+    Raises:
+        RowError: it is neither text nor a number.
+    """
     value = row.value.get(key)
-    return None if value is None else str(value)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return str(value)
+    raise RowError(f"{row.where}: `{key}` must be text, got {shown(value)}")

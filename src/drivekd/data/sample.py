@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from drivekd.data.tags import Tag, read_tags
+
 CAPABILITIES = ("perception", "reasoning", "planning")
 
 #: nuScenes cameras in the order in which prompts name them (DriveBench's order).
@@ -75,6 +77,11 @@ class Sample:
         """The last user turn without its image placeholders and camera labels' line breaks."""
         asked = [m.content for m in self.messages if m.role == "user"]
         return asked[-1].rsplit(IMAGE_PLACEHOLDER, 1)[-1].strip() if asked else ""
+
+    @property
+    def tags(self) -> tuple[Tag, ...]:
+        """The object tags of all turns in order, in the source's unit."""
+        return tuple(tag for message in self.messages for tag in read_tags(message.content))
 
 
 def picture_identities(paths: Iterable[Path]) -> dict[Path, str]:

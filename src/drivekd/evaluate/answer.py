@@ -15,14 +15,8 @@ import torch
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
-from drivekd.evaluate.metrics import (
-    exact_match,
-    match_tags,
-    normalise,
-    read_option,
-    read_tags,
-    yes_no,
-)
+from drivekd.data.tags import read_tags
+from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
 from drivekd.models.images import IMAGE_MODES, ImageMode

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from drivekd.data.tags import Tag
+
 _IS = r"\s*(?:is\b|(?:would|should|must|will)\s+be\b|[:=])"
 #: Phrases after which a reply says which option it takes; the last readable one counts.
 _CUE = re.compile(
@@ -241,16 +243,6 @@ def _by_text(text: str, options: Mapping[str, str]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
-    """An object named in text: `<c1,CAM_FRONT,0.4700,0.6800>`; x, y in the text's own unit."""
-
-    name: str
-    camera: str
-    x: float
-    y: float
-
-
-@dataclass(frozen=True, slots=True)
 class TagMatch:
     """Counts of a one-to-one matching of tags.
 
@@ -276,15 +268,6 @@ class TagMatch:
         """Harmonic mean of precision and recall: 2·matched / (named + expected)."""
         total = self.named + self.expected
         return 2 * self.matched / total if total else None
-
-
-_NUMBER = r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
-_TAG = re.compile(rf"<\s*([A-Za-z]+\d*)\s*,\s*(\w+)\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*>")
-
-
-def read_tags(text: str) -> list[Tag]:
-    """Returns the object tags of a text in order, repeated ones included."""
-    return [Tag(name, camera, float(x), float(y)) for name, camera, x, y in _TAG.findall(text)]
 
 
 def match_tags(named: Sequence[Tag], expected: Sequence[Tag], threshold: float = 0.05) -> TagMatch:

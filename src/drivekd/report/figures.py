@@ -102,7 +102,7 @@ def _marked(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     side = picture.width
-    radius, font = max(5, side // 18), _font(max(11, side // 14))
+    radius, font = max(5, side // 18), typeface(max(11, side // 14))
     for mark in marks:
         x, y = mark.x * side, mark.y * side
         ring = (x - radius, y - radius, x + radius, y + radius)
@@ -152,29 +152,29 @@ def attention_strip(
     draw = ImageDraw.Draw(canvas)
     if title:
         draw.text(
-            (gap, 8), _fitted(title, _font(15), width - 2 * gap), fill="black", font=_font(15)
+            (gap, 8), fitted(title, typeface(15), width - 2 * gap), fill="black", font=typeface(15)
         )
     for i, (camera, picture) in enumerate(pictures.items()):
         left = gap + i * (size + gap)
         canvas.paste(tile(picture, maps[camera], peak=peak, size=size), (left, head))
         share = f"{camera}  {100 * float(maps[camera].sum()):.1f} %"
-        draw.text((left, head + size + 4), share, fill="black", font=_font(13))
+        draw.text((left, head + size + 4), share, fill="black", font=typeface(13))
     text = f"{note}; brightest: {100 * peak:.2f} % on one visual token, one scale for all cameras"
     draw.text(
         (gap, head + size + 28),
-        _fitted(text, _font(12), width - 2 * gap),
+        fitted(text, typeface(12), width - 2 * gap),
         fill=(90, 90, 90),
-        font=_font(12),
+        font=typeface(12),
     )
     return canvas
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

@@ -32,7 +32,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
@@ -40,6 +39,7 @@ from drivekd.data.sample import CAMERAS, CAPABILITIES
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels
 from drivekd.report.results import ARMS, Arm, Results, Row, read_results
+from drivekd.report.template import environment
 
 _REGION = re.compile(r"<r\d+>")
 _TAG = re.compile(r"<\s*([A-Za-z]+\d*)\s*,\s*(?:CAM_)?(\w+)\s*,[^<>]*>")
@@ -53,15 +53,9 @@ def write_page(folder: Path) -> Path:
         ValueError: no result file in the folder, or a broken one.
     """
     results = read_results(folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = _plain
-    text = environment.get_template("page.html.j2").render(**_context(results))
+    templates = environment()
+    templates.filters["plain"] = _plain
+    text = templates.get_template("page.html.j2").render(**_context(results))
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path

@@ -1,0 +1,134 @@
+"""What a test set shows that training must not: its scenes, frames, image names and pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from drivekd.data import drivelm
+from drivekd.data.findings import Finding
+from drivekd.data.picture_hash import SAME_PICTURE, Hash, inspect, nearest
+from drivekd.data.progress import track
+from drivekd.data.readers import open_data
+from drivekd.data.rows import shown
+from drivekd.data.sample import Sample
+
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]{8,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """What a data set shows: each thing and where it was first named."""
+
+    scenes: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    files: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, sample: Sample) -> None:
+        if sample.scene:
+            self.scenes.setdefault(sample.scene, sample.source)
+        if sample.frame:
+            self.frames.setdefault(sample.frame, sample.source)
+        for file in sample.images.values():
+            if file not in self.files:
+                self.files[file] = sample.source
+                self.names.setdefault(name_of(file), sample.source)
+
+
+def exposed_by(path: Path, root: str | Path | None) -> Exposed:
+    """What a test file shows.
+
+    Of a file shaped like DriveLM's all key frames count, also those without questions: DriveBench's
+    visual_description.json lists the frames of the benchmark so.
+
+    Raises:
+        ValueError: a row is wrong.
+    """
+    exposed, opened = Exposed(), open_data(path, root=root)
+    if opened.format != "drivelm":
+        for sample in track(opened.samples(), label="reading the test set"):
+            exposed.add(sample)
+        return exposed
+    for scene, frame in drivelm.key_frames(path):
+        exposed.scenes.setdefault(scene, str(path))
+        exposed.frames.setdefault(frame, str(path))
+    for entry in opened.entries:
+        if isinstance(entry.result, Sample):
+            exposed.add(entry.result)
+    return exposed
+
+
+def name_of(file: Path) -> str:
+    """What tells an image by its name: a nuScenes name alone, `00012/front.png` with its folder.
+
+    A name that holds a token or a time stamp (8 or more hexadecimal digits, 4 of them different) is
+    taken to be given once in the world [ours].
+    """
+    unique = any(len(set(run)) >= 4 for run in _HEXADECIMAL.findall(file.name))
+    return file.stem if unique else f"{file.parent.name}/{file.stem}"
+
+
+def inspect_all(files: Iterable[Path], label: str) -> dict[Path, Hash | str | None]:
+    """The fingerprint of every picture, or what is wrong with it; a thread for each core."""
+    files = list(files)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        found = track(pool.map(inspect, files), len(files), label)
+        return dict(zip(files, found, strict=True))
+    finally:  # an interrupt does not wait for pictures that nobody needs any more
+        pool.shutdown(cancel_futures=True)
+
+
+def alike(
+    train: Mapping[Path, Hash | str | None], test: Mapping[Path, Hash | str | None]
+) -> dict[Path, tuple[Path, int]]:
+    """Training pictures that look like one of the test set, which one, and its distance [bits]."""
+    mine = [(file, found) for file, found in train.items() if isinstance(found, np.ndarray)]
+    theirs = [(file, found) for file, found in test.items() if isinstance(found, np.ndarray)]
+    if not mine or not theirs:
+        return {}
+    pairs = nearest(np.stack([found for _, found in mine]), np.stack([f for _, f in theirs]))
+    return {
+        file: (theirs[other][0], distance)
+        for (file, _), (other, distance) in zip(mine, pairs, strict=True)
+        if distance <= SAME_PICTURE
+    }
+
+
+def leaks(
+    sample: Sample, test: Exposed, pictures: Mapping[Path, tuple[Path, int]]
+) -> Iterator[Finding]:
+    """The findings about one training sample.
+
+    Args:
+        sample: of the training set.
+        test: what the test set shows.
+        pictures: training pictures that look like one of the test set's.
+    """
+
+    def finding(kind: str, message: str) -> Finding:
+        return Finding(f"leak_{kind}", sample.source, message)
+
+    if (scene := sample.scene) and scene in test.scenes:
+        yield finding("scene", f"scene {shown(scene)}: {test.scenes[scene]}")
+    if (frame := sample.frame) and frame in test.frames:
+        yield finding("frame", f"frame {shown(frame)}: {test.frames[frame]}")
+    named = [name for file in sample.images.values() if (name := name_of(file)) in test.names]
+    if named:
+        yield finding("name", f"{_and_more(named)}: {test.names[named[0]]}")
+    seen = [file for file in sample.images.values() if file in pictures]
+    if seen:
+        other, distance = pictures[seen[0]]
+        message = f"{_and_more([str(f) for f in seen])} is like {other} ({distance} of 256 bits)"
+        yield finding("picture", message)
+
+
+def _and_more(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,87 @@
+"""Object tags in text, `<c1,CAM_FRONT,0.4678,0.6772>`: read, told apart by unit, converted.
+
+DriveLM writes places in pixels of its 1600×900 pictures, DriveBench and Drive-KD as fractions of
+width and height with four decimals [public benchmark]. No file says which it uses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+#: width and height of nuScenes pictures, in which DriveLM counts [px]
+PICTURE = (1600, 900)
+
+Unit = Literal["pixel", "fraction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """An object named in text: `<c1,CAM_FRONT,0.4700,0.6800>`; x, y in the text's own unit."""
+
+    name: str
+    camera: str
+    x: float
+    y: float
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit in which x and y are a place in the picture beyond doubt, None for neither.
+
+        Both up to 1 are fractions; both above 1 and inside the picture are pixels. One of each,
+        `<c1,CAM_FRONT,4.32,0.85>`, is a broken fraction or a pixel at the edge: neither is sure.
+        """
+        if 0 <= self.x <= 1 and 0 <= self.y <= 1:
+            return "fraction"
+        if 1 < self.x <= PICTURE[0] and 1 < self.y <= PICTURE[1]:
+            return "pixel"
+        return None
+
+    def inside(self, unit: Unit) -> bool:
+        """Whether x and y, read in this unit, are a place in the picture."""
+        width, height = PICTURE if unit == "pixel" else (1, 1)
+        return 0 <= self.x <= width and 0 <= self.y <= height
+
+
+_NUMBER = r"([-+]?\d{1,30}(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?)"
+_TAG = re.compile(
+    rf"<\s{{0,9}}([A-Za-z]{{1,30}}\d{{0,9}})\s{{0,9}},\s{{0,9}}(\w{{1,60}})\s{{0,9}},\s{{0,9}}"
+    rf"{_NUMBER}\s{{0,9}},\s{{0,9}}{_NUMBER}\s{{0,9}}>"
+)
+
+
+def read_tags(text: str) -> list[Tag]:
+    """Returns the object tags of a text in order, repeated ones included."""
+    if "<" not in text:
+        return []
+    return [Tag(name, camera, float(x), float(y)) for name, camera, x, y in _TAG.findall(text)]
+
+
+def main_unit(tags: Iterable[Tag]) -> Unit | None:
+    """The unit that most of the tags are in beyond doubt, None where none is."""
+    units = [tag.unit for tag in tags]
+    pixels, fractions = units.count("pixel"), units.count("fraction")
+    if pixels == fractions == 0:
+        return None
+    return "pixel" if pixels > fractions else "fraction"
+
+
+def in_unit(text: str, unit: Unit) -> str:
+    """The text with its tags in this unit: fractions with four decimals, pixels with one.
+
+    Tags that are in this unit already, or in none beyond doubt, stay as they are.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        tag = Tag(match[1], match[2], float(match[3]), float(match[4]))
+        if tag.unit is None or tag.unit == unit:
+            return match[0]
+        if unit == "fraction":
+            place = f"{tag.x / PICTURE[0]:.4f},{tag.y / PICTURE[1]:.4f}"
+        else:
+            place = f"{tag.x * PICTURE[0]:.1f},{tag.y * PICTURE[1]:.1f}"
+        return f"<{tag.name},{tag.camera},{place}>"
+
+    return _TAG.sub(replaced, text)

@@ -1,0 +1,53 @@
+"""New files of rows, JSONL or one list, that are there only when they are complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when the block ends, and is gone where that fails.
+
+    Raises:
+        ValueError: something has this name already.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already: name a new file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Takes rows one by one: a line each, or the elements of one list."""
+
+    file: TextIO
+    lines: bool
+    count: int = 0
+
+    def add(self, row: Any) -> None:
+        between = "" if self.lines else ",\n" if self.count else "[\n"
+        self.file.write(between + json.dumps(row, ensure_ascii=False) + "\n" * self.lines)
+        self.count += 1
+
+
+@contextmanager
+def new_rows(path: Path) -> Iterator[Rows]:
+    """A new file of rows: `.jsonl` gets one a line, any other name one list."""
+    with new_file(path) as file:
+        rows = Rows(file, path.suffix == ".jsonl")
+        yield rows
+        if not rows.lines:
+            file.write("\n]\n" if rows.count else "[]\n")

@@ -109,7 +109,8 @@ def _sharegpt(sample: Sample, root: Path) -> dict[str, Any]:
     return {**row, "system": system} if system else row
 
 
-def _jsonl(sample: Sample, root: Path) -> dict[str, Any]:
+def jsonl_row(sample: Sample, root: Path) -> dict[str, Any]:
+    """A sample as a row of our own JSONL, which holds everything; image paths from the root on."""
     row: dict[str, Any] = {
         "id": sample.id,
         "messages": _turns(sample),
@@ -127,7 +128,7 @@ def _jsonl(sample: Sample, root: Path) -> dict[str, Any]:
 _WRITERS: dict[str, Callable[[Sample, Path], dict[str, Any]]] = {
     "drivekd": _drivekd,
     "sharegpt": _sharegpt,
-    "jsonl": _jsonl,
+    "jsonl": jsonl_row,
 }
 _READERS: dict[str, Callable[[Row], Sample]] = {
     "drivekd": conversation.drivekd,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from drivekd.data.convert import jsonl_row
 from drivekd.data.corruptions import CORRUPTIONS, View, corrupt, find, severity_of
 from drivekd.data.lock import locked
 from drivekd.data.pictures import read_image
@@ -217,15 +218,6 @@ def _write_questions(path: Path, root: Path, folder: Path) -> Path:
 
 
 def _row(sample: Sample, root: Path) -> dict[str, Any]:
-    """The sample as a Drive-KD row that `read` makes the same sample of."""
-    return {
-        "id": sample.id,
-        "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
-        "images": [_target(p.relative_to(root).as_posix()) for p in sample.images.values()],
-        "cameras": list(sample.images),
-        "capability": sample.capability,
-        "template": sample.template,
-        "scene": sample.scene,
-        "frame": sample.frame,
-        "meta": dict(sample.meta),
-    }
+    """The sample as a row that points to the new pictures."""
+    row = jsonl_row(sample, root)
+    return {**row, "images": [_target(path) for path in row.get("images", ())]}

@@ -15,7 +15,7 @@ import torch
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
-from drivekd.data.tags import read_tags
+from drivekd.data.tags import in_unit, read_tags
 from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
@@ -142,6 +142,7 @@ def is_correct(reply: str, expected: str, options: Mapping[str, str] | None = No
         return yes_no(reply) == normalise(expected)
     if exact_match(reply, expected):
         return True
+    reply, expected = in_unit(reply, "fraction"), in_unit(expected, "fraction")
     tags = read_tags(expected)
     if not tags:
         return False

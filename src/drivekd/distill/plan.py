@@ -291,7 +291,7 @@ def _targets(
         need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
         if need <= limit:
             targets = cache
-        else:
+        elif limit > 0:
             logger.warning(
                 "attention of the teachers on %d samples would take %.1f GB, more than "
                 "train.cache_targets_gb = %g: the teachers run at every visit of a sample",

@@ -354,3 +354,19 @@ def test_clipping_keeps_the_direction() -> None:
     assert clip(flat, 1.0) == 5.0
     torch.testing.assert_close(flat, torch.tensor([0.6, 0.8]))
     assert clip(flat, None) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_cut_off_is_named(data: Path, tmp_path: Path, name: str) -> None:
+    recipe = runs.recipe(
+        data,
+        tmp_path,
+        capabilities={},
+        train={"max_steps": 4, "save_steps": 2, "save_total_limit": None},
+    )
+    train(recipe, student=runs.tiny_student())
+    saved = tmp_path / "checkpoint-2"
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"(checkpoint-2.*cut off.*earlier checkpoint)"):
+        train(recipe, resume=saved, student=runs.tiny_student())

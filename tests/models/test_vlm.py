@@ -148,3 +148,9 @@ def vlm_saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     vlm.save(made, folder)
     return made, folder
+
+
+def test_a_device_that_is_not_there_is_one_line(vlm_saved, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device cuda: this PyTorch sees no GPU"):
+        vlm.load(vlm_saved[1], device="cuda")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -119,7 +120,12 @@ def resume(run: Run, now: State, found: Path) -> State:
     checkpoint.check_resumable(saved, now, found)
     if found.name != checkpoint.FINAL:
         checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
-        read = checkpoint.read_optimizer(found)
+        try:
+            read = checkpoint.read_optimizer(found)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(
+                f"{found / 'optimizer.pt'} is damaged or cut off; resume an earlier checkpoint"
+            ) from error
         state = sharding.pieces_of_state(run.plan.shards, run.optimizer, read)
         run.optimizer.load_state_dict(state)
         run.memory.update(saved.weighting)

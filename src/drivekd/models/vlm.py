@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -142,7 +143,9 @@ def load(
     family = family_of(config, str(source))
     if num_layers is not None:
         _cut_layers(config.text_config, num_layers, str(source))
-    with _quiet():
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this PyTorch sees no GPU; choose cpu")
+    with _quiet(), _whole(source):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place,
             config=config,
@@ -163,6 +166,18 @@ def load(
     tokenizer.padding_side = "right"
     _single_tile(image_processor, family, config, max_image_tokens)
     return Vlm(model.to(device).eval(), tokenizer, image_processor, family, str(source))
+
+
+@contextmanager
+def _whole(source: str | Path) -> Iterator[None]:
+    """Say of weights that end too early whose they are."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"model {str(source)!r}: its weights are damaged or cut off ({error}); copy or "
+            "download it again, or take an earlier checkpoint"
+        ) from error
 
 
 def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -26,11 +26,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import compress
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,9 +38,17 @@ for _name, _value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1")):
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from smoke_checks import (  # noqa: E402
+    Check,
+    check_attention,
+    check_overfit,
+    check_pictures,
+    check_reload,
+)
 
 from drivekd.data.lock import locked  # noqa: E402
 from drivekd.data.pictures import read_image  # noqa: E402
+from drivekd.data.processes import side_by_side  # noqa: E402
 from drivekd.data.readers import read  # noqa: E402
 from drivekd.data.sample import CAPABILITIES, IMAGE_PLACEHOLDER, Sample  # noqa: E402
 from drivekd.distill.corpus import training_samples  # noqa: E402
@@ -100,15 +106,6 @@ FULL = Settings(
     student={"text_hidden": 128, "text_layers": 4},
     teacher={"text_hidden": 160, "text_layers": 5},
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """One claim, whether it holds, and the figures that decide it."""
-
-    claim: str
-    holds: bool
-    figures: Mapping[str, float]
 
 
 # --------------------------------------------------------------------------------------- data
@@ -293,64 +290,25 @@ def run_plain(data: Path, folder: Path) -> Any:
     return found
 
 
-# -------------------------------------------------------------------------------------- checks
-
-
-def check_pictures(real: Mapping[str, Any], grey: Mapping[str, Any]) -> list[Check]:
-    names = ("before", "after", "after_same_question", "held_out")
-    figures = {name: real[name] for name in names}
-    against = {f"grey_{name}": grey[name] for name in names} | {"after": real["after"]}
-    halved = real["after"] <= 0.5 * real["before"]
-    return [
-        Check("cross-entropy of the training scene falls by at least half", halved, figures),
-        Check(
-            "it ends below the same run on grey pictures", real["after"] < grey["after"], against
-        ),
-    ]
-
-
-def check_overfit(pairs: Sequence[tuple[str, str]]) -> Check:
-    exact = fmean(answer == reply for answer, reply in pairs)
-    claim = f"at least 80 % exact answers on {len(pairs)} samples learnt by heart"
-    return Check(claim, exact >= 0.8, {"exact": exact})
-
-
-def check_attention(record: Sequence[Mapping[str, float]]) -> list[Check]:
-    """First against last tenth of the logged steps, for every capability."""
-    checks = []
-    for name in CAPABILITIES:
-        values = [line[name] for line in record if name in line]
-        tenth = max(1, len(values) // 10)
-        first, last = fmean(values[:tenth]), fmean(values[-tenth:])
-        claim = f"the attention loss of {name} falls"
-        checks.append(Check(claim, last < first, {"first_tenth": first, "last_tenth": last}))
-    return checks
-
-
-def check_reload(ours: Sequence[Sequence[int]], plain: Sequence[Sequence[int]]) -> Check:
-    equal = sum(list(a) == list(b) for a, b in zip(ours, plain, strict=True))
-    tokens = sum(map(len, ours))
-    claim = "plain transformers reloads the model and generates the same tokens"
-    return Check(claim, equal == len(ours), {"equal": equal, "of": len(ours), "tokens": tokens})
-
-
 # ------------------------------------------------------------------------------------- running
 
 Job = Callable[[], Any]
 
 
-def side_by_side(jobs: Mapping[str, Job]) -> dict[str, Any]:
-    """Two at a time, each in a fresh process, so that none meets another's settings."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {name: pool.submit(job) for name, job in jobs.items()}
-        return {name: future.result() for name, future in futures.items()}
+def in_processes(jobs: Mapping[str, Job]) -> dict[str, Any]:
+    """Two at a time."""
+    return dict(zip(jobs, side_by_side(_call, jobs.values(), 2), strict=True))
+
+
+def _call(job: Job) -> Any:
+    return job()
 
 
 def run(
     data: Path,
     out: Path,
     settings: Settings = FULL,
-    do: Callable[[Mapping[str, Job]], dict[str, Any]] = side_by_side,
+    do: Callable[[Mapping[str, Job]], dict[str, Any]] = in_processes,
 ) -> list[Check]:
     """All runs, then all checks; `out` is emptied first."""
     for left in (path for path in out.glob("*") if path.is_dir()):

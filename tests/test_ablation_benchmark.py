@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.scripts import script
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo import arm_recipe
@@ -21,13 +21,7 @@ SEEDS = range(2)
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import ablation
-    finally:
-        sys.path.remove(folder)
-    return ablation
+    return script("ablation")
 
 
 def test_every_arm_is_a_recipe(ablation: ModuleType, tmp_path: Path) -> None:

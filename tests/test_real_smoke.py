@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.scripts import script
 
 from drivekd.distill.corpus import training_samples
-
-SOURCE = Path(__file__).parents[1] / "benchmarks" / "real_smoke.py"
 
 
 @pytest.fixture(scope="module")
 def smoke() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_smoke", SOURCE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["real_smoke"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    return script("real_smoke")
 
 
 def in_turn(jobs):

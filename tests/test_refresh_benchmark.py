@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from tests import runs
+from tests.scripts import script
 
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
@@ -17,13 +17,7 @@ from drivekd.distill.train import Run, prepare, step
 
 @pytest.fixture(scope="module")
 def refresh() -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import refresh
-    finally:
-        sys.path.remove(folder)
-    return refresh
+    return script("refresh")
 
 
 def ready(data: Path, every: int) -> Run:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.scripts import script
 from torch import Tensor
 
 from drivekd.distill import train
@@ -18,17 +19,10 @@ from drivekd.distill.order import windows
 from drivekd.distill.projection import agp_coefficients
 from drivekd.distill.train import Run
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))  # as when it is run: its own folder comes first
-    try:
-        import step
-    finally:
-        sys.path.remove(str(FOLDER))
-    return step
+    return script("step")
 
 
 @pytest.fixture

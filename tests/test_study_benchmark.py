@@ -9,18 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from tests.scripts import FOLDER, script
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import study
-    finally:
-        sys.path.remove(str(FOLDER))
-    return study
+    return script("study")
 
 
 def commit_of(folder: Path) -> str:

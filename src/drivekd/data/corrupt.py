@@ -28,6 +28,7 @@ from drivekd.data.progress import track
 from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.video import ffmpeg_path
+from drivekd.data.written import filling
 
 FORMAT = 1
 ALL = "all"
@@ -104,7 +105,7 @@ def corrupt_data(
     folders = [out / kind.name if every else out for kind in kinds]
     if root.resolve() in {folder.resolve() for folder in (out, *folders)}:
         raise ValueError(f"{out} is the folder of the data itself: choose another one")
-    with _writing(out), locked(out):
+    with filling(out, "finished pictures"), locked(out):
         jobs = list[Job]()
         for folder, kind, level in zip(folders, kinds, severities, strict=True):
             _claim(folder, {"corruption": kind.name, "severity": level, "seed": seed}, root)
@@ -162,21 +163,6 @@ def _whole(path: Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Say which folder could not be written, and that nothing finished is lost."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # one of ours: a sentence already
-            raise
-        raise OSError(
-            error.errno,
-            f"cannot write to {out} (at {error.filename}): {error.strerror}; finished pictures are "
-            "kept, and once there is room and permission the same command makes the others",
-        ) from error
 
 
 def _made(jobs: Sequence[Job], seed: int, workers: int | None) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""New files of rows, JSONL or one list, that are there only when they are complete."""
+"""New files of rows that are there only when they are complete, and folders that are filled."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ def new_file(path: Path) -> Iterator[TextIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(out: Path, kept: str) -> Iterator[None]:
+    """Say which folder could not be written to, and that nothing finished is lost.
+
+    Args:
+        out: the folder.
+        kept: what is finished and stays, such as `finished pictures`.
+
+    Raises:
+        OSError, MemoryError: in place of one that the system raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours: a sentence already
+            raise
+        place = f"{out} (at {error.filename})" if error.filename else f"{out}"
+        raise OSError(
+            error.errno,
+            f"cannot write to {place}: {error.strerror}; {kept} are kept, and once there is room "
+            "and permission the same command makes the others",
+        ) from error
+    except MemoryError as error:
+        raise MemoryError(f"filling {out}: {error}; {kept} are kept") from None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from drivekd.data.lock import locked
 from drivekd.data.processes import side_by_side
 from drivekd.data.progress import track
 from drivekd.data.sample import CAMERAS
+from drivekd.data.written import filling
 from drivekd.world.camera import Renderer, open_renderer, render
 from drivekd.world.dense import dense_questions
 from drivekd.world.questions import ask, camera_prefix
@@ -86,31 +86,13 @@ def make(
     size_of(size)  # before a folder is claimed for a size that cannot be drawn
     job = Job(Path(out), size, wordings)
     seeds = range(SPLITS[split] + first, SPLITS[split] + first + scenes)
-    with _writing(job.out), locked(job.out):
+    with filling(job.out, "complete scenes"), locked(job.out):
         _claim(job, split)
         missing = [s for s in seeds if not _truth(job, s).exists()]
         count = workers or os.cpu_count() or 1
         for _ in track(_made(job, missing, count), len(missing), f"world {split}"):
             pass
         return _write_questions(job, seeds)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Say which folder could not be written, and that nothing finished is lost."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # one of ours: a sentence already
-            raise
-        place = f"{out} (at {error.filename})" if error.filename else f"{out}"
-        raise OSError(
-            error.errno,
-            f"cannot write the world to {place}: {error.strerror}; complete scenes are kept, "
-            "and once there is room and permission the same command makes the others",
-        ) from error
-    except MemoryError as error:
-        raise MemoryError(f"making the world in {out}: {error}; complete scenes are kept") from None
 
 
 def _claim(job: Job, split: str) -> None:

@@ -26,5 +26,5 @@ def test_a_small_run(tmp_path: Path) -> None:
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["rows"] == 3000 and figures["pictures"] == 66
     assert figures["rows_per_cpu_second"] > 0 and 0 < figures["peak_mb"] < 300
-    written = json.loads((tmp_path / "results/data_check.json").read_text())
+    written = json.loads((tmp_path / "results/data_check_quick.json").read_text())
     assert written["rows"] == 3000 and {"commit", "date", "hardware"} <= set(written)

@@ -204,7 +204,7 @@ def test_every_combiner_of_a_recipe_exists() -> None:
     from typing import get_args
 
     from drivekd.distill.projection import COMBINERS
-    from drivekd.recipe_combine import Combiner
+    from drivekd.recipe.combine import Combiner
 
     assert set(get_args(Combiner)) == {*COMBINERS, "agp_grouped"}
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,22 +18,21 @@ from drivekd.distill import (
     bridges,
     corpus,
     jacobian_descent,
+    keeping,
     sharding,
     teacher,
 )
 from drivekd.distill.bridges import Bridges
-from drivekd.distill.cache import target_bytes, target_cache
 from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
 from drivekd.distill.teacher import Teacher, Term
+from drivekd.distill.trained import trained
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
-from drivekd.models.features import FeatureCache, feature_bytes
+from drivekd.models.features import FeatureCache
 from drivekd.recipe import Capability, Recipe, to_yaml
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,10 +134,10 @@ def build(
     terms = tuple(by_name[name] for name in recipe.capabilities)
     corpus.check(recipe, terms, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
-    names, parameters = _trained(recipe, student)
+    names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
-    trains_vision = recipe.train.trainable == "everything"
+    trains_vision, shown = recipe.train.trainable == "everything", [*encoded, *held_out]
     order = Order(
         corpus.rows(encoded, pack=recipe.data.pack),
         recipe.seed,
@@ -154,9 +151,9 @@ def build(
     return Plan(
         recipe=recipe,
         student=student,
-        features=None if trains_vision else _cache(recipe, student, [*encoded, *held_out]),
+        features=None if trains_vision else keeping.feature_cache(recipe, student, shown),
         teachers=teachers,
-        targets=_targets(recipe, teachers, terms, student, encoded, again=again),
+        targets=keeping.targets(recipe, teachers, terms, student, encoded, again=again),
         terms=terms,
         bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
@@ -230,7 +227,7 @@ def _teachers(
             agreement.check_outputs(student, vlm, ", ".join(taught))
         own = len(vlms.decoder_layers(student))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
-        cache = _cache(recipe, vlm, encoded)
+        cache = keeping.feature_cache(recipe, vlm, encoded)
         teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)
 
@@ -257,49 +254,6 @@ def _mixing(
     }
 
 
-def _cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> FeatureCache | None:
-    """Room for the visual tokens of all pictures, None where they would take too much memory."""
-    if recipe.data.images == "grey":  # one picture for all; without a cache the real one is read
-        return FeatureCache(image_mode="grey")
-    grids = {
-        path: grid for each in encoded for path, grid in zip(each.images, each.grids, strict=True)
-    }
-    need, limit = feature_bytes(vlm, grids.values()) / 1e9, recipe.train.cache_features_gb
-    if need <= limit:
-        return FeatureCache()
-    logger.warning(
-        "visual tokens of %d pictures by %s would take %.1f GB, more than "
-        "train.cache_features_gb = %g: its vision tower runs at every visit of a picture",
-        len(grids), vlm.source, need, limit,
-    )  # fmt: skip
-    return None
-
-
-def _targets(
-    recipe: Recipe,
-    teachers: Sequence[Teacher],
-    terms: Sequence[Term],
-    student: vlms.Vlm,
-    encoded: Sequence[Encoded],
-    *,
-    again: bool,
-) -> teacher.Targets:
-    """The teachers, behind a cache where samples are seen again, and the control if asked for."""
-    targets: teacher.Targets = partial(teacher.targets, teachers)
-    if again and terms and all(term.of_attention for term in terms):
-        cache = target_cache(targets, student, terms, encoded, recipe.data.questions_per_row)
-        need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
-        if need <= limit:
-            targets = cache
-        elif limit > 0:
-            logger.warning(
-                "attention of the teachers on %d samples would take %.1f GB, more than "
-                "train.cache_targets_gb = %g: the teachers run at every visit of a sample",
-                len(encoded), need, limit,
-            )  # fmt: skip
-    return teacher.mismatching(targets, terms) if recipe.data.mismatch else targets
-
-
 def fill_caches(plan: Plan) -> None:
     """Compute the visual features of this process's share, in an order that resuming keeps.
 
@@ -320,40 +274,6 @@ def fill_caches(plan: Plan) -> None:
         if cache is not None:
             for files in track(images, label=f"visual features of {vlm.source}"):
                 cache.features(vlm, files)
-
-
-# ------------------------------------------------------------------------------ what is trained
-
-
-def _trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
-    """Names and parameters of what is trained; everything else is frozen.
-
-    [paper figure] The language model with its head, without vision tower, projector and input
-    embeddings; where the head is the embedding (tied), it is trained. [release] everything.
-
-    Raises:
-        ValueError: a trained weight is not float32: steps of 5e-5 vanish in half precision.
-    """
-    model = student.model
-    model.requires_grad_(False)
-    everything = recipe.train.trainable == "everything"
-    parts = [model] if everything else [vlms.language_model(student), vlms.lm_head(student)]
-    chosen = {id(p) for part in parts for p in part.parameters()}
-    embedding, head = model.get_input_embeddings().weight, vlms.lm_head(student).weight
-    if not everything and embedding is not head:
-        chosen.discard(id(embedding))
-    elif not everything:
-        logger.warning("the head is tied to the input embeddings: the embeddings are trained")
-    named = [(name, p) for name, p in model.named_parameters() if id(p) in chosen]
-    for name, parameter in named:
-        if parameter.dtype != torch.float32:
-            raise ValueError(
-                f"student {student.source}: {name} is {parameter.dtype}, expected float32 masters "
-                f"(half precision rounds small steps away); load it in float32 and set "
-                f"train.bf16 for speed"
-            )
-        parameter.requires_grad_(True)
-    return tuple(name for name, _ in named), tuple(parameter for _, parameter in named)
 
 
 def trains_embeddings(plan: Plan) -> bool:

@@ -6,7 +6,9 @@ import difflib
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, model_validator
+
+from drivekd.recipe.part import Count, Part
 
 Combiner = Literal[
     "agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "sum_ce3", "agp_grouped"
@@ -29,7 +31,7 @@ def _known(name: str) -> str:
     return name
 
 
-class Combine(BaseModel):
+class Combine(Part):
     """How one update is made of the gradients.
 
     Attributes:
@@ -43,13 +45,11 @@ class Combine(BaseModel):
             steps between, which need one backward pass each [ours]; 1 = at each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     combiner: Annotated[str, AfterValidator(_known)] = "agp"
     ce_count: Literal["per_capability", "once"] = "per_capability"
     granularity: Literal["step", "micro_batch"] = "step"
     missing: Literal["zero", "skip"] = "zero"
-    refresh: Annotated[int, Field(ge=1)] = 1
+    refresh: Count = 1
 
     @model_validator(mode="after")
     def _together(self) -> Combine:

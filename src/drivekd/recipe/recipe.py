@@ -1,4 +1,4 @@
-"""A run as data: the pydantic models of a recipe, read from YAML and written to it.
+"""The pydantic models of a recipe, read from YAML and written to it.
 
 Defaults are the paper's assignment where the paper states one, the release's where only the
 release does, ours otherwise; each field says which.
@@ -12,33 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.recipe_combine import Combine
-from drivekd.recipe_errors import explain
-from drivekd.recipe_files import names, read, shipped
-
-__all__ = [
-    "Capability",
-    "Combine",
-    "Data",
-    "Recipe",
-    "Train",
-    "Weighting",
-    "load",
-    "parse",
-    "shipped",
-    "to_yaml",
-]
+from drivekd.recipe.combine import Combine
+from drivekd.recipe.data import Data
+from drivekd.recipe.errors import explain
+from drivekd.recipe.files import names, read
+from drivekd.recipe.part import NonNegative, Part, Positive
+from drivekd.recipe.train import Train
 
 _BOUND = r"\s*(first|penultimate|last|\d+)(\s*[+-]\s*\d+)?\s*"
 _PART = rf"(\s*all\s*|{_BOUND}(\.\.{_BOUND})?)"
@@ -57,54 +39,9 @@ def _layer_spec(spec: int | str) -> int | str:
 
 
 LayerSpec = Annotated[int | str, AfterValidator(_layer_spec)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
-class _Part(BaseModel):
-    """Every part of a recipe is frozen and knows all of its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Data(_Part):
-    """Where the samples come from and how they are put into batches.
-
-    Attributes:
-        train: files of training samples, any format that `drivekd.data.readers.read` knows.
-        eval: files whose loss is logged, never trained on.
-        images: the real pictures, or mid-grey ones of the same size (the blind control).
-        pack: questions with the identical prefix share one row [ours].
-        questions_per_row: at most so many questions of a packed row per visit, drawn anew each
-            time; all of them where absent [ours].
-        max_scenes: use only so many scenes, drawn by the seed.
-        max_samples: use only so many samples, drawn by the seed.
-        root: folder that relative image paths start from, where it is not the file's own.
-        mismatch: the negative control: over the image columns every text row is drawn to the
-            teacher's attention of another text row that sees the same images; over the text
-            columns it is drawn to its own [ours].
-        exclude_frames: frame tokens never trained on, such as those of the test set.
-    """
-
-    train: tuple[str, ...] = ()
-    eval: tuple[str, ...] = ()
-    images: Literal["real", "grey"] = "real"
-    pack: bool = True
-    questions_per_row: Count | None = None
-    max_scenes: Count | None = None
-    max_samples: Count | None = None
-    root: str | None = None
-    mismatch: bool = False
-    exclude_frames: tuple[str, ...] = ()
-
-    @field_validator("train", "eval", "exclude_frames", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-
-class Capability(_Part):
+class Capability(Part):
     """One teacher: what the student is drawn to, and in which layers.
 
     Attributes:
@@ -172,7 +109,7 @@ _WITHOUT_MEANING: Mapping[Signal, tuple[str, ...]] = {
 }
 
 
-class Weighting(_Part):
+class Weighting(Part):
     """How the teachers' weights λ are set.
 
     Attributes:
@@ -190,64 +127,7 @@ class Weighting(_Part):
     fixed: dict[str, NonNegative] = Field(default_factory=dict)
 
 
-class Train(_Part):
-    """The optimizer and its schedule; names as in the ecosystem, defaults of the release.
-
-    Attributes:
-        trainable: the language model without its input embeddings [paper's figure], or everything
-            [release].
-        lr_end: the cosine ends at this share of the learning rate [release].
-        per_device_train_batch_size: samples, or rows when packed, of one forward pass.
-        gradient_accumulation_steps: forward passes of each process in an optimizer step, which so
-            sees per_device_train_batch_size × gradient_accumulation_steps × processes rows.
-        max_steps: optimizer steps; -1 = as many as the epochs give.
-        bf16: autocast over fp32 masters.
-        fp16: refused, see the error; the key exists so that the refusal can say why.
-        gradient_checkpointing: compute the activations of layers anew in backward passes.
-        fsdp: spread the trained weights, their gradients and the optimizer over the processes, by
-            PyTorch's `fully_shard`; nothing changes in a single process [ours].
-        num_threads: torch threads of each process.
-        cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower.
-        cache_targets_gb: most memory [GB] for the teachers' attention, kept where samples are seen
-            more than once and every signal is of attention; 0: teachers run at every visit.
-    """
-
-    trainable: Literal["language_model", "everything"] = "language_model"
-    learning_rate: Positive = 5e-5
-    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
-    lr_end: Annotated[float, Field(ge=0, le=1)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: NonNegative = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    max_grad_norm: Positive | None = 1.0
-    per_device_train_batch_size: Count = 4
-    gradient_accumulation_steps: Count = 1
-    num_train_epochs: Positive = 1.0
-    max_steps: Annotated[int, Field(ge=-1)] = -1
-    logging_steps: Count = 10
-    save_steps: Count = 500
-    save_total_limit: Count | None = 2
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    bf16: bool = False
-    fp16: bool = False
-    gradient_checkpointing: bool = False
-    fsdp: bool = False
-    num_threads: Count = 1
-    cache_features_gb: NonNegative = 4.0
-    cache_targets_gb: NonNegative = 4.0
-
-    @model_validator(mode="after")
-    def _no_fp16(self) -> Train:
-        if self.fp16:
-            raise ValueError(
-                "fp16 is refused: a gradient scaler does not see hand-made gradients, and "
-                "attention losses of 1e-7 underflow; use bf16: true or leave both out for float32"
-            )
-        return self
-
-
-class Recipe(_Part):
+class Recipe(Part):
     """Everything that a run is made of.
 
     Attributes:

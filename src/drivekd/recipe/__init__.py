@@ -1,0 +1,29 @@
+"""A run as data: what a recipe may say, read from YAML and written to it."""
+
+from drivekd.recipe.combine import Combine
+from drivekd.recipe.data import Data
+from drivekd.recipe.files import shipped
+from drivekd.recipe.recipe import (
+    Capability,
+    Recipe,
+    Signal,
+    Weighting,
+    load,
+    parse,
+    to_yaml,
+)
+from drivekd.recipe.train import Train
+
+__all__ = [
+    "Capability",
+    "Combine",
+    "Data",
+    "Recipe",
+    "Signal",
+    "Train",
+    "Weighting",
+    "load",
+    "parse",
+    "shipped",
+    "to_yaml",
+]

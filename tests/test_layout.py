@@ -157,8 +157,10 @@ def test_names_and_lengths(path: Path) -> None:
 def test_packages_do_nothing_when_imported(path: Path) -> None:
     if path.parent == SRC:
         return
-    (docstring,) = tree(path).body
-    assert isinstance(docstring, ast.Expr), f"{name_of(path)} holds more than its docstring"
+    docstring, *rest = tree(path).body
+    assert isinstance(docstring, ast.Expr)
+    others = [ast.unparse(node) for node in rest if not isinstance(node, ast.ImportFrom)]
+    assert all(each.startswith("__all__ = ") for each in others), f"{name_of(path)}: {others}"
 
 
 def test_every_third_party_import_is_declared() -> None:

@@ -240,6 +240,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show sizes, layers, steps and memory; load no weights."),
+    ] = False,
 ) -> None:
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
     from drivekd.recipe import load
@@ -251,6 +255,11 @@ def train(
         if value is not None
     ]
     resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
+    if dry_run:
+        from drivekd.distill.preview import preview, show
+
+        show(preview(resolved))
+        return
     from drivekd.distill.train import train as run
 
     final = run(resolved, resume=resume)

@@ -127,7 +127,12 @@ def _resolved(name: str, key: str, spec: int | str | None, layers: int) -> list[
 
 
 def load(
-    source: str, uses: Mapping[str, Capability], *, device: torch.device, dtype: torch.dtype
+    source: str,
+    uses: Mapping[str, Capability],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_image_tokens: int = 256,
 ) -> vlms.Vlm:
     """Load a teacher without the layers above the highest one that its capabilities use.
 
@@ -136,14 +141,27 @@ def load(
     Raises:
         ValueError: it lacks a layer or the head that is needed.
     """
-    if any(use.signal == "logits_kl" for use in uses.values()):
-        return vlms.load(source, device=device, dtype=dtype)
-    own = depth(source)
-    top = max(
-        max(_resolved(name, "teacher_layers", use.teacher_layers, own))
-        for name, use in uses.items()
+    kept = layers_used(uses, depth(source))
+    return vlms.load(
+        source,
+        device=device,
+        dtype=dtype,
+        num_layers=kept,
+        max_image_tokens=max_image_tokens,
+        head=kept is None,
     )
-    return vlms.load(source, device=device, dtype=dtype, num_layers=top + 1, head=False)
+
+
+def layers_used(uses: Mapping[str, Capability], depth: int) -> int | None:
+    """How many of a teacher's layers its capabilities need; None: all of them, and the head.
+
+    Raises:
+        ValueError: it lacks a layer.
+    """
+    if any(use.signal == "logits_kl" for use in uses.values()):
+        return None
+    named = (_resolved(name, "teacher_layers", u.teacher_layers, depth) for name, u in uses.items())
+    return 1 + max(map(max, named))
 
 
 def depth(source: str) -> int:

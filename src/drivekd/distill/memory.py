@@ -100,14 +100,14 @@ def estimate(
     compared = rows * maps(terms, row)
     logits = 3 * FLOAT * rows * row.text * vocabulary
     return [
-        Part("student's weights, float32", weights, gathered),
-        Part(f"gradients of {losses} losses, and the update", gradients, gradients / processes),
-        Part("AdamW's two moments, float32", adam, adam / processes),
-        Part("weights cast to bfloat16", cast, cast),
+        Part("student, float32", weights, gathered),
+        Part(f"gradients: {losses} losses and more", gradients, gradients / processes),
+        Part("AdamW's two moments", adam, adam / processes),
+        Part("weights cast for autocast", cast, cast),
         Part(f"teachers, {'bfloat16' if recipe.train.bf16 else 'float32'}", held, held),
         Part("activations, at most", kept, kept),
-        Part("attention maps compared, at most", compared, compared),
-        Part("logits of the answers, at most", logits, logits),
+        Part("attention maps, at most", compared, compared),
+        Part("logits, at most", logits, logits),
     ]
 
 

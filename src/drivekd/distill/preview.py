@@ -219,7 +219,7 @@ def _models(found: Preview) -> Table:
 
 def _windows(found: Preview) -> Table:
     table = _table(
-        "student's layers and the teacher's layers whose mean is their target",
+        "layers: student → the teacher's whose mean is the target",
         "capability",
         "signal",
         "first",
@@ -242,7 +242,7 @@ def _window(term: Term, end: Any) -> str:
 
 
 def _memory(found: Preview) -> Table:
-    sharded = f"each of {PROCESSES} with train.fsdp"
+    sharded = f"each of {PROCESSES}, train.fsdp"
     table = _table("memory of a step [GB], estimated", "what", "one process", sharded)
     for part in found.parts:
         table.add_row(part.name, f"{part.alone / 1e9:.1f}", f"{part.sharded / 1e9:.1f}")

@@ -149,6 +149,17 @@ def test_activations_are_an_upper_estimate_and_no_guess(kind: str, tmp_path: Pat
     assert 1.0 <= foretold / sum(kept.values()) <= 2.0
 
 
+def test_checkpointing_keeps_less_and_a_trained_tower_more(folder: Path) -> None:
+    vlm, row = runs.tiny_student(text_layers=4), memory.Row(visual=8, text=20)
+    usual = memory.activations(recipe(folder), vlm, row)
+    again = recipe(folder, train={"gradient_checkpointing": True})
+    # Four entries and one layer, in place of four layers.
+    assert memory.activations(again, vlm, row) == 28 * 4 * 4 * 32 + usual // 4
+    everything = recipe(folder, train={"trainable": "everything"})
+    tower = 4 * (6 * 32 + 2 * 32 + 8 * 32 + 4 * 128)
+    assert memory.activations(everything, vlm, row) == usual + 32 * tower
+
+
 def test_maps_are_counted_for_student_and_teacher() -> None:
     whole = term("r", Capability(teacher="t", signal="full", student_layers="1..2"), 3, 4)
     block = term("p", Capability(teacher="t", signal="text_to_vision", student_layers=1), 3, 4)

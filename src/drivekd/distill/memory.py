@@ -70,8 +70,8 @@ def estimate(
       capability for `agp_grouped`), the update made of them, and the one being computed;
     - AdamW 8 T; the cast weights that autocast keeps 2 T with `train.bf16`;
     - teachers as loaded, cut above the highest layer used;
-    - activations, maps and logits: see `activations`, `maps`; three float32 copies of the logits
-      at all text positions, although only answers have any.
+    - see `activations` (of a teacher one layer's) and `maps`; three float32 copies of the logits at
+      all text positions, although only answers have any.
 
     Visual tokens and attention that are kept on purpose come on top, up to
     `train.cache_features_gb` for each model and `train.cache_targets_gb`.
@@ -96,7 +96,8 @@ def estimate(
     held = sum(number * parameters(vlm) for vlm, _ in teachers)
     cast = HALF * trained if recipe.train.bf16 else 0
     kept = rows * activations(recipe, student, row)
-    kept += rows * max((_layers(vlm, row, number, layers=1) for vlm, _ in teachers), default=0)
+    running = (_per_token(vlm.model.config.get_text_config(), number) for vlm, _ in teachers)
+    kept += rows * row.tokens * max(running, default=0)
     compared = rows * maps(terms, row)
     logits = 3 * FLOAT * rows * row.text * vocabulary
     return [
@@ -111,7 +112,7 @@ def estimate(
     ]
 
 
-def activations(recipe: Recipe, student: vlms.Vlm, row: Row) -> float:
+def activations(recipe: Recipe, student: vlms.Vlm, row: Row) -> int:
     """What the forward pass of one row keeps for the backward passes [bytes, ours].
 
     A decoder layer of width d, whose heads are together a wide, with an MLP of width i, keeps per
@@ -122,32 +123,29 @@ def activations(recipe: Recipe, student: vlms.Vlm, row: Row) -> float:
     time. A vision tower that is trained keeps as much for each of its patches.
     """
     number = HALF if recipe.train.bf16 else FLOAT
-    text = student.model.config.get_text_config()
-    if recipe.train.gradient_checkpointing:
-        entries = FLOAT * text.num_hidden_layers * row.tokens * text.hidden_size
-        return entries + _layers(student, row, number, layers=1)
-    kept = _layers(student, row, number)
-    if recipe.train.trainable == "everything":
-        vision = student.model.config.vision_config
-        patches = 4 * row.visual  # four are joined to a visual token in every family
-        kept += vision.num_hidden_layers * patches * _per_token(vision, number)
+    config = student.model.config
+    stacks = [(config.get_text_config(), row.tokens)]
+    if recipe.train.trainable == "everything":  # four patches make a visual token in every family
+        stacks.append((config.vision_config, 4 * row.visual))
+    kept = 0
+    for stack, tokens in stacks:
+        layer = _per_token(stack, number)
+        entry = FLOAT * stack.hidden_size
+        checkpointed = recipe.train.gradient_checkpointing
+        each, once = (entry, layer) if checkpointed else (layer, 0)
+        kept += tokens * (stack.num_hidden_layers * each + once)
     return kept
 
 
-def _layers(vlm: vlms.Vlm, row: Row, number: int, layers: int | None = None) -> float:
-    text = vlm.model.config.get_text_config()
-    count = text.num_hidden_layers if layers is None else layers
-    return float(count * row.tokens * _per_token(text, number))
-
-
 def _per_token(config: Any, number: int) -> int:
-    heads = config.num_attention_heads
-    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
-    own = 2 * config.hidden_size + 8 * width + 4 * config.intermediate_size
-    return FLOAT * 6 * config.hidden_size + number * own
+    """What one layer keeps for one token [bytes]; `number`: of those that autocast may shorten."""
+    heads = int(config.num_attention_heads)
+    wide = int(config.hidden_size)
+    width = int(getattr(config, "head_dim", None) or wide // heads) * heads
+    return FLOAT * 6 * wide + number * (2 * wide + 8 * width + 4 * int(config.intermediate_size))
 
 
-def maps(terms: Iterable[Term], row: Row) -> float:
+def maps(terms: Iterable[Term], row: Row) -> int:
     """Attention maps of one row, in float32 [bytes, ours].
 
     For every layer of the student its map, the target, their difference and its square; for every
@@ -160,4 +158,4 @@ def maps(terms: Iterable[Term], row: Row) -> float:
             theirs = {layer for matched in term.matches.values() for layer in matched}
             held = row.tokens if term.whole else row.text
             count += (4 * len(term.matches) + len(theirs)) * held * row.tokens
-    return float(FLOAT * count)
+    return FLOAT * count

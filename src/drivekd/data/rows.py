@@ -70,6 +70,8 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
     try:
         whole = decoded(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty: expected JSON") from None
         if error.msg == "Extra data":  # JSONL under another name
             return _lines(path)
         raise ValueError(f"{path}, line {error.lineno}: no valid JSON ({error.msg})") from None

@@ -173,7 +173,11 @@ def embed(
     paths: Sequence[Path],
     features: FeatureCache | None,
 ) -> Float[Tensor, "b n d"]:
-    """Token embeddings with the visual tokens of `paths`, row after row, put in their places."""
+    """Token embeddings with the visual tokens of `paths`, row after row, put in their places.
+
+    Raises:
+        ValueError: there are more or fewer visual tokens than places.
+    """
     embeds: Tensor = vlm.model.get_input_embeddings()(input_ids)
     if not paths:
         return embeds
@@ -184,7 +188,11 @@ def embed(
         made = dict(zip(distinct, image_features(vlm, distinct), strict=True))
         tokens = [made[path] for path in paths]
     visual = torch.cat(tokens).to(embeds)
-    assert len(visual) == int(is_image.sum()), "visual tokens do not match the ids"
+    if len(visual) != (places := int(is_image.sum())):
+        raise ValueError(
+            f"model {vlm.source!r} makes {len(visual)} visual tokens of {len(paths)} pictures, but "
+            f"the rows have {places} places for them; encode the samples with this model"
+        )
     return embeds.masked_scatter(is_image[..., None], visual)
 
 

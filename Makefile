@@ -1,11 +1,11 @@
 # make demo    the main job on the embedded world, from nothing to a report
-# make test    what continuous integration runs: style, types, tests
+# make test    style, types, tests; continuous integration runs it, and make test-faults
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type system real-smoke fuzz study ablation refresh benchmark world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,9 @@ demo: setup ## distil a student on the embedded world; writes out/demo
 
 test: setup lint type ## style, types and the default test suite
 	$(BIN)/pytest
+
+test-faults: setup ## what a training run must survive: kills, full disks, damaged data
+	$(BIN)/pytest -m faults tests/faults
 
 lint: setup ## ruff: style and format
 	$(BIN)/ruff check .

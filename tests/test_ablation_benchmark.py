@@ -38,6 +38,12 @@ def test_every_arm_is_a_recipe(ablation: ModuleType, tmp_path: Path) -> None:
     assert {renamed.get(name, name) for name in wanted} - recipes.keys() <= {"blind"}
 
 
+def test_only_arms_are_compared(ablation: ModuleType) -> None:
+    compared = ablation.pairs()
+    assert {name for pair in compared for name in pair} == ablation.arms().keys()
+    assert len(set(compared)) == len(compared)
+
+
 def test_the_picture_has_a_row_for_every_arm(ablation: ModuleType, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     scores = {

@@ -39,6 +39,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return (code if isinstance(code, int) else 0 if code is None else 1), out, err
 
 
+ONE = {
+    "messages": [
+        {"role": "user", "content": "<image>What is ahead?"},
+        {"role": "assistant", "content": "A car."},
+    ],
+    "images": ["a.png"],
+    "question_type": "planning",
+}
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "Car."}]
@@ -134,6 +144,11 @@ def test_data_check_ends_with_1_for_errors_and_0_for_warnings(
     [
         ("data info nowhere.json", "no data file nowhere.json"),
         ("data info .", ". is a folder"),
+        ("data info empty.json", "empty.json is empty: expected JSON"),
+        ("data info none.json", "none.json holds no samples"),
+        ("data info one.json --sheet none.json/a.png", "none.json is a file, and a folder is"),
+        ("data check one.json --out none.json", "none.json is a file, and a folder is needed"),
+        ("data convert one.json /dev/full --to jsonl", "/dev/full exists already"),
         ("data check nowhere.json", "no data file nowhere.json"),
         ("data convert nowhere.json b.json --to drivekd", "no data file nowhere.json"),
         ("data convert a.json b.json", "Missing option '--to'"),
@@ -160,8 +175,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("empty.json").touch()
+    Path("none.json").write_text("[]")
+    Image.new("RGB", (160, 90)).save("a.png")
+    Path("one.json").write_text(json.dumps([ONE]))
     code, out, err = run(capsys, *arguments.split())
-    assert (code, out) == (2, "")
+    assert code == 2
+    assert "Traceback" not in out + err
     assert said in err
     assert err.startswith("drivekd: error: ")
     assert err.count("\n") == 1

@@ -137,6 +137,7 @@ def test_ask_puts_the_question_as_the_world_does(
     ("change", "question", "words"),
     [
         ({"CAM_FORNT": "CAM_FRONT"}, "What?", "unknown camera 'CAM_FORNT'"),
+        ({"front": "CAM_FRONT"}, "What?", "unknown camera 'front'"),
         ({"CAM_BACK": "nowhere"}, "What?", "no file"),
         ({}, "  ", "question is empty"),
         ({}, "What is <image>?", "contains <image>"),

@@ -1,4 +1,4 @@
-"""Every shipped recipe runs: some steps with the shipped models on a few pictures.
+"""Every shipped recipe runs from the command line, with the shipped models on a few pictures.
 
 Those for published models, which are not shipped, are run dry.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 import runs
 from drivekd import recipe as recipes
 from drivekd.cli import main
-from drivekd.distill.train import train
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,17 @@ FULL_SIZE = ("internvl3_1b", "internvl3_2b", "qwen2_5_vl_3b")
 
 @pytest.mark.parametrize("name", sorted(set(recipes.shipped()) - set(FULL_SIZE)))
 def test_a_shipped_recipe_trains(name: str, data: Path, tmp_path: Path) -> None:
-    changes = [
-        f"data.train={data}", f"output_dir={tmp_path}", "train.max_steps=2",
-        "train.logging_steps=1", "train.report_to=none",
-    ]  # fmt: skip
-    recipe = recipes.load(name, changes)
-    final = train(recipe)
-    assert (final / "model.safetensors").is_file()
+    file = resources.files("drivekd") / "recipes" / f"{name}.yaml"
+    changes = (f"data.train={data}", "train.logging_steps=1", "train.report_to=none")
+    given = [word for change in changes for word in ("--set", change)]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--max-steps", "5", "--out", str(tmp_path), *given])
+    assert ended.value.code is None
+    assert (tmp_path / "final" / "model.safetensors").is_file()
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     logged = json.loads(lines[-1])
     terms = {key.rpartition("/")[2] for key in logged if key.startswith("loss/")} - {"ce"}
-    assert (len(lines), terms) == (2, set(recipe.capabilities))
+    assert (len(lines), terms) == (5, set(recipes.load(name).capabilities))
 
 
 @pytest.mark.parametrize(

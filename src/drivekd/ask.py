@@ -13,6 +13,7 @@ from pathlib import Path
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
 from drivekd.data.tags import Tag, read_tags
+from drivekd.data.written import writing
 from drivekd.looking import Rows, View, look
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
@@ -32,6 +33,7 @@ def ask(
     layer: str | int = "penultimate",
     rows: Rows = "answer",
     max_new_tokens: int = 64,
+    device: str = "cpu",
 ) -> str:
     """Answers a question about the pictures of some cameras.
 
@@ -45,6 +47,7 @@ def ask(
         rows: whose attention: of the position that predicts the answer's first token, or the
             mean over the question's tokens.
         max_new_tokens: longest answer [tokens].
+        device: where a model that is loaded here runs.
 
     Returns:
         The answer as the model wrote it.
@@ -56,18 +59,18 @@ def ask(
     if attention is not None and attention.suffix.lower() != ".png":
         raise ValueError(f"attention {attention}: expected a file name ending in .png")
     sample = _sample(images, question)
-    vlm = model if isinstance(model, Vlm) else load(model)
+    vlm = model if isinstance(model, Vlm) else load(model, device=device)
     sample = _pointed(vlm, sample)
     features = FeatureCache()
     reply = generate(vlm, [sample], max_new_tokens=max_new_tokens, features=features)[0].strip()
     if attention is not None:
         seen = look(vlm, sample, View(layer, rows), features=features)
         pictures = {camera: read_image(path) for camera, path in sample.images.items()}
-        attention.parent.mkdir(parents=True, exist_ok=True)
         whose = "the answer's first position" if rows == "answer" else "the question, mean"
         note = f"attention of {whose}, layer {seen.layer} of {seen.layers}"
         title = _title(sample, reply)
-        attention_strip(pictures, seen.maps, title=title, note=note).save(attention)
+        with writing(attention):
+            attention_strip(pictures, seen.maps, title=title, note=note).save(attention)
     return reply
 
 
@@ -85,7 +88,7 @@ def _sample(images: Mapping[str, str | Path], question: str) -> Sample:
             f"ask: the question contains {IMAGE_PLACEHOLDER}, which stands for a picture and is put"
             " there by itself; leave it out"
         )
-    unknown = [name for name in images if name.startswith("CAM_") and name not in CAMERAS]
+    unknown = [name for name in images if name not in CAMERAS and _meant(name)]
     if unknown:
         raise ValueError(
             f"ask: unknown camera {unknown[0]!r}; expected one of {', '.join(CAMERAS)}"
@@ -102,6 +105,11 @@ def _sample(images: Mapping[str, str | Path], question: str) -> Sample:
         images={name: Path(images[name]) for name in order},
         source="ask",
     )
+
+
+def _meant(name: str) -> bool:
+    """Whether a name looks like that of a nuScenes camera, `CAM_REAR` or `front`."""
+    return name.upper().startswith("CAM_") or f"CAM_{name.upper()}" in CAMERAS
 
 
 def _line(name: str) -> str:

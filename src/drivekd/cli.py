@@ -45,6 +45,7 @@ Format = Annotated[
     typer.Option(help="Of the file; auto tells it by the keys of its rows."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
+Device = Annotated[str, typer.Option(help="Where the model runs, for example cuda.")]
 
 
 def _version(wanted: bool) -> bool:
@@ -103,6 +104,8 @@ def data_info(
 
     opened = open_data(path, format, root=root)
     counts = {"format": opened.format, **count(opened.samples())}
+    if not counts["samples"]:
+        raise ValueError(f"{path} holds no samples")
     if sheet is not None:
         from drivekd.report.sheet import contact_sheet
 
@@ -274,19 +277,27 @@ def evaluate(
     model: Model,
     data: Annotated[Path, typer.Option(help="A JSON or JSONL file of a known format.")],
     out: Out,
+    format: Format = "auto",
     images: Annotated[
         Literal["real", "grey", "other"], typer.Option(help="Or the blind and shuffled controls.")
     ] = "real",
     root: Root = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 32,
-    device: Annotated[str, typer.Option(help="For example cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Answer the questions of a data file and score the answers by capability and template."""
     from drivekd.evaluate.run import evaluate as run
     from drivekd.evaluate.run import table
 
     scores = run(
-        model, data, out, images=images, root=root, max_new_tokens=max_new_tokens, device=device
+        model,
+        data,
+        out,
+        format=format,
+        images=images,
+        root=root,
+        max_new_tokens=max_new_tokens,
+        device=device,
     )
     typer.echo(f"{table(scores)}\n{out / 'scores.json'}")
 
@@ -303,11 +314,12 @@ def ask(
     attention: Annotated[
         Path | None, typer.Option(help="Draw where the model looked into this PNG.")
     ] = None,
+    device: Device = "cpu",
 ) -> None:
     """Ask one question about some pictures and print the answer."""
     from drivekd.ask import ask as run
 
-    typer.echo(run(model, _pictures(image), question, attention))
+    typer.echo(run(model, _pictures(image), question, attention, device=device))
 
 
 def _pictures(images: Sequence[str]) -> dict[str, Path]:
@@ -382,6 +394,8 @@ def _os_error(error: OSError) -> str:
     """What the system refused, and of what file."""
     if error.strerror is None:  # one of ours, or a library's: it is a sentence already
         return str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, and a folder is needed there: choose another place"
     named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{error.strerror}: {named}" if named else error.strerror
 

@@ -224,7 +224,8 @@ def _about(out: Path, base: Recipe) -> None:
         {"command": "make demo", "what": "this page"},
         {"command": "drivekd report " + str(out), "what": "the page again, from the same results"},
     ]
-    (out / "about.json").write_text(json.dumps({"facts": facts, "commands": commands}, indent=1))
+    about = {"title": "Drive-KD in the embedded world", "facts": facts, "commands": commands}
+    (out / "about.json").write_text(json.dumps(about, indent=1))
 
 
 def verdicts(path: Path) -> dict[str, bool]:

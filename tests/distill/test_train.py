@@ -322,6 +322,32 @@ def test_a_learned_map_whose_gradient_is_no_number_stops_before_the_update(
     assert [line["step"] for line in runs.lines(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_gradient_that_is_no_number_stops_before_the_update(
+    data: Path, teachers: dict[str, Vlm], tmp_path: Path
+) -> None:
+    """In the third step, although its losses are numbers; the checkpoint of the second is whole."""
+    student, passes = runs.tiny_student(), []
+    recipe = runs.recipe(data, tmp_path, train={"max_steps": 4, "save_steps": 2})
+
+    def overflow(module: torch.nn.Module, given: object, made: torch.Tensor) -> None:
+        passes.append(module)
+        if len(passes) == 3:
+            weights.update({k: v.clone() for k, v in student.model.state_dict().items()})
+            made.register_hook(lambda gradient: gradient * math.inf)
+
+    weights: dict[str, torch.Tensor] = {}
+    last = vlms.decoder_layers(student)[-1]
+    hook = last.get_submodule("mlp").register_forward_hook(overflow)
+    said = r"step 3, samples s.*a gradient is not a finite number although its loss is"
+    with pytest.raises(RuntimeError, match=said):
+        train(recipe, student=student, teachers=teachers)
+    hook.remove()
+    assert all(torch.equal(v, weights[k]) for k, v in student.model.state_dict().items())
+    assert [line["step"] for line in runs.lines(tmp_path)] == [1, 2]
+    train(recipe, resume=True, student=runs.tiny_student(), teachers=teachers)
+    assert [line["step"] for line in runs.lines(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_a_missing_map_stops_with_the_step(
     data: Path, teachers: dict[str, Vlm], tmp_path: Path
 ) -> None:

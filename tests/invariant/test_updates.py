@@ -11,6 +11,7 @@ from torch import Tensor
 
 import runs
 from drivekd.distill import plan as plans
+from drivekd.distill import weighting
 from drivekd.distill.order import projection_order, windows
 from drivekd.distill.projection import COMBINERS
 from drivekd.distill.train import Run, prepare, step
@@ -197,11 +198,21 @@ def test_every_combiner_steps(data: Path, teachers: dict[str, Vlm], combiner: st
 
 @pytest.mark.parametrize("mode", ["fixed", "online"])
 def test_every_weighting_steps(data: Path, teachers: dict[str, Vlm], mode: str) -> None:
-    static = {"mode": mode, "fixed": dict.fromkeys(runs.CAPABILITIES, 3.0)}
-    run = stepped(data, teachers, count=2, weighting=static)
-    weights = [run.totals[f"lambda/{c}"][0] / 2 for c in runs.CAPABILITIES]
-    assert (weights == [3.0] * 3) == (mode == "fixed")
-    assert run.update.norm() > 0
+    """λ is what the weighting makes of the unit's gradients, and the update has it."""
+    static = dict.fromkeys(runs.CAPABILITIES, 3.0)
+    run = stepped(data, teachers, weighting={"mode": mode, "fixed": static})
+    means = run.unit.gradients.double() / len(run.unit.indices)
+    asked = [run.plan.encoded[index].sample.capability for index in run.unit.indices]
+    shares = torch.stack([run.plan.mixing[name] for name in asked]).mean(0).tolist()
+    weigh = weighting.fixed(static) if mode == "fixed" else weighting.online(static)
+    expected, _ = weigh({}, means @ means.T, runs.CAPABILITIES, shares)
+    found = {name: run.totals[f"lambda/{name}"][0] for name in runs.CAPABILITIES}
+    assert found == pytest.approx(expected.teachers, rel=1e-6)
+    assert (found == static) == (mode == "fixed")
+    rows = means * torch.tensor([expected.ce, *found.values()])[:, None]
+    order = projection_order(run.plan.recipe.seed, (0, 0), len(found))
+    a = COMBINERS["agp"](rows @ rows.T, order, "per_capability")
+    assert_same((a @ rows).float(), run.update, 1e-5)
 
 
 def test_autocast_stays_near_float32(data: Path, teachers: dict[str, Vlm]) -> None:

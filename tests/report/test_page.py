@@ -169,6 +169,12 @@ def test_broken_file_is_named(run_folder: Path) -> None:
         write_page(run_folder)
 
 
+def test_the_folder_of_one_training_or_evaluation(run_folder: Path) -> None:
+    page = write_page(run_folder / "drivekd").read_text(encoding="utf-8")
+    assert "drivekd: drivekd</title>" in page
+    assert "<svg" in page and "loss" in page
+
+
 def test_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no summary\.json"):
         write_page(tmp_path)

@@ -28,6 +28,7 @@ from drivekd.data.repeats import Repeated, Repeats
 from drivekd.data.rows import RowError, one_line
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import Unit, main_unit
+from drivekd.data.written import writing
 
 #: rows whose tags decide which unit the file is written in
 _HEAD = 1000
@@ -236,8 +237,8 @@ def _lines(path: Path) -> int | None:
 
 def write_json(report: Mapping[str, Any], path: Path) -> Path:
     """Write a report as JSON and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 #: what Pillow raises for a file that is missing, truncated or no picture
@@ -18,9 +19,17 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8: Pillow would cut off everything above 255."""
+    if not image.mode.startswith("I"):
+        return image
+    scaled = np.asarray(image).astype(np.float64) / 257
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

@@ -70,9 +70,13 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
     try:
         whole = decoded(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty: expected JSON") from None
         if error.msg == "Extra data":  # JSONL under another name
             return _lines(path)
-        raise ValueError(f"{path}, line {error.lineno}: no valid JSON ({error.msg})") from None
+        raise ValueError(
+            f"{path}, line {error.lineno}, column {error.colno}: no valid JSON ({error.msg})"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error.reason}): convert it first") from None
     except ValueError as error:
@@ -97,7 +101,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
             except UnicodeDecodeError as error:
                 yield number, RowError(f"{path}, row {number}: no UTF-8 text ({error.reason})")
             except json.JSONDecodeError as error:
-                yield number, RowError(f"{path}, row {number}: no valid JSON ({error.msg})")
+                place = f"{path}, row {number}, column {error.colno}"
+                yield number, RowError(f"{place}: no valid JSON ({error.msg})")
             except ValueError as error:
                 yield number, RowError(f"{path}, row {number}: {error}")
 

@@ -1,4 +1,4 @@
-"""New files of rows that are there only when they are complete, and folders that are filled."""
+"""Files that are named when they cannot be written, or are there only when they are complete."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from typing import Any, TextIO
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside, and name the file where that fails.
+
+    Raises:
+        OSError: the system's own, which does not know the file when the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
     """A text file that gets its name when the block ends, and is gone where that fails.
 
@@ -19,10 +35,9 @@ def new_file(path: Path) -> Iterator[TextIO]:
     """
     if path.exists():
         raise ValueError(f"{path} exists already: name a new file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with writing(path), partial.open("w", encoding="utf-8") as file:
             yield file
         partial.replace(path)
     finally:

@@ -74,8 +74,11 @@ def check_outputs(student: vlms.Vlm, teacher: vlms.Vlm, name: str) -> None:
         )
 
 
-def _spelling(vlm: vlms.Vlm) -> tuple[str, object]:
-    return vlm.tokenizer.backend_tokenizer.to_str(), vlm.tokenizer.chat_template
+def _spelling(vlm: vlms.Vlm) -> tuple[object, ...]:
+    """All that decides which tokens a sample becomes."""
+    processor = vlm.image_processor
+    tiling = [getattr(processor, name, None) for name in ("size", "patch_size", "merge_size")]
+    return vlm.tokenizer.backend_tokenizer.to_str(), vlm.tokenizer.chat_template, repr(tiling)
 
 
 def _difference(mine: Encoded, theirs: Encoded, student: vlms.Vlm, teacher: vlms.Vlm) -> str:

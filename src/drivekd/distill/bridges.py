@@ -118,17 +118,21 @@ def settle(bridges: Bridges, ranks: Ranks = ALONE) -> None:
         RuntimeError: a gradient is not finite.
     """
     carried = _summed(bridges, ranks)
+    given: dict[str, Tensor] = {}
     for name in bridges.layers:
         for key, weight in _of(bridges, name).items():
             weight.grad = None  # without carriers the optimizer leaves it and its moments alone
             if carried[name] > 0:
-                weight.grad = bridges.sums[key] / carried[name]
-                _check_finite(name, key, weight.grad)
+                weight.grad = given[key] = bridges.sums[key] / carried[name]
+    _check_finite(given)
 
 
-def _check_finite(name: str, key: str, gradient: Tensor) -> None:
-    if not bool(gradient.isfinite().all()):
-        layer = key.removeprefix(f"{name}.layer")
+def _check_finite(gradients: Mapping[str, Tensor]) -> None:
+    """Look at all of them at once: the host waits for the device a single time."""
+    found = [gradient.isfinite().all() for gradient in gradients.values()]
+    finite = torch.stack(found).tolist() if found else []
+    for key in (key for key, good in zip(gradients, finite, strict=True) if not good):
+        name, _, layer = key.rpartition(".layer")
         raise RuntimeError(
             f"the gradient of the learned map of {name}, layer {layer}, is not a finite number "
             f"although its loss is; nothing was updated. Lower train.learning_rate or look at "

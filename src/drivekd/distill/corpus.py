@@ -84,6 +84,15 @@ def rows(encoded: Sequence[Encoded], *, pack: bool) -> tuple[Row, ...]:
     )
 
 
+def extent(encoded: Sequence[Encoded], *, pack: bool) -> tuple[int, int]:
+    """Rows of a batch of these samples, and tokens of the longest row."""
+    laid = rows(encoded, pack=pack)
+    own = [len(each.input_ids) - (each.prefix if pack else 0) for each in encoded]
+    shared = [encoded[row[0]].prefix if pack else 0 for row in laid]
+    lengths = [start + sum(own[i] for i in row) for start, row in zip(shared, laid, strict=True)]
+    return len(laid), max(lengths)
+
+
 def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> None:
     """Refuse data on which the recipe's teachers would teach nothing, or not what was meant.
 

@@ -41,7 +41,7 @@ def torchjd_combiner(name: str) -> Combiner:
         G = torch.from_numpy(checked(gram))
         drawn = permutation(order, len(G))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_rank(drawn))
+            torch.default_generator.manual_seed(_rank(drawn))  # not that of a GPU
             return _finite(name, weighting(G).detach().double())
 
     return weigh

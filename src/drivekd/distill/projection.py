@@ -228,7 +228,7 @@ def capability_rows(gram: GramLike, order: Order | None, *, stage1: bool, stage2
 def stage_1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
     """Gram matrix of (g_0, f_1 … f_K), the added shares of g_0, and where it fired.
 
-    With d_t = ⟨g_t,g_0⟩ and D = min(d, 0): ⟨f_s,f_t⟩ = G_st − (d_s d_t − d⁺_s d⁺_t)/‖g_0‖², where
+    With d_t = ⟨g_t,g_0⟩ and d⁺ = max(d, 0): ⟨f_s,f_t⟩ = G_st − (d_s d_t − d⁺_s d⁺_t)/‖g_0‖², where
     a pair of which neither fired keeps G_st. What remains of a nearly opposed teacher is a
     difference of large numbers: below rounding it is zero, and Cauchy-Schwarz bounds the rest.
     """

@@ -1,7 +1,7 @@
 """Coefficients that are computed at every R-th optimizer step and kept for the steps between.
 
 [ours] An exact step needs one backward pass per loss. It leaves a and λ behind, and the steps until
-the next one follow U = ∇ Σ_k stopgrad(a_k) D_k ℓ_k, one backward pass of one sum. What AGP
+the next one follow U = ∇ Σ_k stopgrad(a_k) ℓ_k, one backward pass of one sum. What AGP
 guarantees for the cross-entropy then holds only as far as the gradients' angles stay what they
 were.
 """

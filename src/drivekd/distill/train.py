@@ -6,6 +6,7 @@ cross-entropy is the same step with no teachers.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,9 @@ from drivekd.data.progress import track
 from drivekd.distill import (
     bridges,
     checkpoint,
+    interrupt,
     log,
+    out_of_memory,
     parallel,
     projection,
     sharding,
@@ -40,6 +43,8 @@ from drivekd.distill.plan import Plan
 from drivekd.distill.run import Run, prepare
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -85,7 +90,8 @@ def train(
         start = teacher.fingerprint([student.model])
         if found is not None:
             runs.restore(found, student)
-        run = prepare(plans.build(recipe, student, teachers, ranks))
+        with out_of_memory.before_the_first_step(recipe):
+            run = prepare(plans.build(recipe, student, teachers, ranks))
         state = runs.initial_state(run, start)
         if found is not None:
             state = runs.resume(run, state, found)
@@ -106,7 +112,7 @@ def step(run: Run, window: Window) -> None:
     batches of the step (granularity: step) or each of them (micro_batch; their updates are
     averaged by their number of samples). Several processes share the batches of a unit.
     """
-    plan = run.plan
+    plan, settings = run.plan, run.plan.recipe.train
     by_batch = plan.recipe.combine.granularity == "micro_batch"
     units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
     total = sum(len(batch) for batch in window.batches)
@@ -128,12 +134,12 @@ def step(run: Run, window: Window) -> None:
         _remember(run, solved)
     with _located(plan, window, [index for batch in window.batches for index in batch]):
         bridges.settle(plan.bridges, plan.ranks)
-    sharding.let_go(plan.shards)
-    norm = clip(run.update, plan.recipe.train.max_grad_norm, plan.ranks if plan.shards else ALONE)
-    log.add(run.totals, "grad_norm", norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
-    run.optimizer.step()
+        sharding.let_go(plan.shards)
+        holders = plan.ranks if plan.shards else ALONE
+        log.add(run.totals, "grad_norm", clip(run.update, settings.max_grad_norm, holders))
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(plan.recipe, window.step, plan.total_steps)
+        run.optimizer.step()
 
 
 def _collect(
@@ -162,15 +168,18 @@ def _remember(run: Run, solved: update.Solved) -> None:
 
 @contextmanager
 def _located(plan: Plan, window: Window, indices: Sequence[int]) -> Iterator[None]:
-    """Say in which step and on which samples something failed; nothing was updated by then."""
+    """Say in which step and on which samples something failed; no later step was begun."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
+        reason = (
+            out_of_memory.of_a_batch(plan, indices) if out_of_memory.happened(error) else str(error)
+        )
         ids = [plan.encoded[index].sample.id for index in indices]
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         where = f"step {window.step + 1}, samples {', '.join(ids[:8])}{more}"
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"{where}: {error}") from error
+        raise kind(f"{where}: {reason}") from error
 
 
 def clip(
@@ -236,19 +245,37 @@ def _settings(recipe: Recipe) -> Iterator[None]:
 def _loop(run: Run, state: State, folder: Path) -> None:
     """All remaining steps with log and checkpoints, then the final model."""
     plan = run.plan
-    plans.fill_caches(plan)
+    with out_of_memory.before_the_first_step(plan.recipe):
+        plans.fill_caches(plan)
     journal = _begin(plan, state, folder) if plan.ranks.first else log.nowhere()
+    remaining = windows(plan.order, state.step, plan.total_steps)
+    left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
     try:
-        remaining = windows(plan.order, state.step, plan.total_steps)
-        left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
-        for window in track(remaining, total=left, label=label):
-            started = time.monotonic()
-            step(run, window)
-            state = _advanced(run, state, window, time.monotonic() - started)
-            _report(run, state, window, journal, folder)
+        with interrupt.requests() as request:
+            for window in track(remaining, total=left, label=label):
+                started = time.monotonic()
+                step(run, window)
+                state = _advanced(run, state, window, time.monotonic() - started)
+                _report(run, state, window, journal, folder)
+                if (number := interrupt.asked(request, plan.ranks)) is not None:
+                    _end_early(run, state, folder, number)
     finally:
         log.close(journal)
     runs.save_final(run, state, folder)
+
+
+def _end_early(run: Run, state: State, folder: Path, number: int) -> None:
+    """Save what was reached and end; a finished run is finished properly instead."""
+    if state.step == state.total_steps:
+        return
+    if state.step % run.plan.recipe.train.save_steps != 0:  # else it was saved just now
+        runs.save(run, state, folder)
+    if run.plan.ranks.first:
+        logger.warning(
+            "stopped after step %d of %d; %s is saved, and the same command with --resume goes on",
+            state.step, state.total_steps, folder / f"checkpoint-{state.step}",
+        )  # fmt: skip
+    interrupt.end(number)
 
 
 def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:

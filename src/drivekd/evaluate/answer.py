@@ -16,6 +16,7 @@ import torch
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
 from drivekd.data.tags import in_unit, read_tags
+from drivekd.data.written import writing
 from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
@@ -307,7 +308,7 @@ def _answer(row: Mapping[str, Any], path: Path) -> Answer:
 
 
 def _append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
-    with out.open("a", encoding="utf-8") as file:
+    with writing(out), out.open("a", encoding="utf-8") as file:
         file.writelines(
             json.dumps({**asdict(answer), **mark.of(answer.id)}, ensure_ascii=False) + "\n"
             for answer in new

@@ -16,6 +16,7 @@ def evaluate(
     data: Path,
     out: Path,
     *,
+    format: str = "auto",
     images: ImageMode = "real",
     root: Path | None = None,
     max_new_tokens: int = 32,
@@ -25,8 +26,9 @@ def evaluate(
 
     Args:
         model: folder, hub id or `world:NAME`.
-        data: file of any known format.
+        data: the file of questions.
         out: folder for `answers.jsonl` and `scores.json`.
+        format: of the data file, as for `drivekd.data.readers.read`.
         images: the real pictures, grey ones, or those of another scene (the controls).
         root: folder that relative image paths start from.
         max_new_tokens: longest reply [tokens].
@@ -36,7 +38,7 @@ def evaluate(
         FileNotFoundError: there is no such data file.
         ValueError: the data, the model, or answers that another model left in `out`.
     """
-    samples = list(read(data, root=root))
+    samples = list(read(data, format, root=root))
     out.mkdir(parents=True, exist_ok=True)
     given = answers(
         load(model, device=device),

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.data.written import writing
 from drivekd.evaluate.answer import Answer, answer_of
 from drivekd.evaluate.metrics import normalise
 
@@ -196,8 +197,8 @@ def as_json(scores: Scores) -> dict[str, Any]:
 
 def write_scores(scores: Scores, path: Path) -> None:
     """Writes `as_json` to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_json(scores), indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(as_json(scores), indent=2) + "\n", encoding="utf-8")
 
 
 def majority(train: Sequence[Sample], test: Sequence[Sample]) -> list[Answer]:

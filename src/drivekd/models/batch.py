@@ -178,6 +178,9 @@ def embed(
 
     Token embeddings, with the visual tokens of `paths`, row after row, put in their places. What
     deepstack adds at these places behind the first layers is handed to the decoder, which adds it.
+
+    Raises:
+        ValueError: there are more or fewer visual tokens than places.
     """
     embeds: Tensor = vlm.model.get_input_embeddings()(input_ids)
     if not paths:
@@ -189,7 +192,11 @@ def embed(
         made = dict(zip(distinct, image_features(vlm, distinct), strict=True))
         tokens = [made[path] for path in paths]
     visual, *deeper = torch.cat(tokens).to(embeds).split(embeds.shape[-1], dim=-1)
-    assert len(visual) == int(is_image.sum()), "visual tokens do not match the ids"
+    if len(visual) != (places := int(is_image.sum())):
+        raise ValueError(
+            f"model {vlm.source!r} makes {len(visual)} visual tokens of {len(paths)} pictures, but "
+            f"the rows have {places} places for them; encode the samples with this model"
+        )
     inputs: dict[str, Any] = {"inputs_embeds": embeds.masked_scatter(is_image[..., None], visual)}
     if deeper:
         inputs |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": deeper}

@@ -190,9 +190,16 @@ def load(
 
 @contextmanager
 def _whole(source: str | Path) -> Iterator[None]:
-    """Say of weights that end too early whose they are."""
+    """Say of weights that are not there, or end too early, whose they are."""
     try:
         yield
+    except OSError as error:
+        if "no file named" not in str(error):
+            raise
+        raise ValueError(
+            f"model {str(source)!r} has no weights: expected model.safetensors, or several with "
+            "model.safetensors.index.json; copy or download it again"
+        ) from error
     except SafetensorError as error:
         raise ValueError(
             f"model {str(source)!r}: its weights are damaged or cut off ({error}); copy or "

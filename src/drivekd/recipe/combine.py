@@ -15,6 +15,9 @@ Combiner = Literal[
 ]
 """Combiners of our own; `torchjd:NAME` stands for any of TorchJD's."""
 
+_COUNTING = ("agp", "stage1_only", "pcgrad_caps")
+"""Combiners that count cross-entropy once per active teacher, unless told otherwise."""
+
 _TORCHJD = re.compile(r"torchjd:[A-Za-z]\w*(\(.*\))?")
 
 
@@ -64,6 +67,11 @@ class Combine(Part):
                 f"missing: skip has other coefficients for every set of losses that reach a "
                 f"parameter, refresh: {self.refresh} needs one per loss; set missing: zero or "
                 "refresh: 1"
+            )
+        if self.ce_count == "once" and self.combiner not in _COUNTING:
+            raise ValueError(
+                f"ce_count: once has no meaning for {self.combiner}, which does not count "
+                f"cross-entropy once per teacher; leave it out, or choose {', '.join(_COUNTING)}"
             )
         own = self.combiner.partition(":")[0]
         if self.missing == "skip" and own in ("agp_grouped", "torchjd"):

@@ -113,11 +113,12 @@ class Weighting(Part):
     """How the teachers' weights λ are set.
 
     Attributes:
-        mode: by gradient norms [ours], by plain numbers [release's form] or online [release].
+        mode: by gradient norms [ours], by plain numbers [release's form], or online: numbers that
+            follow the gradient norms [release].
         w_ce: weight of cross-entropy.
-        decay: of the running means of gradient norms [ours].
-        cap: λ never exceeds so many times its first value [ours].
-        fixed: λ per capability under `mode: fixed`.
+        decay: of the running means of gradient norms, under `mode: grad_norm` [ours].
+        cap: λ never exceeds so many times its first value, under `mode: grad_norm` [ours].
+        fixed: λ per capability under `mode: fixed`, its first value under `mode: online`.
     """
 
     mode: Literal["grad_norm", "fixed", "online"] = "grad_norm"
@@ -125,6 +126,18 @@ class Weighting(Part):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     cap: Positive = 30.0
     fixed: dict[str, NonNegative] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _keys_of_the_mode(self) -> Weighting:
+        unread = ("fixed",) if self.mode == "grad_norm" else ("decay", "cap")
+        usual = Weighting.model_construct()
+        for key in unread:
+            if getattr(self, key) != getattr(usual, key):
+                raise ValueError(
+                    f"{key} has no meaning under mode: {self.mode}; leave it out, or choose "
+                    "another mode"
+                )
+        return self
 
 
 class Recipe(Part):
@@ -181,8 +194,11 @@ class Recipe(Part):
                     f"weighting.fixed.{name}: no such capability; there are {names(known)}"
                 )
         missing = [name for name in known if name not in self.weighting.fixed]
-        if self.weighting.mode == "fixed" and missing:
-            raise ValueError(f"weighting.fixed lacks a number for {names(missing)}")
+        if self.weighting.mode != "grad_norm" and missing:
+            raise ValueError(
+                f"weighting.fixed lacks a number for {names(missing)}, which mode: "
+                f"{self.weighting.mode} starts from"
+            )
         return self
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.written import writing
 from drivekd.report.template import environment
 
 
@@ -14,6 +15,6 @@ def write_check_page(report: Mapping[str, Any], path: Path) -> Path:
     capabilities = report["capabilities"]
     shares = {name: 100 * rows / sum(capabilities.values()) for name, rows in capabilities.items()}
     template = environment().get_template("check.html.j2")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(report=report, shares=shares), encoding="utf-8")
+    with writing(path):
+        path.write_text(template.render(report=report, shares=shares), encoding="utf-8")
     return path

@@ -36,6 +36,7 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from drivekd.data.sample import CAMERAS, CAPABILITIES
+from drivekd.data.written import writing
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels
 from drivekd.report.results import ARMS, Arm, Results, Row, read_results
@@ -57,14 +58,15 @@ def write_page(folder: Path) -> Path:
     templates.filters["plain"] = _plain
     text = templates.get_template("page.html.j2").render(**_context(results))
     path = folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
     return path
 
 
 def _context(results: Results) -> dict[str, Any]:
     pictures: dict[Path, Image.Image | None] = {}
     return {
-        "title": results.about.get("title", "Drive-KD in the embedded world"),
+        "title": results.about.get("title", f"drivekd: {results.folder.resolve().name}"),
         "facts": results.about.get("facts", {}),
         "commands": results.about.get("commands", []),
         "seconds": (results.summary or {}).get("seconds"),

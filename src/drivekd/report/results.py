@@ -83,29 +83,30 @@ def read_results(folder: Path) -> Results:
             f"report of {folder}: no such folder; expected the output folder of a run, such as"
             " out/demo"
         )
-    arms = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    arms = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    own = {folder.resolve().name: folder}  # of a single `drivekd train` or `evaluate`
     cases = _json(folder / "attention" / "cases.json", list)
     results = Results(
         folder=folder,
         summary=_json(folder / "summary.json", dict),
         about=_json(folder / "about.json", dict) or {},
-        scores=_found(folder, arms, "scores.json", lambda path: _json(path, dict)),
-        logs=_found(folder, arms, "log.jsonl", _lines),
-        answers=_found(folder, arms, "answers.jsonl", _lines),
+        scores=_found(own | arms, "scores.json", lambda path: _json(path, dict)),
+        logs=_found(own | arms, "log.jsonl", _lines),
+        answers=_found(own | arms, "answers.jsonl", _lines),
         scenes=_json(folder / "scenes.json", list),
         cases=cases,
         maps=_arrays(folder / "attention" / "maps.npz") if cases else {},
     )
     if results.summary is None and not (results.scores or results.logs):
         raise ValueError(
-            f"report of {folder}: no summary.json and no arm with scores.json or log.jsonl;"
-            " expected the output folder of a run, such as out/demo"
+            f"report of {folder}: no summary.json, scores.json or log.jsonl, here or one folder"
+            " below; expected the output folder of a run, such as out/demo"
         )
     return results
 
 
-def _found(folder: Path, arms: Sequence[str], name: str, read: Any) -> dict[str, Any]:
-    found = {arm: read(folder / arm / name) for arm in arms}
+def _found(places: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
+    found = {arm: read(place / name) for arm, place in places.items()}
     return {arm: content for arm, content in found.items() if content}
 
 

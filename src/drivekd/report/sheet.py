@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import PICTURE, Tag
+from drivekd.data.written import writing
 from drivekd.report.figures import Mark, fitted, tile, typeface
 
 #: sizes on the sheet [px]
@@ -38,8 +39,8 @@ def contact_sheet(samples: Iterable[Sample], out: Path, count: int = 12) -> Path
     for sample, height in zip(chosen, heights, strict=True):
         _draw(sheet, sample, top)
         top += height
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, format="PNG")
+    with writing(out):
+        sheet.save(out, format="PNG")
     return out
 
 

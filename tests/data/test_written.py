@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from drivekd.data.written import new_rows, writing
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught, writing(path):
+        path.write_text("x" * 100)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == "/dev/full"
+
+
+def test_an_error_that_names_a_file_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, writing(tmp_path / "new" / "a"):
+        (tmp_path / "other").read_text()
+    assert caught.value.filename == str(tmp_path / "other")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_file_of_rows_that_fails_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_rows(tmp_path / "a.json") as rows:
+        rows.add(1 / 0)
+    assert list(tmp_path.iterdir()) == []

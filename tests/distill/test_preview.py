@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,29 @@ def test_rows_are_packed_as_in_the_run(folder: Path, pack: bool, rows: int) -> N
     assert found.steps.rows == rows
     limited = preview(recipe(folder, data={"pack": pack, "questions_per_row": 1}))
     assert (limited.longest.text < found.longest.text) is pack
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_two_weights_are_not_tied_whatever_the_file_says(
+    folder: Path, tmp_path: Path, files: int
+) -> None:
+    """As in InternVL3-1B-hf, whose config.json leaves the key out."""
+    shutil.copytree(folder / "student", tmp_path / "student")
+    if files > 1:
+        (tmp_path / "student" / "model.safetensors").unlink()
+        model = vlms.load(folder / "student").model
+        model.save_pretrained(tmp_path / "student", max_shard_size="200KB")
+        assert len(list((tmp_path / "student").glob("model-*.safetensors"))) >= files
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    file = tmp_path / "student" / "config.json"
+    said = json.loads(file.read_text()) | {"tie_word_embeddings": True}
+    file.write_text(json.dumps(said))
+    found, plan = preview(recipe(tmp_path)), plans.build(recipe(tmp_path))
+    student = plan.student.model
+    assert student.lm_head.weight is not student.get_input_embeddings().weight
+    assert found.members[0].trained == sum(p.numel() for p in plan.parameters)
+    assert found.members[0].parameters == sum(p.numel() for p in student.parameters())
 
 
 def test_missing_data_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Sample
 from drivekd.distill import agreement, corpus, memory, plan, teacher
@@ -139,9 +141,26 @@ def preview(recipe: Recipe) -> Preview:
 
 def _config(source: str) -> Any:
     """From the folder if it is one, from the table if it is known, else from the hub."""
-    if source in published.PUBLISHED and not Path(source).is_dir():
+    folder = Path(vlms.locate(source))
+    if source in published.PUBLISHED and not folder.is_dir():
         return published.config_of(source)
-    return vlms.config_of(source)
+    config = vlms.config_of(source)
+    if any(name.endswith("lm_head.weight") for name in _weights(folder)):
+        # InternVL3's files say nothing of tying, newer releases of transformers take that for yes;
+        # when they load the weights they find two of them and leave them apart.
+        config.tie_word_embeddings = False
+    return config
+
+
+def _weights(folder: Path) -> set[str]:
+    """Names of the weights in a folder, from their index or the head of the file."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not single.is_file():
+        return set()
+    with safe_open(single, framework="pt") as file:
+        return set(file.keys())
 
 
 def _teacher(source: str, uses: dict[str, Capability]) -> tuple[vlms.Vlm, int]:

@@ -24,6 +24,7 @@ VERBS = [
     "world make",
     "world show",
     "train",
+    "cache",
     "evaluate",
     "ask",
     "report",

@@ -35,9 +35,9 @@ LAYERS = {"perception": "first", "reasoning": "1..penultimate", "planning": "pen
 SIGNALS = {"perception": "text_to_vision", "reasoning": "full", "planning": "text_to_vision"}
 
 
-def recipe(data: Path, out: Path, cache: Path | None, **changes: Any) -> Recipe:
+def recipe(data: Path, out: Path, folder: Path | None, /, **changes: Any) -> Recipe:
     """A run of `runs.recipe` with a store, if one is given."""
-    stored = {} if cache is None else {"dir": str(cache), **changes.pop("cache", {})}
+    stored = {} if folder is None else {"dir": str(folder), **changes.pop("cache", {})}
     return runs.recipe(data, out, cache=stored, **changes)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drivekd.distill import store
-from drivekd.distill.store_format import Packed, pack
+from drivekd.distill.store_format import Packed, pack, unpack
 from drivekd.distill.whose import check_same
 
 MASK = torch.ones(3, 5, dtype=torch.bool).tril(2)
@@ -34,6 +34,15 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: str) -> None:
         assert (read.scale is None) is (dtype == "float16")
         assert wanted.scale is None or torch.equal(read.scale, wanted.scale)
     assert list(found.opened) == [path]
+
+
+def test_a_sample_without_pictures_has_no_prefix(tmp_path: Path) -> None:
+    nothing = torch.zeros(0, 0, dtype=torch.bool)
+    for dtype in ("float16", "uint8"):
+        packed = pack(torch.zeros(2, 0, 0), nothing, dtype)
+        store.write_shard(tmp_path, {dtype: {"planning": packed}}, {})
+        read = store.get(store.scan(tmp_path), dtype, "planning")
+        assert unpack(read, nothing).shape == (2, 0, 0)
 
 
 def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ranks
 import runs
@@ -256,6 +258,17 @@ def test_a_store_that_would_grow_too_large_is_refused(data: Path, tmp_path: Path
     with pytest.raises(ValueError, match=said):
         built(recipe(data, Path("o"), tmp_path, cache={"dtype": "float32", "max_gb": 1e-6}))
     assert not list(tmp_path.glob("*.*s*"))
+
+
+def test_the_size_is_told_and_is_what_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built(recipe(data, Path("o"), tmp_path, cache={"dtype": "uint8"}))
+    told = re.search(r"on 20 samples takes ([\d.e-]+) GB as uint8", capsys.readouterr().err)
+    (shard,) = tmp_path.glob("shard-*")
+    kept = sum(tensor.nbytes for tensor in load_file(shard).values())
+    assert told is not None
+    assert float(told[1]) == pytest.approx(kept / 1e9, rel=5e-3)
 
 
 def test_nothing_to_store_is_said(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from drivekd.distill import teacher
 from drivekd.distill.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
@@ -41,13 +42,15 @@ def targets(
     terms: Sequence[Term],
     student: vlms.Vlm,
     encoded: Sequence[Encoded],
+    stored: Stored | None,
     *,
-    stored: teacher.Targets | None = None,
     again: bool,
 ) -> teacher.Targets:
     """The store, or the teachers behind a cache where samples are seen again; or the control."""
-    targets: teacher.Targets = stored or partial(teacher.targets, teachers)
-    if not stored and again and terms and all(term.of_attention for term in terms):
+    targets: teacher.Targets = partial(teacher.targets, teachers)
+    if stored is not None:
+        targets = stored.targets
+    elif again and terms and all(term.of_attention for term in terms):
         layout = layout_of(student, terms, encoded, recipe.data.questions_per_row)
         need, limit = target_bytes(layout) / 1e9, recipe.train.cache_targets_gb
         if need <= limit:

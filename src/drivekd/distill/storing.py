@@ -251,22 +251,19 @@ def _write(
     recipe: Recipe, layout: Layout, keys: _Keys, live: Targets, found: Store, ranks: Ranks
 ) -> None:
     """This process's share of what is missing, row by row."""
-    rows, numbers = (set(missing) for missing in keys.missing(found))
-    jobs = [
-        (row, members or list(layout.rows[row][:1]))
-        for row in range(len(layout.rows))
-        for members in [[n for n in layout.rows[row] if n in numbers]]
-        if members or row in rows
-    ]
+    rows, numbers = keys.missing(found)
+    jobs = {row: [layout.rows[row][0]] for row in rows}  # where nothing but the prefix is missing
+    for row in dict.fromkeys(layout.row_of[n] for n in numbers):
+        jobs[row] = [n for n in layout.rows[row] if keys.own[n] not in found.shards]
     parts: dict[str, dict[str, Packed]] = {}
     ids: dict[str, str] = {}
     size = 0
-    share = ranks.share(jobs)
+    share = ranks.share(sorted(jobs.items()))
     for row, members in track(share, label="attention of the teachers"):
         with torch.autocast(layout.vlm.device.type, torch.bfloat16, enabled=recipe.train.bf16):
             prefix, own = learn(layout, live, members)
         new = {keys.own[n]: _packed(layout, n, 1, own[n], recipe) for n in members}
-        if row in rows:
+        if keys.prefixes[row] not in found.shards:
             new[keys.prefixes[row]] = _packed(layout, members[0], 0, prefix, recipe)
         parts |= new
         ids |= {layout.encoded[n].sample.id: keys.own[n] for n in members}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import ranks
 import runs
+from drivekd import cli
 from drivekd.data.lock import locked
 from drivekd.distill import plan as plans
 from drivekd.distill import store, teacher
@@ -28,7 +29,7 @@ from drivekd.distill.plan import Plan
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
-from drivekd.recipe import Recipe
+from drivekd.recipe import Recipe, to_yaml
 
 #: Relative error of a loss by the type of stored numbers; float32 differs by rounding.
 ERROR = {"float32": 1e-5, "float16": 1e-3, "uint8": 2e-2}
@@ -163,6 +164,29 @@ def test_a_teacher_that_is_gone_or_moved_is_not_missed(
         each["teacher"] = str(tmp_path / "new" / name)
     fill(recipe(data, Path("o"), tmp_path / "s", capabilities=there), student=runs.tiny_student())
     assert loaded == []
+
+
+def test_the_command_fills_what_training_then_reads(
+    data: Path,
+    capabilities: Any,
+    loaded: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vlms.save(runs.tiny_student(), tmp_path / "student")
+    given = recipe(
+        data, tmp_path / "run", None, capabilities=capabilities, train={"max_steps": 1}
+    ).model_copy(update={"student": str(tmp_path / "student")})
+    (tmp_path / "r.yaml").write_text(to_yaml(given))
+    for verb, more in (("cache", "--out={0}"), ("train", "--set=cache.dir={0}")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([verb, str(tmp_path / "r.yaml"), more.format(tmp_path / "targets")])
+        assert not ended.value.code, capsys.readouterr().err
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / "targets"),
+        str(tmp_path / "run/final"),
+    ]
+    assert loaded == list(LAYERS)
 
 
 # --------------------------------------------------------------------------- what is refused

@@ -24,6 +24,7 @@ VERBS = [
     "world make",
     "world show",
     "train",
+    "cache",
     "evaluate",
     "ask",
     "report",
@@ -259,6 +260,21 @@ def test_train_passes_the_resolved_recipe_on(
     assert (code, out) == (0, "out/there\n")
     ((recipe, resume),) = seen
     assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o #2", True)
+
+
+def test_cache_fills_the_store_that_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fill(recipe: Any) -> Path:
+        seen.append(recipe)
+        return Path(recipe.cache.dir)
+
+    monkeypatch.setattr("drivekd.distill.filling.fill", fill)
+    code, out, _ = run(capsys, "cache", "demo", "--set", "cache.dtype=uint8", "--out", "o #2")
+    assert (code, out) == (0, "o #2\n")
+    assert seen[0].cache.model_dump() == {"dir": "o #2", "dtype": "uint8", "max_gb": 50.0}
 
 
 def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:

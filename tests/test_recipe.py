@@ -255,3 +255,15 @@ def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
         ValueError, match=r"round in a circle: \S*a\.yaml → \S*b\.yaml → \S*a\.yaml"
     ):
         recipes.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("signal", ["hidden", "logits_kl"])
+def test_only_attention_is_stored(signal: str) -> None:
+    layers = None if signal == "logits_kl" else "first"
+    teachers = TEACHERS | {"planning": {"teacher": "b", "student_layers": layers, "signal": signal}}
+    raw = BASE | {"capabilities": teachers, "cache": {"dir": "c"}}
+    with pytest.raises(
+        ValueError, match=rf"capabilities.planning has signal {signal}; leave cache"
+    ):
+        recipes.parse(raw)
+    assert recipes.parse(raw | {"cache": {"dtype": "uint8"}}).cache.dir is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from drivekd.data import progress
-from drivekd.data.progress import duration, track
+from drivekd.data.progress import duration, tell, track
 
 
 def test_items_pass_through_and_quick_work_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +48,12 @@ def test_a_bar_on_a_terminal(
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_only_the_first_of_several_processes_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        tell(f"from {rank}")
+    assert capsys.readouterr().err == "from 0\n"

@@ -37,6 +37,12 @@ def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iter
     return _bar(items, total, label) if sys.stderr.isatty() else _lines(items, total, label)
 
 
+def tell(line: str) -> None:
+    """Show one line on stderr; of several processes that do the same, only the first shows it."""
+    if os.environ.get("RANK", "0") == "0":
+        _write(line)
+
+
 def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (

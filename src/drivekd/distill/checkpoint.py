@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drivekd.data.written import sync
 from drivekd.models import vlm as vlms
 
 FINAL = "final"
@@ -186,24 +186,16 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
         draft.mkdir(parents=True)
         fill(draft)
         for path in sorted(draft.rglob("*")):
-            _sync(path)
-        _sync(draft)
+            sync(path)
+        sync(draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(_complaint(target, error)) from error
     return target
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _complaint(target: Path, error: Exception) -> str:
@@ -335,6 +327,8 @@ FREE = (
     "train.num_threads",
     "train.cache_features_gb",
     "train.cache_targets_gb",
+    "cache.dir",
+    "cache.max_gb",
 )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from drivekd.distill import teacher
-from drivekd.distill.cache import target_bytes, target_cache
+from drivekd.distill.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
@@ -41,16 +42,19 @@ def targets(
     terms: Sequence[Term],
     student: vlms.Vlm,
     encoded: Sequence[Encoded],
+    stored: Stored | None,
     *,
     again: bool,
 ) -> teacher.Targets:
-    """The teachers, behind a cache where samples are seen again, and the control if asked for."""
+    """The store, or the teachers behind a cache where samples are seen again; or the control."""
     targets: teacher.Targets = partial(teacher.targets, teachers)
-    if again and terms and all(term.of_attention for term in terms):
-        cache = target_cache(targets, student, terms, encoded, recipe.data.questions_per_row)
-        need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
+    if stored is not None:
+        targets = stored.targets
+    elif again and terms and all(term.of_attention for term in terms):
+        layout = layout_of(student, terms, encoded, recipe.data.questions_per_row)
+        need, limit = target_bytes(layout) / 1e9, recipe.train.cache_targets_gb
         if need <= limit:
-            targets = cache
+            targets = TargetCache(targets, layout)
         elif limit > 0:
             logger.warning(
                 "attention of the teachers on %d samples would take %.1f GB, more than "

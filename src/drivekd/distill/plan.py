@@ -20,6 +20,7 @@ from drivekd.distill import (
     jacobian_descent,
     keeping,
     sharding,
+    storing,
     teacher,
 )
 from drivekd.distill.bridges import Bridges
@@ -27,6 +28,7 @@ from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
+from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.distill.trained import trained
 from drivekd.models import vlm as vlms
@@ -44,8 +46,10 @@ class Plan:
         student: the model that is trained, in place.
         features: its cache of visual features; None where its vision tower is trained or caching
             is off.
-        teachers: the distinct frozen models.
-        targets: where the teachers' maps come from: live teachers, or a cache in front of them.
+        teachers: the distinct frozen models; none where their attention is stored.
+        stored: their attention on disk; None without a store.
+        targets: where the teachers' maps come from: the store, live teachers, or a cache in front
+            of them.
         terms: one per capability, in the recipe's order: the columns of Π.
         bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
@@ -63,6 +67,7 @@ class Plan:
     student: vlms.Vlm
     features: FeatureCache | None
     teachers: tuple[Teacher, ...]
+    stored: Stored | None
     targets: teacher.Targets
     terms: tuple[Term, ...]
     bridges: Bridges
@@ -129,11 +134,8 @@ def build(
         student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
     attention.install(student.model)
     encoded = corpus.encode_all(student, samples)
-    teachers = _teachers(recipe, student, encoded, given or {})
-    by_name = {term.capability: term for each in teachers for term in each.terms}
-    terms = tuple(by_name[name] for name in recipe.capabilities)
-    corpus.check(recipe, terms, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
+    teachers, terms, stored = _taught(recipe, student, encoded, given or {}, ranks)
     names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
@@ -153,7 +155,8 @@ def build(
         student=student,
         features=None if trains_vision else keeping.feature_cache(recipe, student, shown),
         teachers=teachers,
-        targets=keeping.targets(recipe, teachers, terms, student, encoded, again=again),
+        stored=stored,
+        targets=keeping.targets(recipe, teachers, terms, student, encoded, stored, again=again),
         terms=terms,
         bridges=_bridges(recipe, student, teachers),
         mixing=_mixing(recipe, terms, student.device),
@@ -202,6 +205,28 @@ def _refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
 
 
 # -------------------------------------------------------------------------------- who teaches
+
+
+def _taught(
+    recipe: Recipe,
+    student: vlms.Vlm,
+    encoded: Sequence[Encoded],
+    given: Mapping[str, vlms.Vlm],
+    ranks: Ranks,
+) -> tuple[tuple[Teacher, ...], tuple[Term, ...], Stored | None]:
+    """The teachers and what they teach, or all of it from a store and no teachers."""
+    stored = storing.ready(recipe, student, encoded, given, ranks)
+    if stored is not None:
+        corpus.check(recipe, stored.terms, encoded)
+        return (), stored.terms, stored
+    teachers = _teachers(recipe, student, encoded, given)
+    by_name = {term.capability: term for each in teachers for term in each.terms}
+    terms = tuple(by_name[name] for name in recipe.capabilities)
+    corpus.check(recipe, terms, encoded)
+    if not recipe.cache.dir or not terms:
+        return teachers, terms, None
+    stored = storing.filled(recipe, student, encoded, teachers, terms, given, ranks)
+    return (), terms, stored
 
 
 def _teachers(

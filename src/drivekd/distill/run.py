@@ -85,11 +85,12 @@ def _set_modes(plan: Plan) -> None:
 def initial_state(run: Run, start: str) -> State:
     plan = run.plan
     who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
+    live = {t.capability: who[id(each)] for each in plan.teachers for t in each.terms}
     return State(
         step=0,
         total_steps=plan.total_steps,
         recipe=plan.recipe.model_dump(mode="json"),
-        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
+        teachers=plan.stored.who if plan.stored else live,
         data=plan.data,
         start=start,
         trained=[*plan.names, *bridges.parameters(plan.bridges)],

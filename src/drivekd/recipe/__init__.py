@@ -1,5 +1,6 @@
 """A run as data: what a recipe may say, read from YAML and written to it."""
 
+from drivekd.recipe.cache import Cache
 from drivekd.recipe.combine import Combine
 from drivekd.recipe.data import Data
 from drivekd.recipe.files import shipped
@@ -15,6 +16,7 @@ from drivekd.recipe.recipe import (
 from drivekd.recipe.train import Train
 
 __all__ = [
+    "Cache",
     "Capability",
     "Combine",
     "Data",

@@ -237,6 +237,10 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps (train.max_steps).")
     ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only so many, drawn by the seed (data.max_samples)."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
     ] = False,
@@ -244,18 +248,23 @@ def train(
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
     from drivekd.recipe import load
 
-    given = {"output_dir": out, "train.max_steps": max_steps}
+    given = {
+        "output_dir": out,
+        "train.max_steps": max_steps,
+        "data.max_samples": max_samples,
+    }
     short = [
         f"{key}={json.dumps(value, default=str)}"
         for key, value in given.items()
         if value is not None
     ]
     resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
+    from drivekd.distill import summary
     from drivekd.distill.train import train as run
 
     final = run(resolved, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started
-        typer.echo(final)
+        typer.echo(summary.text(final))
 
 
 @app.command(

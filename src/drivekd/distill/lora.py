@@ -76,10 +76,10 @@ def _check_targets(student: vlms.Vlm, settings: Lora) -> None:
     for target in settings.target_modules:
         if target not in known:
             close = difflib.get_close_matches(target, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = f"did you mean {close[0]}? There" if close else "there"
             raise ValueError(
                 f"train.lora.target_modules: {target!r} is no linear layer of the language model "
-                f"of {student.source}; {hint}There are {', '.join(sorted(known))}"
+                f"of {student.source}; {hint} are {', '.join(sorted(known))}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_it_says_what_was_trained_on_what() -> None:
         assert row in text
     assert "0123456789ab |" in text
     assert "not a driving system" in text
+    assert "its language model was trained, not its embeddings." in text
+    tied = replace(state(), trained=["model.language_model.embed_tokens.weight"])
+    assert "with the input embeddings" in card.text(tied, Path("o/final"), {}, 0)
 
 
 def test_one_command_for_each_held_out_file() -> None:
@@ -98,6 +102,8 @@ def test_one_command_for_each_held_out_file() -> None:
         "--out 'out/a b/evaluation/final/2'"
     )
     assert first.endswith("/1'")
+    blind = {**recipe, "data": {**recipe["data"], "images": "grey"}}
+    assert "--images grey --out" in card.evaluation_commands(blind, Path("o/final"))[0]
     none = {**recipe, "data": {**recipe["data"], "eval": []}}
     assert card.evaluation_commands(none, Path("o/final")) == [
         "drivekd evaluate --model o/final --data QUESTIONS.jsonl --out o/evaluation/final"

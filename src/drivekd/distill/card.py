@@ -31,7 +31,7 @@ def text(state: State, folder: Path, counts: Mapping[str, int], held_out: int) -
     parts = [
         _header(recipe),
         f"# {_code(recipe['name'])}",
-        _origin(recipe),
+        _origin(state),
         *_teachers(state),
         "## Training",
         _training(state, counts, held_out),
@@ -70,17 +70,23 @@ def _header(recipe: Mapping[str, Any]) -> str:
 
 
 _TRAINED = {
-    "language_model": "its language model was trained, without the input embeddings",
+    "language_model": "its language model was trained",
     "everything": "all of it was trained",
     "lora": "adapters in its language model were trained (LoRA) and added to its weights",
 }
 
 
-def _origin(recipe: Mapping[str, Any]) -> str:
+def _origin(state: State) -> str:
+    recipe, embeds = state.recipe, any("embed_tokens" in name for name in state.trained)
+    trained = _TRAINED[recipe["train"]["trainable"]]
+    if recipe["train"]["trainable"] == "language_model":
+        trained += (
+            ", with the input embeddings of a tied head" if embeds else ", not its embeddings"
+        )
     how = "from the teachers below and " if recipe["capabilities"] else ""
     return (
         f"A student of driving questions, trained with drivekd {how}on answers by cross-entropy. "
-        f"It started from {_code(recipe['student'])}; {_TRAINED[recipe['train']['trainable']]}."
+        f"It started from {_code(recipe['student'])}; {trained}."
     )
 
 
@@ -151,6 +157,8 @@ def _command(recipe: Mapping[str, Any], folder: Path, data: str | None, out: Pat
     words = ["drivekd evaluate", "--model", shlex.quote(str(folder)), "--data", quoted]
     if data is not None and recipe["data"]["root"] is not None:
         words += ["--root", shlex.quote(recipe["data"]["root"])]
+    if recipe["data"]["images"] != "real":
+        words += ["--images", recipe["data"]["images"]]
     return [*words, "--out", shlex.quote(str(out))]
 
 

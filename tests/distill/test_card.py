@@ -91,7 +91,7 @@ def test_it_says_what_was_trained_on_what() -> None:
     assert "not a driving system" in text
     assert "its language model was trained, not its embeddings." in text
     tied = replace(state(), trained=["model.language_model.embed_tokens.weight"])
-    assert "with the input embeddings" in card.text(tied, Path("o/final"), {}, 0)
+    assert "with tied input embeddings" in card.text(tied, Path("o/final"), {}, 0)
 
 
 def test_one_command_for_each_held_out_file() -> None:

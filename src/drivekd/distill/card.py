@@ -80,9 +80,7 @@ def _origin(state: State) -> str:
     recipe, embeds = state.recipe, any("embed_tokens" in name for name in state.trained)
     trained = _TRAINED[recipe["train"]["trainable"]]
     if recipe["train"]["trainable"] == "language_model":
-        trained += (
-            ", with the input embeddings of a tied head" if embeds else ", not its embeddings"
-        )
+        trained += ", with tied input embeddings" if embeds else ", not its embeddings"
     how = "from the teachers below and " if recipe["capabilities"] else ""
     return (
         f"A student of driving questions, trained with drivekd {how}on answers by cross-entropy. "

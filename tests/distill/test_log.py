@@ -37,6 +37,10 @@ def test_a_resumed_record_loses_the_lines_after_the_checkpoint(tmp_path: Path) -
     again = log.start(tmp_path, tensorboard=False, after=2)
     assert again.history == [{"step": 1, "loss/ce": 0.5}, {"step": 2, "loss/ce": 1.0}]
     log.close(again)
+    (tmp_path / "elsewhere").mkdir()
+    log.close(log.start(tmp_path / "elsewhere", tensorboard=False, after=2, history=again.history))
+    moved = (tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in moved] == [1, 2]
     kept = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in kept] == [1, 2]
 

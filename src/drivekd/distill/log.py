@@ -57,16 +57,24 @@ class Journal:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def start(folder: Path, *, tensorboard: bool, after: int) -> Journal:
+def start(
+    folder: Path,
+    *,
+    tensorboard: bool,
+    after: int,
+    history: Sequence[Mapping[str, float]] = (),
+) -> Journal:
     """Open the record of a run that has done `after` steps; later lines of a lost run are cut.
 
     Args:
         folder: of the run; receives `log.jsonl` and `tensorboard/`.
         tensorboard: also write event files.
         after: optimizer steps already done (0 = a new run).
+        history: the lines up to there, for a run that goes on in another folder.
     """
     path = folder / "log.jsonl"
-    found = [(line, json.loads(line)) for line in _complete(path)] if after else []
+    there = _complete(path) if path.exists() else [f"{json.dumps(dict(x))}\n" for x in history]
+    found = [(line, json.loads(line)) for line in there] if after else []
     kept = [(line, record) for line, record in found if record["step"] <= after]
     path.write_text("".join(line for line, _ in kept), encoding="utf-8")
     lines, board = path.open("a", encoding="utf-8"), None
@@ -82,8 +90,6 @@ def nowhere() -> Journal:
 
 def _complete(path: Path) -> list[str]:
     """Lines that end in a newline: a killed run may leave half a line behind."""
-    if not path.exists():
-        return []
     text = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in text if line.endswith("\n")]
 

@@ -113,7 +113,7 @@ def merged(student: vlms.Vlm) -> dict[str, Tensor]:
         layer, _, leaf = name.rpartition(".")
         owner = layer.removesuffix(".base_layer")
         if owner in layers and leaf == "weight":
-            value = value + layers[owner].get_delta_weight(_NAME)
+            value = (value + layers[owner].get_delta_weight(_NAME)).cpu()  # no second model there
         if not _is_adapter(name):
             found[f"{owner}.{leaf}"] = value
     return found

@@ -152,6 +152,7 @@ def resume(run: Run, now: State, found: Path) -> State:
         seconds=saved.seconds,
         questions=saved.questions,
         epoch=saved.epoch,
+        log_history=saved.log_history,
         best_metric=saved.best_metric,
         best_global_step=saved.best_global_step,
     )

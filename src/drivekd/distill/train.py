@@ -263,7 +263,7 @@ def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
     plans.describe(plan, state.teachers, folder)
     checkpoint.drop_after(folder, state.step)
     board = plan.recipe.train.report_to == "tensorboard"
-    return log.start(folder, tensorboard=board, after=state.step)
+    return log.start(folder, tensorboard=board, after=state.step, history=state.log_history)
 
 
 def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:

@@ -239,7 +239,7 @@ def test_train_passes_the_resolved_recipe_on(
         *("train", "demo", "--set", "train.max_steps=3", "--max-samples", "7"),
         *("--out", "o #2", "--resume"),
     )
-    assert (code, out) == (0, "summary of out/there\n")
+    assert (code, out) == (0, "summary of out/there\n\nout/there\n")
     ((recipe, resume),) = seen
     assert (recipe.train.max_steps, recipe.data.max_samples) == (3, 7)
     assert (recipe.output_dir, resume) == ("o #2", True)

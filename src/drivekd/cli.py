@@ -264,7 +264,7 @@ def train(
 
     final = run(resolved, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started
-        typer.echo(summary.text(final))
+        typer.echo(f"{summary.text(final)}\n\n{final}")
 
 
 @app.command(

@@ -127,7 +127,7 @@ def test_a_run_leaves_a_card_and_a_summary(tmp_path: Path) -> None:
     assert said[0].split() == ["steps", "3", "(1.5", "epochs)"]
     names = [line.split()[0] for line in said[: said.index("")]]
     losses = ["loss/ce", *(f"loss/attn/{c}" for c in runs.CAPABILITIES), "eval/loss/ce"]
-    assert set(losses) | {"time", "samples/s", "checkpoints", "model"} <= set(names)
+    assert set(losses) | {"time", "samples/s", "checkpoints"} <= set(names)
     first, last = (f"{line['loss/ce']:.4g}" for line in runs.lines(final.parent)[:4:3])
     assert any(line.split()[1:] == [first, "→", last] for line in said if "loss/ce" in line)
     assert said[-1].strip().startswith(f"drivekd evaluate --model {final} --data {other} --out")

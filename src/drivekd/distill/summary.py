@@ -19,7 +19,7 @@ def text(final: Path) -> str:
         ValueError: the folder holds no run's model.
     """
     state = read_state(final)
-    rows = [*_rows(state, final)]
+    rows = _rows(state, final)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     commands = card.evaluation_commands(state.recipe, final)
@@ -42,4 +42,4 @@ def _rows(state: State, final: Path) -> list[tuple[str, str]]:
     kept = sorted(final.parent.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     if kept:
         rows.append(("checkpoints", ", ".join(map(str, kept))))
-    return [*rows, ("model", str(final))]
+    return rows

@@ -254,12 +254,16 @@ def test_train_passes_the_resolved_recipe_on(
         return Path("out/there")
 
     monkeypatch.setattr("drivekd.distill.train.train", train)
+    monkeypatch.setattr("drivekd.distill.summary.text", lambda final: f"summary of {final}")
     code, out, _ = run(
-        capsys, "train", "demo", "--set", "train.max_steps=3", "--out", "o #2", "--resume"
+        capsys,
+        *("train", "demo", "--set", "train.max_steps=3", "--max-samples", "7"),
+        *("--out", "o #2", "--resume"),
     )
-    assert (code, out) == (0, "out/there\n")
+    assert (code, out) == (0, "summary of out/there\n\nout/there\n")
     ((recipe, resume),) = seen
-    assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o #2", True)
+    assert (recipe.train.max_steps, recipe.data.max_samples) == (3, 7)
+    assert (recipe.output_dir, resume) == ("o #2", True)
 
 
 def test_cache_fills_the_store_that_is_named(

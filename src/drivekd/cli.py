@@ -1,7 +1,6 @@
 """The command line: every verb imports what it needs and calls one function.
 
-A user's mistake ends in one line on stderr and exit code 2, an interrupt in exit code 130;
-`--debug` or DRIVEKD_DEBUG=1 shows the traceback instead.
+`--debug` or DRIVEKD_DEBUG=1 shows a traceback in place of the line of ending.py.
 """
 
 from __future__ import annotations
@@ -15,23 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from drivekd import __version__
+from drivekd import __version__, ending
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
-
-USER_MISTAKE, INTERRUPTED = 2, 130
 
 _PLAIN: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,  # plain help needs no rich and shows in half the time
     "pretty_exceptions_enable": False,
 }
-
-#: what typer raises for a wrong command line; it has no public name in every version of typer
-_USAGE: type[Exception] = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)
 
 app = typer.Typer(help="Distil driving vision-language models from several teachers.", **_PLAIN)
 data_app = typer.Typer(help="Look at data files, check, convert and corrupt them.", **_PLAIN)
@@ -245,15 +237,22 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps (train.max_steps).")
     ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only so many, drawn by the seed (data.max_samples)."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
     ] = False,
 ) -> None:
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
-    resolved = _resolved(recipe, changes, {"output_dir": out, "train.max_steps": max_steps})
+    given = {"output_dir": out, "train.max_steps": max_steps, "data.max_samples": max_samples}
+    resolved = _resolved(recipe, changes, given)
+    from drivekd.distill import summary
     from drivekd.distill.train import train as run
 
-    _echo_once(run(resolved, resume=resume))
+    final = run(resolved, resume=resume)
+    _echo_once(f"{summary.text(final)}\n\n{final}")
 
 
 @app.command(epilog="Example: drivekd cache my_recipe.yaml --out out/targets")
@@ -271,7 +270,7 @@ def cache(
     resolved = _resolved(recipe, changes, {"cache.dir": out})
     from drivekd.distill.filling import fill
 
-    _echo_once(fill(resolved))
+    _echo_once(str(fill(resolved)))
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:
@@ -282,9 +281,9 @@ def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, An
     return load(recipe, [*(changes or []), *short])
 
 
-def _echo_once(path: Path) -> None:
+def _echo_once(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started
-        typer.echo(path)
+        typer.echo(text)
 
 
 @app.command(
@@ -355,58 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or os.environ.get("DRIVEKD_DEBUG") == "1"
     given = [word for word in given if word != "--debug"]  # it may stand anywhere
-    if debug:
-        sys.exit(_run(given))
-    try:
-        sys.exit(_run(given))
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command continues where that is possible", INTERRUPTED)
-    except _USAGE as error:
-        _fail(_usage(error), USER_MISTAKE)
-    except OSError as error:
-        _fail(_os_error(error), USER_MISTAKE)
-    except ValueError as error:  # pydantic's ValidationError is one
-        _fail(str(error), USER_MISTAKE)
-    except (ArithmeticError, MemoryError, RuntimeError) as error:
-        if not _foreseen(error):
-            raise
-        _fail(str(error) or "out of memory", 1)
+    ending.end(lambda: _run(given), debug=debug)
 
 
 def _run(given: list[str]) -> int | None:
     """Run one verb; without any the help is shown, but nothing was done."""
     code: int | None = app(given or ["--help"], prog_name="drivekd", standalone_mode=False)
-    if code == INTERRUPTED:  # newer versions of typer turn the interrupt into this
+    if code == ending.INTERRUPTED:  # newer versions of typer turn the interrupt into this
         raise KeyboardInterrupt
-    return code if given else USER_MISTAKE
-
-
-def _foreseen(error: BaseException) -> bool:
-    """Whether we raised it ourselves, so that its message explains it better than a traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
-    return isinstance(error, MemoryError) or module.partition(".")[0] == "drivekd"
-
-
-def _usage(error: Any) -> str:
-    """What is wrong with the command line, and whose help explains it."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "drivekd"
-    return f"{error.format_message()} See `{command} --help`."
-
-
-def _os_error(error: OSError) -> str:
-    """What the system refused, and of what file."""
-    if error.strerror is None:  # one of ours, or a library's: it is a sentence already
-        return str(error)
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file, and a folder is needed there: choose another place"
-    named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    return f"{error.strerror}: {named}" if named else error.strerror
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"drivekd: error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+    return code if given else ending.USER_MISTAKE

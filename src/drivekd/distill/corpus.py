@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
     _refuse(
         [s for s in samples if s.capability not in recipe.mixing],
         lambda s: f"{s.id} ({s.capability})",
-        "have a capability without a row in mixing; add the row, or leave these samples out",
+        f"have a capability without a row in mixing{_slip(recipe, samples)}; add the row, or leave "
+        "these samples out",
     )
     for term in terms:
         if not any(has_term(term, each) and share(recipe, term, each) > 0 for each in encoded):
@@ -123,6 +125,16 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
                 f"above 0 for the samples' capabilities; give it such samples, or leave the "
                 f"capability out"
             )
+
+
+def _slip(recipe: Recipe, samples: Sequence[Sample]) -> str:
+    """The hint for a capability that no sample has, but others that have nearly its name."""
+    owners = {str(sample.capability) for sample in samples}
+    for name in recipe.capabilities:
+        close = difflib.get_close_matches(name, owners.difference(recipe.mixing), n=1, cutoff=0.8)
+        if name not in owners and close:
+            return f" (capabilities.{name}: did you mean {close[0]}?)"
+    return ""
 
 
 _NEEDS = {

@@ -24,13 +24,13 @@ from drivekd.distill import (
     teacher,
 )
 from drivekd.distill.bridges import Bridges
-from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
 from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.distill.trained import trained
+from drivekd.distill.trainer_state import digest
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache
@@ -241,17 +241,16 @@ def _teachers(
         uses.setdefault(capability.teacher, {})[name] = capability
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
     teachers = []
+    own = len(vlms.decoder_layers(student))
     for source, taught in uses.items():
-        if source in given:
-            vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
-        else:
+        vlm = given.get(source)
+        depth = teacher.depth(source) if vlm is None else len(vlms.decoder_layers(vlm))
+        terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
+        if vlm is None:
             vlm = teacher.load(source, taught, device=student.device, dtype=dtype)
-            depth = teacher.depth(source)
         agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
         if any(use.signal == "logits_kl" for use in taught.values()):
             agreement.check_outputs(student, vlm, ", ".join(taught))
-        own = len(vlms.decoder_layers(student))
-        terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
         cache = keeping.feature_cache(recipe, vlm, encoded)
         teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)

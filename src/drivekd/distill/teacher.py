@@ -106,7 +106,7 @@ def term(name: str, capability: Capability, student_depth: int, teacher_depth: i
     matches: dict[int, list[int]] = {}
     if capability.signal != "logits_kl":
         own = _resolved(name, "student_layers", capability.student_layers, student_depth)
-        theirs = _resolved(name, "teacher_layers", capability.teacher_layers, teacher_depth)
+        theirs = _of_teacher(name, capability, teacher_depth)
         matches = group_layers(own, theirs, capability.grouping)
     return Term(
         capability=name,
@@ -118,12 +118,21 @@ def term(name: str, capability: Capability, student_depth: int, teacher_depth: i
     )
 
 
-def _resolved(name: str, key: str, spec: int | str | None, layers: int) -> list[int]:
+def _of_teacher(name: str, capability: Capability, layers: int) -> list[int]:
+    """A capability's layers of its teacher: where only the student's are given, the same ones."""
+    spec = capability.teacher_layers
+    hint = " (where absent, as student_layers)" if spec == capability.student_layers else ""
+    return _resolved(name, "teacher_layers", spec, layers, hint)
+
+
+def _resolved(
+    name: str, key: str, spec: int | str | None, layers: int, hint: str = ""
+) -> list[int]:
     assert spec is not None, key  # the recipe sees to it
     try:
         return resolve(spec, layers)
     except ValueError as error:
-        raise ValueError(f"capabilities.{name}.{key}: {error}") from None
+        raise ValueError(f"capabilities.{name}.{key}: {error}{hint}") from None
 
 
 def load(
@@ -139,10 +148,7 @@ def load(
     if any(use.signal == "logits_kl" for use in uses.values()):
         return vlms.load(source, device=device, dtype=dtype)
     own = depth(source)
-    top = max(
-        max(_resolved(name, "teacher_layers", use.teacher_layers, own))
-        for name, use in uses.items()
-    )
+    top = max(max(_of_teacher(name, use, own)) for name, use in uses.items())
     return vlms.load(source, device=device, dtype=dtype, num_layers=top + 1, head=False)
 
 

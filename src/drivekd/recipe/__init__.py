@@ -13,13 +13,14 @@ from drivekd.recipe.recipe import (
     parse,
     to_yaml,
 )
-from drivekd.recipe.train import Train
+from drivekd.recipe.train import Lora, Train
 
 __all__ = [
     "Cache",
     "Capability",
     "Combine",
     "Data",
+    "Lora",
     "Recipe",
     "Signal",
     "Train",

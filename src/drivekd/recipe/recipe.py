@@ -181,6 +181,15 @@ class Recipe(Part):
         return {**values, "mixing": _mixing(given or {}, tuple(teachers))}
 
     @model_validator(mode="after")
+    def _held_out(self) -> Recipe:
+        if self.train.load_best_model_at_end and not self.data.eval:
+            raise ValueError(
+                "train.load_best_model_at_end chooses by the loss on data.eval, which names no "
+                "file; name one, or set train.load_best_model_at_end: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_capabilities(self) -> Recipe:
         known = tuple(self.capabilities)
         for row, shares in self.mixing.items():

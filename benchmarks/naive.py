@@ -78,10 +78,10 @@ def run_model(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits of all positions, and the attention [1, H, n, n] of all layers."""
     (paths,) = batch.images
-    embeds = embed(vlm, batch.input_ids, batch.is_image, paths, features)
-    mask = torch.zeros_like(batch.attention_mask, dtype=embeds.dtype)
+    inputs = embed(vlm, batch.input_ids, batch.is_image, paths, features)
+    mask = torch.zeros_like(batch.attention_mask, dtype=inputs["inputs_embeds"].dtype)
     output = language_model(vlm)(
-        inputs_embeds=embeds,
+        **inputs,
         attention_mask=mask.masked_fill(~batch.attention_mask, -torch.inf),
         position_ids=batch.position_ids,
         use_cache=False,

@@ -1,7 +1,4 @@
-"""The command line: every verb imports what it needs and calls one function.
-
-`--debug` or DRIVEKD_DEBUG=1 shows a traceback in place of the line of ending.py.
-"""
+"""The command line: every verb imports what it needs and calls one function."""
 
 from __future__ import annotations
 
@@ -244,10 +241,19 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show sizes, layers, steps and memory; load no weights."),
+    ] = False,
 ) -> None:
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
     given = {"output_dir": out, "train.max_steps": max_steps, "data.max_samples": max_samples}
     resolved = _resolved(recipe, changes, given)
+    if dry_run:
+        from drivekd.distill.preview import preview, show
+
+        show(preview(resolved))
+        return
     from drivekd.distill import summary
     from drivekd.distill.train import train as run
 
@@ -351,15 +357,4 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given or os.environ.get("DRIVEKD_DEBUG") == "1"
-    given = [word for word in given if word != "--debug"]  # it may stand anywhere
-    ending.end(lambda: _run(given), debug=debug)
-
-
-def _run(given: list[str]) -> int | None:
-    """Run one verb; without any the help is shown, but nothing was done."""
-    code: int | None = app(given or ["--help"], prog_name="drivekd", standalone_mode=False)
-    if code == ending.INTERRUPTED:  # newer versions of typer turn the interrupt into this
-        raise KeyboardInterrupt
-    return code if given else ending.USER_MISTAKE
+    ending.run(app, list(sys.argv[1:] if arguments is None else arguments))

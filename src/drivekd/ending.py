@@ -1,9 +1,13 @@
-"""How a command ends: a user's mistake in one line and exit code 2, an interrupt with 130."""
+"""How a command ends: in its result, or in one line about what went wrong and an exit code.
+
+A user's mistake ends in one line on stderr and exit code 2, an interrupt in exit code 130;
+`--debug` or DRIVEKD_DEBUG=1 shows the traceback instead.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
@@ -16,12 +20,14 @@ _USAGE: type[Exception] = next(
 )
 
 
-def end(work: Callable[[], int | None], *, debug: bool) -> NoReturn:
-    """Do what a command does and end the process; with `debug` errors keep their traceback."""
+def run(app: typer.Typer, given: list[str]) -> NoReturn:
+    """Run a command line and end the process with its exit code."""
+    debug = "--debug" in given or os.environ.get("DRIVEKD_DEBUG") == "1"
+    given = [word for word in given if word != "--debug"]  # it may stand anywhere
     if debug:
-        sys.exit(work())
+        sys.exit(_run(app, given))
     try:
-        sys.exit(work())
+        sys.exit(_run(app, given))
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; the same command continues where that is possible", INTERRUPTED)
     except _USAGE as error:
@@ -34,6 +40,14 @@ def end(work: Callable[[], int | None], *, debug: bool) -> NoReturn:
         if not _foreseen(error):
             raise
         _fail(str(error) or "out of memory", 1)
+
+
+def _run(app: typer.Typer, given: list[str]) -> int | None:
+    """Run one verb; without any the help is shown, but nothing was done."""
+    code: int | None = app(given or ["--help"], prog_name="drivekd", standalone_mode=False)
+    if code == INTERRUPTED:  # newer versions of typer turn the interrupt into this
+        raise KeyboardInterrupt
+    return code if given else USER_MISTAKE
 
 
 def _foreseen(error: BaseException) -> bool:

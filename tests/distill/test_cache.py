@@ -18,7 +18,11 @@ from drivekd.distill.teacher import Maps
 from drivekd.distill.train import train
 from drivekd.models.batch import Batch, collate
 
-FAMILIES = ({"family": "internvl"}, {"family": "qwen2_5_vl", "image_size": 48})
+FAMILIES = (
+    {"family": "internvl"},
+    {"family": "qwen2_5_vl", "image_size": 48},
+    {"family": "qwen3_vl", "image_size": 48},
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda options: options["family"])

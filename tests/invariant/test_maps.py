@@ -11,12 +11,13 @@ from transformers import AutoModelForImageTextToText
 import runs
 from drivekd.data.readers import read
 from drivekd.distill import attention
+from drivekd.models import tiny
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward
 from drivekd.models.images import pixels
 
 
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.KINDS)
 def test_captured_maps_are_eager_maps(family: str, tmp_path: Path) -> None:
     vlm = runs.tiny_student(family=family, initializer_range=0.1)
     samples = list(read(runs.write_data(tmp_path / "data", scenes=2, questions=2)))
@@ -31,7 +32,7 @@ def test_captured_maps_are_eager_maps(family: str, tmp_path: Path) -> None:
         tmp_path / "model", attn_implementation="eager"
     )
     inputs = pixels(vlm, [path for row in batch.images for path in row])
-    if family == "qwen2_5_vl":
+    if vlm.family.rope_axes == 3:
         inputs["mm_token_type_ids"] = batch.is_image.int()
     with torch.no_grad():
         theirs = eager(

@@ -70,8 +70,9 @@ def test_packed_is_unpacked(data: Path, teachers: dict[str, Vlm]) -> None:
         assert_same(packed.update, apart.update)
 
 
-def test_qwen_packs_too(data: Path) -> None:
-    family = {"family": "qwen2_5_vl", "image_size": 48}
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_qwen_packs_too(data: Path, name: str) -> None:
+    family = {"family": name, "image_size": 48}
     teachers = runs.tiny_teachers(**family)
     sizes = ((True, 4), (False, 20))
     packed, apart = (

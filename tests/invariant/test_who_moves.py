@@ -11,6 +11,7 @@ import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.train import prepare, train
+from drivekd.models import tiny
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
 
@@ -23,7 +24,7 @@ def moved(vlm: Vlm, before: dict[str, torch.Tensor]) -> set[str]:
     return {n for n, v in vlm.model.state_dict().items() if not torch.equal(v, before[n])}
 
 
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.KINDS)
 def test_only_the_language_model_moves(family: str, tmp_path: Path) -> None:
     student, teachers = runs.tiny_student(family=family), runs.tiny_teachers(family=family)
     before, theirs = weights(student), {name: weights(t) for name, t in teachers.items()}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from drivekd.data.sample import CAMERAS, Message, Sample
 from drivekd.models import tiny
-from drivekd.models.vlm import FAMILIES, Vlm
+from drivekd.models.vlm import Vlm
 
 MakeSample = Callable[..., Sample]
 
@@ -23,7 +23,7 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="session", params=sorted(FAMILIES))
+@pytest.fixture(scope="session", params=sorted(tiny.KINDS))
 def vlm(request: pytest.FixtureRequest, device: torch.device) -> Vlm:
     """A random model whose outputs vary; tests that change it make their own."""
     made = tiny.tiny_vlm(request.param, initializer_range=0.15, vision_hidden=32, image_size=48)

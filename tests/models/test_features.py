@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivekd.models import tiny
-from drivekd.models.features import FeatureCache, feature_bytes, image_features
+from drivekd.models.features import FeatureCache, feature_bytes, image_features, levels
 from drivekd.models.images import token_grid
 from drivekd.models.vlm import vision_parts
 
@@ -31,7 +31,7 @@ def test_cached_tokens_equal_live_ones(vlm, paths):
         cached = FeatureCache(chunk=3).features(vlm, paths)
     for path, one, two in zip(paths, live, cached, strict=True):
         rows, columns = token_grid(vlm, path)
-        assert one.shape == (rows * columns, 64)
+        assert one.shape == (rows * columns, 64 * levels(vlm))
         assert torch.allclose(one, two, atol=1e-5)
 
 
@@ -52,11 +52,15 @@ def test_the_memory_foretold_is_the_memory_taken(vlm, paths):
     assert foretold == sum(tokens.numel() * tokens.element_size() for tokens in kept)
 
 
+def test_only_deepstack_adds_to_the_tokens(vlm):
+    assert levels(vlm) == (3 if vlm.family.name == "qwen3_vl" else 1)
+
+
 def test_models_do_not_mix(vlm, paths):
     one, two, cache = frozen(vlm), vlm, FeatureCache()
     with torch.no_grad():
         first, second = (cache.features(m, paths)[0] for m in (one, two))
-        assert not torch.allclose(first.cpu(), second.cpu())
+        assert not torch.allclose(first[:, :64].cpu(), second[:, :64].cpu())
         assert torch.allclose(second, image_features(two, paths)[0], atol=1e-5)
 
 

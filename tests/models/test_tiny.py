@@ -63,7 +63,9 @@ def test_saved_tokenizer_reads_back_the_same(tmp_path):
     ("family", "marker"),
     [
         ("internvl", "<IMG_CONTEXT>\n"),
+        ("internvl3_5", "<IMG_CONTEXT>\n"),
         ("qwen2_5_vl", "<|vision_start|><|image_pad|><|vision_end|>"),
+        ("qwen3_vl", "<|vision_start|><|image_pad|><|vision_end|>"),
     ],
 )
 def test_template_writes_image_markers_for_structured_content(family, marker):
@@ -87,14 +89,14 @@ def test_sizes_of_the_embedded_world(pictures):
     assert 0.8e6 < sum(p.numel() for p in teacher.model.model.language_model.parameters()) < 1.2e6
 
 
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.KINDS)
 def test_sizes_for_real_pictures(family, pictures):
     vlm = tiny.tiny_vlm(family, image_size=448, patch_size=28, vision_layers=1)
     rows, columns = token_grid(vlm, pictures("camera", (1600, 900)))
-    assert (rows, columns) == ((8, 8) if family == "internvl" else (5, 10))
+    assert (rows, columns) == ((8, 8) if vlm.family.one_size else (5, 10))
 
 
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.KINDS)
 def test_seed_decides_the_weights_and_the_global_state_is_left_alone(family):
     state = torch.get_rng_state()
     one, same, other = (tiny.tiny_vlm(family, seed=s).model.state_dict() for s in (1, 1, 2))
@@ -104,7 +106,7 @@ def test_seed_decides_the_weights_and_the_global_state_is_left_alone(family):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.KINDS)
 def test_tied_embeddings_are_one_tensor(family, tied):
     model = tiny.tiny_vlm(family, tie_embeddings=tied).model
     assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied

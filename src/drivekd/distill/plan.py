@@ -24,7 +24,7 @@ from drivekd.distill import (
     teacher,
 )
 from drivekd.distill.bridges import Bridges
-from drivekd.distill.order import Order, windows
+from drivekd.distill.order import Order, Row, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
 from drivekd.distill.storing import Stored
@@ -128,10 +128,15 @@ def build(
     Raises:
         ValueError: the recipe, the data and the models do not fit together.
     """
-    _refuse_unsupported(recipe, ranks)
+    refuse_unsupported(recipe, ranks)
     samples = corpus.training_samples(recipe)
     if student is None:
-        student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
+        student = vlms.load(
+            recipe.student,
+            device=device(),
+            dtype=torch.float32,
+            max_image_tokens=recipe.data.max_image_tokens,
+        )
     attention.install(student.model)
     encoded = corpus.encode_all(student, samples)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
@@ -140,15 +145,8 @@ def build(
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
     trains_vision, shown = recipe.train.trainable == "everything", [*encoded, *held_out]
-    order = Order(
-        corpus.rows(encoded, pack=recipe.data.pack),
-        recipe.seed,
-        recipe.train.per_device_train_batch_size,
-        recipe.train.gradient_accumulation_steps,
-        recipe.data.questions_per_row,
-        ranks.size,
-    )
-    total_steps = _total_steps(recipe, order)
+    order = order_of(recipe, corpus.rows(encoded, pack=recipe.data.pack), ranks.size)
+    total_steps = steps_of(recipe, order)
     again = total_steps > order.steps_per_epoch
     return Plan(
         recipe=recipe,
@@ -176,7 +174,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
+def refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
+    """Refuse keys that exclude each other, before anything is read or loaded.
+
+    Raises:
+        ValueError: naming them, and the way out.
+    """
     if recipe.combine.granularity == "micro_batch" and ranks.size > 1:
         raise ValueError(
             f"combine.granularity: micro_batch projects one batch after the other, each with the λ "
@@ -236,24 +239,35 @@ def _teachers(
     given: Mapping[str, vlms.Vlm],
 ) -> tuple[Teacher, ...]:
     """One `Teacher` per distinct name, each with the terms of all its capabilities."""
-    uses: dict[str, dict[str, Capability]] = {}
-    for name, capability in recipe.capabilities.items():
-        uses.setdefault(capability.teacher, {})[name] = capability
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
     teachers = []
     own = len(vlms.decoder_layers(student))
-    for source, taught in uses.items():
+    for source, taught in uses(recipe).items():
         vlm = given.get(source)
         depth = teacher.depth(source) if vlm is None else len(vlms.decoder_layers(vlm))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
         if vlm is None:
-            vlm = teacher.load(source, taught, device=student.device, dtype=dtype)
+            vlm = teacher.load(
+                source,
+                taught,
+                device=student.device,
+                dtype=dtype,
+                max_image_tokens=recipe.data.max_image_tokens,
+            )
         agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
         if any(use.signal == "logits_kl" for use in taught.values()):
             agreement.check_outputs(student, vlm, ", ".join(taught))
         cache = keeping.feature_cache(recipe, vlm, encoded)
         teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
     return tuple(teachers)
+
+
+def uses(recipe: Recipe) -> dict[str, dict[str, Capability]]:
+    """The distinct teachers by name, each with the capabilities that it teaches."""
+    taught: dict[str, dict[str, Capability]] = {}
+    for name, capability in recipe.capabilities.items():
+        taught.setdefault(capability.teacher, {})[name] = capability
+    return taught
 
 
 def _bridges(recipe: Recipe, student: vlms.Vlm, teachers: Sequence[Teacher]) -> Bridges:
@@ -305,7 +319,20 @@ def trains_embeddings(plan: Plan) -> bool:
     return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
 
 
-def _total_steps(recipe: Recipe, order: Order) -> int:
+def order_of(recipe: Recipe, rows: tuple[Row, ...], processes: int) -> Order:
+    """The order in which a recipe sees these rows."""
+    return Order(
+        rows,
+        recipe.seed,
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.data.questions_per_row,
+        processes,
+    )
+
+
+def steps_of(recipe: Recipe, order: Order) -> int:
+    """Optimizer steps of the whole run."""
     if recipe.train.max_steps >= 0:
         return recipe.train.max_steps
     return max(1, round(recipe.train.num_train_epochs * order.steps_per_epoch))

@@ -136,7 +136,12 @@ def _resolved(
 
 
 def load(
-    source: str, uses: Mapping[str, Capability], *, device: torch.device, dtype: torch.dtype
+    source: str,
+    uses: Mapping[str, Capability],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_image_tokens: int = 256,
 ) -> vlms.Vlm:
     """Load a teacher without the layers above the highest one that its capabilities use.
 
@@ -145,11 +150,26 @@ def load(
     Raises:
         ValueError: it lacks a layer or the head that is needed.
     """
+    kept = layers_used(uses, depth(source))
+    return vlms.load(
+        source,
+        device=device,
+        dtype=dtype,
+        num_layers=kept,
+        max_image_tokens=max_image_tokens,
+        head=kept is None,
+    )
+
+
+def layers_used(uses: Mapping[str, Capability], depth: int) -> int | None:
+    """How many of a teacher's layers its capabilities need; None: all of them, and the head.
+
+    Raises:
+        ValueError: it lacks a layer.
+    """
     if any(use.signal == "logits_kl" for use in uses.values()):
-        return vlms.load(source, device=device, dtype=dtype)
-    own = depth(source)
-    top = max(max(_of_teacher(name, use, own)) for name, use in uses.items())
-    return vlms.load(source, device=device, dtype=dtype, num_layers=top + 1, head=False)
+        return None
+    return 1 + max(max(_of_teacher(name, use, depth)) for name, use in uses.items())
 
 
 def depth(source: str) -> int:

@@ -45,7 +45,7 @@ class Batch:
 
     Attributes:
         input_ids: token ids.
-        position_ids: positions, with three axes (time, height, width) for Qwen2.5-VL.
+        position_ids: positions, with three axes (time, height, width) for the Qwen families.
         attention_mask: True where a row position may attend to a column; padding attends itself
             only, because a row of nothing but False is not a number after softmax.
         labels: see `Encoded`; `IGNORE` in the shared prefix and in padding.
@@ -142,10 +142,10 @@ def forward(vlm: Vlm, batch: Batch, features: FeatureCache | None = None) -> Flo
             where enabled, once per distinct file of the batch.
     """
     paths = [path for row in batch.images for path in row]
-    embeds = embed(vlm, batch.input_ids, batch.is_image, paths, features)
+    inputs = embed(vlm, batch.input_ids, batch.is_image, paths, features)
     output = language_model(vlm)(
-        inputs_embeds=embeds,
-        attention_mask=_mask(vlm, batch, embeds.dtype),
+        **inputs,
+        attention_mask=_mask(vlm, batch, inputs["inputs_embeds"].dtype),
         position_ids=batch.position_ids,
         use_cache=False,
     )
@@ -153,11 +153,12 @@ def forward(vlm: Vlm, batch: Batch, features: FeatureCache | None = None) -> Flo
     return hidden
 
 
-def _mask(vlm: Vlm, batch: Batch, dtype: torch.dtype) -> Tensor | dict[str, None]:
+def _mask(vlm: Vlm, batch: Batch, dtype: torch.dtype) -> Tensor | dict[str, None] | None:
     """The mask that the decoder gets; none where SDPA's own causal one, half the work, will do."""
     config: Any = vlm.model.config.get_text_config()
     if batch.causal and config._attn_implementation != "eager":  # which reads none as "no mask"
-        return dict.fromkeys(config.layer_types)
+        kinds = getattr(config, "layer_types", None)  # Qwen3-VL's decoder has one kind of layer
+        return None if kinds is None else dict.fromkeys(kinds)
     return _additive(batch.attention_mask, dtype)
 
 
@@ -172,28 +173,34 @@ def embed(
     is_image: Bool[Tensor, "b n"],
     paths: Sequence[Path],
     features: FeatureCache | None,
-) -> Float[Tensor, "b n d"]:
-    """Token embeddings with the visual tokens of `paths`, row after row, put in their places.
+) -> dict[str, Any]:
+    """What the decoder reads: `inputs_embeds` [b, n, d] and, with deepstack, what else it takes.
+
+    Token embeddings, with the visual tokens of `paths`, row after row, put in their places. What
+    deepstack adds at these places behind the first layers is handed to the decoder, which adds it.
 
     Raises:
         ValueError: there are more or fewer visual tokens than places.
     """
     embeds: Tensor = vlm.model.get_input_embeddings()(input_ids)
     if not paths:
-        return embeds
+        return {"inputs_embeds": embeds}
     if features is not None:
         tokens = features.features(vlm, paths)
     else:
         distinct = list(dict.fromkeys(paths))
         made = dict(zip(distinct, image_features(vlm, distinct), strict=True))
         tokens = [made[path] for path in paths]
-    visual = torch.cat(tokens).to(embeds)
+    visual, *deeper = torch.cat(tokens).to(embeds).split(embeds.shape[-1], dim=-1)
     if len(visual) != (places := int(is_image.sum())):
         raise ValueError(
             f"model {vlm.source!r} makes {len(visual)} visual tokens of {len(paths)} pictures, but "
             f"the rows have {places} places for them; encode the samples with this model"
         )
-    return embeds.masked_scatter(is_image[..., None], visual)
+    inputs: dict[str, Any] = {"inputs_embeds": embeds.masked_scatter(is_image[..., None], visual)}
+    if deeper:
+        inputs |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": deeper}
+    return inputs
 
 
 def answer_positions(

@@ -24,6 +24,9 @@ def image_features(
 ) -> list[Tensor]:
     """Visual tokens [m, d] of each file, after the projector; gradients flow where enabled.
 
+    Of a family that also adds features of lower vision layers behind its first decoder layers
+    (deepstack) [m, levels · d]: the tokens, then what is added behind layer 1, layer 2, …
+
     Raises:
         ValueError: for an unreadable file or a missing stand-in.
     """
@@ -33,18 +36,33 @@ def image_features(
     model: Any = vlm.model.get_submodule("model")
     output = model.get_image_features(**inputs)
     # Releases differ: a tensor, a tuple, or an output object with either under `pooler_output`.
-    features = getattr(output, "pooler_output", output)
+    found = [
+        getattr(output, "pooler_output", output),
+        *(getattr(output, "deepstack_features", None) or ()),
+    ]
+    apart = (_by_file(vlm, level, paths) for level in found)
+    return [torch.cat(parts, dim=-1) for parts in zip(*apart, strict=True)]
+
+
+def _by_file(vlm: Vlm, features: Any, paths: Sequence[Path]) -> list[Tensor]:
+    """One tensor per file, where a release has not cut them apart already."""
     if isinstance(features, Tensor) and features.ndim == 2:
         lengths = [rows * columns for rows, columns in (token_grid(vlm, p) for p in paths)]
         return list(torch.split(features, lengths))
     return list(features)
 
 
+def levels(vlm: Vlm) -> int:
+    """How many features a visual token consists of: itself, and one per level of deepstack."""
+    return 1 + len(getattr(vlm.model.config.vision_config, "deepstack_visual_indexes", ()))
+
+
 def feature_bytes(vlm: Vlm, grids: Iterable[tuple[int, int]]) -> int:
     """Memory [bytes] of the visual tokens of pictures with these token grids."""
     embeddings: Any = vlm.model.get_input_embeddings()
     tokens = sum(rows * columns for rows, columns in grids)
-    return tokens * int(embeddings.embedding_dim * embeddings.weight.element_size())
+    width = levels(vlm) * embeddings.embedding_dim
+    return tokens * int(width * embeddings.weight.element_size())
 
 
 @dataclass(eq=False)

@@ -7,10 +7,11 @@ once, its cache is repeated, the questions follow padded on the right with expli
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,8 +111,8 @@ def _run_prefix(vlm: Vlm, encoded: Encoded, features: FeatureCache | None) -> _P
     is_image = encoded.is_image[None, :length].to(vlm.device)
     positions = prefix_positions(vlm, encoded).to(vlm.device)
     causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=vlm.device).tril()
-    embeds = embed(vlm, ids, is_image, encoded.images, features)
-    _decode(vlm, embeds, positions[:, None], causal, cache)
+    inputs = embed(vlm, ids, is_image, encoded.images, features)
+    _decode(vlm, inputs, positions[:, None], causal, cache)
     return _Prefix(cache, length, int(positions.max()) + 1)
 
 
@@ -151,22 +152,22 @@ def _continue(
         if step == max_new_tokens or bool(finished.all()):
             return answers
         visible = torch.cat([visible, visible.new_ones(many, 1)], dim=1)
-        embeds = embed(vlm, token[:, None], torch.zeros_like(visible[:, :1]), (), None)
+        inputs = embed(vlm, token[:, None], torch.zeros_like(visible[:, :1]), (), None)
         position = _axes(vlm, (prefix.after + lengths + step - 1)[:, None])
-        hidden = _decode(vlm, embeds, position, visible[:, None, None], cache)[:, 0]
+        hidden = _decode(vlm, inputs, position, visible[:, None, None], cache)[:, 0]
     raise AssertionError("unreachable")
 
 
 def _decode(
     vlm: Vlm,
-    embeds: Float[Tensor, "b n d"],
+    inputs: Mapping[str, Any],
     positions: Int[Tensor, "axes b n"],
     mask: Bool[Tensor, "b 1 n m"],
     cache: DynamicCache,
 ) -> Float[Tensor, "b n d"]:
-    """Run the decoder on new tokens; their keys and values are appended to the cache."""
+    """Run the decoder on new tokens (see `embed`); their keys and values go into the cache."""
     hidden: Tensor = language_model(vlm)(
-        inputs_embeds=embeds,
+        **inputs,
         attention_mask=mask,
         position_ids=positions if vlm.family.rope_axes == 3 else positions[0],
         past_key_values=cache,

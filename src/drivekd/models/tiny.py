@@ -5,8 +5,9 @@ They are instances of the real classes, so they save, load and generate in plain
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from drivekd.models.vlm import FAMILIES, Vlm
+from drivekd.models.vlm import FAMILIES, Family, Vlm
 
 hf: Any = transformers  # its constructors are annotated in part only
+
+#: What a tiny model can be: one of each family, and InternVL with the decoder of InternVL3.5.
+KINDS: dict[str, Family] = FAMILIES | {"internvl3_5": FAMILIES["internvl"]}
 
 #: Mean and spread of ImageNet's colours, which InternVL normalises by.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,7 +61,8 @@ def build_tokenizer(
     Args:
         texts: what to learn merges from; without any, one token per byte.
         vocab_size: upper bound on the number of tokens, special ones included.
-        family: whose image markers the template writes for structured (non-string) content.
+        family: a name in `KINDS`: the template writes its image markers for structured (non-string)
+            content.
 
     Raises:
         ValueError: if `vocab_size` has no room for bytes and special tokens.
@@ -142,7 +147,7 @@ def tiny_vlm(
     norm kept (stock configuration drops it) and random position embeddings (stock zeros) [ours].
 
     Args:
-        family: a name in `FAMILIES`.
+        family: a name in `KINDS`.
         tokenizer: from `build_tokenizer`; a byte-level one is made if None.
         seed: of the random weights; the global random state is left as it was.
         **sizes: fields of `Sizes`, for instance `text_hidden=128`.
@@ -150,25 +155,28 @@ def tiny_vlm(
     Raises:
         ValueError: for an unknown family, an unknown size or sizes that do not divide.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family {family!r} is unknown; expected one of {', '.join(FAMILIES)}")
+    if family not in KINDS:
+        raise ValueError(f"family {family!r} is unknown; expected one of {', '.join(KINDS)}")
     size = _sizes(sizes)
     tokenizer = build_tokenizer(family=family) if tokenizer is None else tokenizer
-    build, cls = {
-        "internvl": (_internvl_config, hf.InternVLForConditionalGeneration),
-        "qwen2_5_vl": (_qwen_config, hf.Qwen2_5_VLForConditionalGeneration),
-    }[family]
+    configs: dict[str, Callable[[Sizes, Tokenizer], Any]] = {
+        "internvl": partial(_internvl_config, decoder=hf.Qwen2Config),
+        "internvl3_5": partial(_internvl_config, decoder=hf.Qwen3Config),
+        "qwen2_5_vl": _qwen2_5_config,
+        "qwen3_vl": _qwen3_config,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cls._from_config(build(size, tokenizer), attn_implementation="sdpa")
+        auto = hf.AutoModelForImageTextToText
+        model = auto.from_config(configs[family](size, tokenizer), attn_implementation="sdpa")
         for name, parameter in model.named_parameters():
             if name.endswith("vision_tower.embeddings.position_embeddings"):
                 torch.nn.init.normal_(parameter, std=size.position_std)
     model.generation_config = hf.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    processor = _image_processor(family, size)
-    return Vlm(model.eval(), tokenizer, processor, FAMILIES[family], f"tiny:{family}")
+    processor = _image_processor(KINDS[family], size)
+    return Vlm(model.eval(), tokenizer, processor, KINDS[family], f"tiny:{family}")
 
 
 def _sizes(given: dict[str, Any]) -> Sizes:
@@ -207,9 +215,12 @@ def _text_config(size: Sizes, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _internvl_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+def _internvl_config(size: Sizes, tokenizer: Tokenizer, decoder: Any) -> Any:
+    text = _text_config(size, tokenizer)
+    if decoder is hf.Qwen3Config:  # Qwen2 derives it from the width
+        text["head_dim"] = size.text_hidden // size.heads
     return hf.InternVLConfig(
-        text_config=hf.Qwen2Config(**_text_config(size, tokenizer)),
+        text_config=decoder(**text),
         vision_config=hf.InternVLVisionConfig(
             hidden_size=size.vision_hidden,
             intermediate_size=4 * size.vision_hidden,
@@ -227,40 +238,54 @@ def _internvl_config(size: Sizes, tokenizer: Tokenizer) -> Any:
     )
 
 
-def _qwen_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+def _qwen2_5_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+    windows = {
+        "window_size": 4 * size.patch_size,
+        "fullatt_block_indexes": [size.vision_layers - 1],
+    }
+    parts = _qwen_parts(size, tokenizer, spatial=3 / 8)
+    parts["vision_config"] |= windows
+    return hf.Qwen2_5_VLConfig(**parts)
+
+
+def _qwen3_config(size: Sizes, tokenizer: Tokenizer) -> Any:
+    parts = _qwen_parts(size, tokenizer, spatial=5 / 16)
+    parts["text_config"]["head_dim"] = size.text_hidden // size.heads
+    parts["vision_config"] |= {
+        "num_position_embeddings": (size.image_size // size.patch_size) ** 2,
+        "deepstack_visual_indexes": list(range(min(size.vision_layers, size.text_layers))),
+    }
+    return hf.Qwen3VLConfig(**parts)
+
+
+def _qwen_parts(size: Sizes, tokenizer: Tokenizer, *, spatial: float) -> dict[str, Any]:
+    """What the Qwen families share; `spatial`: which share of frequencies height has, and width."""
     text = _text_config(size, tokenizer)
     half = size.text_hidden // size.heads // 2
-    spatial = (
-        half * 3 // 8
-    )  # of the frequencies: the share of each spatial axis, as in the original
-    text["rope_parameters"]["mrope_section"] = [half - 2 * spatial, spatial, spatial]
+    each = int(half * spatial)
+    text["rope_parameters"]["mrope_section"] = [half - 2 * each, each, each]
+    vision = {
+        "depth": size.vision_layers,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": 4 * size.vision_hidden,
+        "num_heads": size.vision_heads,
+        "patch_size": size.patch_size,
+        "out_hidden_size": size.text_hidden,
+        "initializer_range": size.initializer_range,
+    }
     ids = {
         f"{name}_id": tokenizer.convert_tokens_to_ids(_NAMED_TOKENS[name])
         for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
     }
-    return hf.Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config={
-            "depth": size.vision_layers,
-            "hidden_size": size.vision_hidden,
-            "intermediate_size": 4 * size.vision_hidden,
-            "num_heads": size.vision_heads,
-            "patch_size": size.patch_size,
-            "out_hidden_size": size.text_hidden,
-            "window_size": 4 * size.patch_size,
-            "fullatt_block_indexes": [size.vision_layers - 1],
-            "initializer_range": size.initializer_range,
-        },
-        tie_word_embeddings=size.tie_embeddings,
-        **ids,
-    )
+    tied = {"tie_word_embeddings": size.tie_embeddings}
+    return {"text_config": text, "vision_config": vision, **tied, **ids}
 
 
-def _image_processor(family: str, size: Sizes) -> Any:
+def _image_processor(family: Family, size: Sizes) -> Any:
     """The Pillow image processor with one tile of `image_size` (Qwen: about as many pixels)."""
-    cls = getattr(hf, FAMILIES[family].image_processor)
+    cls = getattr(hf, family.image_processor)
     side = size.image_size
-    if family == "internvl":
+    if family.one_size:
         return cls(
             size={"height": side, "width": side},
             crop_to_patches=False,
@@ -277,11 +302,11 @@ def _image_processor(family: str, size: Sizes) -> Any:
 
 def _chat_template(family: str) -> str:
     """Turns between markers; string content as it is, structured content with image markers."""
-    row = FAMILIES[family]
+    row = KINDS[family]
     # AutoProcessor users: InternVL's processor adds the frame around <IMG_CONTEXT> itself.
     image = (
         row.image_token + "\\n"
-        if family == "internvl"
+        if row.one_size
         else row.image_start + row.image_token + row.image_end
     )
     return (

@@ -1,7 +1,8 @@
 """Model families as rows of data; loading, saving and the named parts of a loaded model.
 
-Only checkpoints in the layout of transformers itself are read (`*-hf` InternVL, Qwen2.5-VL), so
-whatever is saved here loads in plain transformers and the other way round.
+Only checkpoints in the layout of transformers itself are read (`*-hf` InternVL3 and 3.5,
+Qwen2.5-VL, Qwen3-VL), so whatever is saved here loads in plain transformers and the other way
+round.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family(
+        Family(  # InternVL3 with Qwen2 and InternVL3.5 with Qwen3 as decoder
             name="internvl",
             model_type="internvl",
             image_start="<img>",
@@ -85,7 +86,26 @@ FAMILIES: dict[str, Family] = {
             rope_axes=3,
             one_size=False,
         ),
+        Family(
+            name="qwen3_vl",
+            model_type="qwen3_vl",
+            image_start="<|vision_start|>",
+            image_token="<|image_pad|>",  # noqa: S106
+            image_end="<|vision_end|>",
+            image_processor="Qwen2VLImageProcessorPil",
+            processor="Qwen3VLProcessor",
+            video_processor="Qwen3VLVideoProcessor",
+            vision=("model.visual",),
+            rope_axes=3,
+            one_size=False,
+        ),
     )
+}
+
+#: Why models of a known type cannot be trained here; to be told at once, not in the first step.
+REFUSED: dict[str, str] = {
+    "mllama": "Llama-3.2-Vision is not supported for training: its image tokens lie outside the "
+    "sequence, in cross-attention layers, so no text row of its self-attention reaches an image",
 }
 
 
@@ -142,7 +162,7 @@ def load(
     place, config = locate(source), config_of(source)
     family = family_of(config, str(source))
     if num_layers is not None:
-        _cut_layers(config.text_config, num_layers, str(source))
+        cut_layers(config.text_config, num_layers, str(source))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: this PyTorch sees no GPU; choose cpu")
     with _quiet(), _whole(source):
@@ -246,6 +266,10 @@ def family_of(config: Any, source: str) -> Family:
         if config.model_type == family.model_type:
             return family
     supported = ", ".join(f.model_type for f in FAMILIES.values())
+    if config.model_type in REFUSED:
+        raise ValueError(
+            f"model {source!r}: {REFUSED[config.model_type]}; use a model of one of {supported}"
+        )
     raise ValueError(
         f"model {source!r}: model_type {config.model_type!r} is not supported; expected one of "
         f"{supported}. Use a checkpoint in transformers' own layout (its name often ends in -hf)."
@@ -300,7 +324,12 @@ def config_of(source: str | Path) -> Any:
     return config
 
 
-def _cut_layers(text_config: Any, num_layers: int, source: str) -> None:
+def cut_layers(text_config: Any, num_layers: int, source: str) -> None:
+    """Let a configuration describe the lower layers only.
+
+    Raises:
+        ValueError: it has no so many.
+    """
     depth = text_config.num_hidden_layers
     if not 1 <= num_layers <= depth:
         raise ValueError(

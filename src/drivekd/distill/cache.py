@@ -181,9 +181,10 @@ def target_cache(
     terms: Sequence[Term],
     encoded: Sequence[Encoded],
     at_once: int | None = None,
+    max_row_tokens: int | None = None,
 ) -> TargetCache:
-    """An empty cache; the arguments are those of `TargetCache`."""
-    rows = corpus.rows(encoded, pack=True)
+    """An empty cache; the arguments are those of `TargetCache`, and the longest row."""
+    rows = corpus.rows(encoded, pack=True, max_tokens=max_row_tokens, at_once=at_once)
     row_of = {number: r for r, row in enumerate(rows) for number in row}
     return TargetCache(
         live,

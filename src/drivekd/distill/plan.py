@@ -29,6 +29,7 @@ from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.distill.trained import trained
+from drivekd.models import offload
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache
@@ -129,17 +130,24 @@ def build(
         student = vlms.load(recipe.student, device=device(), dtype=torch.float32)
     attention.install(student.model)
     encoded = corpus.encode_all(student, samples)
+    corpus.check_limits(recipe, student, encoded)
     teachers = _teachers(recipe, student, encoded, given or {})
     by_name = {term.capability: term for each in teachers for term in each.terms}
     terms = tuple(by_name[name] for name in recipe.capabilities)
     corpus.check(recipe, terms, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
+    corpus.check_limits(recipe, student, held_out, kind="evaluation")
     names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
-    trains_vision, shown = recipe.train.trainable == "everything", [*encoded, *held_out]
+    features, teachers = keeping.visual(recipe, student, teachers, encoded, held_out)
     order = Order(
-        corpus.rows(encoded, pack=recipe.data.pack),
+        corpus.rows(
+            encoded,
+            pack=recipe.data.pack,
+            max_tokens=recipe.data.max_row_tokens,
+            at_once=recipe.data.questions_per_row,
+        ),
         recipe.seed,
         recipe.train.per_device_train_batch_size,
         recipe.train.gradient_accumulation_steps,
@@ -151,7 +159,7 @@ def build(
     return Plan(
         recipe=recipe,
         student=student,
-        features=None if trains_vision else keeping.feature_cache(recipe, student, shown),
+        features=features,
         teachers=teachers,
         targets=keeping.targets(recipe, teachers, terms, student, encoded, again=again),
         terms=terms,
@@ -210,25 +218,30 @@ def _teachers(
     encoded: Sequence[Encoded],
     given: Mapping[str, vlms.Vlm],
 ) -> tuple[Teacher, ...]:
-    """One `Teacher` per distinct name, each with the terms of all its capabilities."""
+    """One `Teacher` per distinct name, each with the terms of all its capabilities, no features."""
     uses: dict[str, dict[str, Capability]] = {}
     for name, capability in recipe.capabilities.items():
         uses.setdefault(capability.teacher, {})[name] = capability
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
+    away = recipe.train.offload_teachers
+    place = torch.device("cpu") if away else student.device
     teachers = []
     for source, taught in uses.items():
         if source in given:
             vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
         else:
-            vlm = teacher.load(source, taught, device=student.device, dtype=dtype)
+            vlm = teacher.load(source, taught, device=place, dtype=dtype)
             depth = teacher.depth(source)
+        corpus.check_limits(recipe, vlm, encoded)
         agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
         if any(use.signal == "logits_kl" for use in taught.values()):
             agreement.check_outputs(student, vlm, ", ".join(taught))
         own = len(vlms.decoder_layers(student))
         terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
-        cache = keeping.feature_cache(recipe, vlm, encoded)
-        teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
+        if away:
+            offload.rest(vlm.model)
+        comes = student.device if away else None
+        teachers.append(Teacher(teacher.freeze(vlm), terms, None, comes))
     return tuple(teachers)
 
 
@@ -268,10 +281,14 @@ def fill_caches(plan: Plan) -> None:
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
     held_out = list(dict.fromkeys(each.images for each in plan.held_out))
-    jobs = [(plan.student, plan.features, pictures + held_out)]
-    jobs += [(each.vlm, each.features, pictures) for each in plan.teachers]
-    for vlm, cache, images in jobs:
-        if cache is not None:
+    jobs = [(plan.student, plan.features, pictures + held_out, None)]
+    jobs += [(each.vlm, each.features, pictures, each.device) for each in plan.teachers]
+    done: set[int] = set()
+    for vlm, cache, images, where in jobs:
+        if cache is None or cache.latest or id(cache) in done:
+            continue
+        done.add(id(cache))  # models that see alike have one cache
+        with offload.visiting(vlm.model, where):
             for files in track(images, label=f"visual features of {vlm.source}"):
                 cache.features(vlm, files)
 
@@ -279,6 +296,16 @@ def fill_caches(plan: Plan) -> None:
 def trains_embeddings(plan: Plan) -> bool:
     """Whether the input embeddings are trained: on request, or because the head is tied to them."""
     return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
+
+
+def _seeing_alike(plan: Plan) -> list[list[str]]:
+    """Names of models of which one runs its vision tower for all, group by group."""
+    groups: dict[int, list[str]] = {}
+    users = [(plan.student, plan.features), *((each.vlm, each.features) for each in plan.teachers)]
+    for vlm, cache in users:
+        if cache is not None and cache.alike:
+            groups.setdefault(id(cache), []).append(vlm.source)
+    return list(groups.values())
 
 
 def _total_steps(recipe: Recipe, order: Order) -> int:
@@ -301,6 +328,7 @@ def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path
         "rows_per_step": plan.order.rows_per_step,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "total_steps": plan.total_steps,
+        "see_alike": _seeing_alike(plan),
         "layers": {term.capability: dict(term.matches) for term in plan.terms},
     }
     (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

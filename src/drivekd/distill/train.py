@@ -22,6 +22,7 @@ from drivekd.data.progress import track
 from drivekd.distill import (
     bridges,
     checkpoint,
+    launch,
     log,
     parallel,
     projection,
@@ -57,6 +58,7 @@ def train(
     Started by `torchrun` or `accelerate launch`, several processes train one student together: an
     optimizer step then sees per_device_train_batch_size × gradient_accumulation_steps × processes
     rows, and the run is, up to rounding, that of one process with so many times the accumulation.
+    What accelerate's configuration asks for and the recipe leaves open is taken, see launch.py.
     The first process writes everything; `output_dir` must be the same folder for all. [ours]
 
     Args:
@@ -77,7 +79,7 @@ def train(
             another process ended.
         OSError: the disk is full, or another process writes to `output_dir`.
     """
-    folder = Path(recipe.output_dir)
+    folder, recipe = Path(recipe.output_dir), launch.honoured(recipe)
     with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:

@@ -281,16 +281,16 @@ def fill_caches(plan: Plan) -> None:
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
     held_out = list(dict.fromkeys(each.images for each in plan.held_out))
-    jobs = [(plan.student, plan.features, pictures + held_out, None)]
-    jobs += [(each.vlm, each.features, pictures, each.device) for each in plan.teachers]
     done: set[int] = set()
-    for vlm, cache, images, where in jobs:
+    student = Teacher(plan.student, (), plan.features)
+    for each in (student, *plan.teachers):
+        cache, images = each.features, pictures + held_out * (each is student)
         if cache is None or cache.latest or id(cache) in done:
             continue
         done.add(id(cache))  # models that see alike have one cache
-        with offload.visiting(vlm.model, where):
-            for files in track(images, label=f"visual features of {vlm.source}"):
-                cache.features(vlm, files)
+        with offload.visiting(each.vlm.model, each.device):
+            for files in track(images, label=f"visual features of {each.vlm.source}"):
+                cache.features(each.vlm, files)
 
 
 def trains_embeddings(plan: Plan) -> bool:

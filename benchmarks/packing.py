@@ -87,7 +87,10 @@ FULL = Settings()
 
 
 def model(samples: Sequence[Sample], settings: Settings, decoder: Decoder, seed: int) -> Vlm:
-    """A random InternVL whose tokenizer knows the words of the questions."""
+    """A random InternVL whose tokenizer knows the words of the questions.
+
+    Its weights are large enough for what it attends to, to show in its losses.
+    """
     texts = [message.content for sample in samples for message in sample.messages]
     return tiny_vlm(
         seed=seed,
@@ -97,6 +100,7 @@ def model(samples: Sequence[Sample], settings: Settings, decoder: Decoder, seed:
         text_intermediate=decoder.intermediate,
         heads=decoder.heads,
         kv_heads=decoder.kv_heads,
+        initializer_range=decoder.hidden**-0.5,
         vision_layers=1,
         vision_hidden=32,
         image_size=settings.image_size,

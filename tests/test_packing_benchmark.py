@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from tests import datafiles
 from tests.scripts import script
 
@@ -69,6 +71,23 @@ def test_what_it_counts_compares_and_measures(bench: ModuleType, data: Path, set
     assert errors.keys() == {"ce", "perception", "reasoning", "planning"}
     assert max(errors.values()) < 1e-3
     json.dumps(found)
+
+
+def test_it_sees_questions_that_look_at_each_other(
+    bench: ModuleType, data: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the comparison: a plain causal mask over the whole row."""
+    samples = list(bench.read(data / bench.FILE))
+    vlm = bench.model(samples, settings, settings.student, 0)
+    encoded = bench.corpus.encode_all(vlm, samples)
+    rows, collate = bench.corpus.rows(encoded, pack=True), bench.collate
+
+    def leaking(*given: Any, pack: bool) -> Any:
+        made = collate(*given, pack=pack)
+        return replace(made, attention_mask=torch.ones_like(made.attention_mask).tril())
+
+    monkeypatch.setattr(bench, "collate", leaking)
+    assert bench.compared(vlm, encoded, rows) > 100 * bench.ERROR
 
 
 def test_layouts_hold_every_question_once(bench: ModuleType) -> None:

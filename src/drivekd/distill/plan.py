@@ -141,19 +141,7 @@ def build(
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
     features, teachers = keeping.visual(recipe, student, teachers, encoded, held_out)
-    order = Order(
-        corpus.rows(
-            encoded,
-            pack=recipe.data.pack,
-            max_tokens=recipe.data.max_row_tokens,
-            at_once=recipe.data.questions_per_row,
-        ),
-        recipe.seed,
-        recipe.train.per_device_train_batch_size,
-        recipe.train.gradient_accumulation_steps,
-        recipe.data.questions_per_row,
-        ranks.size,
-    )
+    order = _order(recipe, encoded, ranks)
     total_steps = _total_steps(recipe, order)
     again = total_steps > order.steps_per_epoch
     return Plan(
@@ -306,6 +294,24 @@ def _seeing_alike(plan: Plan) -> list[list[str]]:
         if cache is not None and cache.alike:
             groups.setdefault(id(cache), []).append(vlm.source)
     return list(groups.values())
+
+
+def _order(recipe: Recipe, encoded: Sequence[Encoded], ranks: Ranks) -> Order:
+    data, settings = recipe.data, recipe.train
+    rows = corpus.rows(
+        encoded,
+        pack=data.pack,
+        max_tokens=data.max_row_tokens,
+        at_once=data.questions_per_row,
+    )
+    return Order(
+        rows,
+        recipe.seed,
+        settings.per_device_train_batch_size,
+        settings.gradient_accumulation_steps,
+        data.questions_per_row,
+        ranks.size,
+    )
 
 
 def _total_steps(recipe: Recipe, order: Order) -> int:

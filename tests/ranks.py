@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,3 +227,20 @@ def spawn(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
             process.kill()
     assert [process.exitcode for process in processes] == [0] * SIZE
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+# ---------------------------------------------------------------------------- as users start it
+
+
+def launched(*command: str, **extra: str) -> subprocess.Popen[str]:
+    """A command with this process's modules; OMP_NUM_THREADS silences a remark of torchrun's."""
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **extra}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])

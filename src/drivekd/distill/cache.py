@@ -85,10 +85,14 @@ class Layout:
 
 
 def layout_of(
-    vlm: Vlm, terms: Sequence[Term], encoded: Sequence[Encoded], at_once: int | None = None
+    vlm: Vlm,
+    terms: Sequence[Term],
+    encoded: Sequence[Encoded],
+    at_once: int | None = None,
+    max_row_tokens: int | None = None,
 ) -> Layout:
-    """The arguments are those of `Layout`."""
-    rows = corpus.rows(encoded, pack=True)
+    """The arguments are those of `Layout`, and the longest row."""
+    rows = corpus.rows(encoded, pack=True, max_tokens=max_row_tokens, at_once=at_once)
     row_of = {number: r for r, row in enumerate(rows) for number in row}
     return Layout(
         vlm,

@@ -236,8 +236,7 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
 
 def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     """The optimizer's state; no code in the file is ever run."""
-    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    return dict(state)
+    return dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
 
 
 def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
@@ -267,15 +266,16 @@ def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
             weight.copy_(saved[name])
 
 
-#: What may differ between a checkpoint and the run that resumes it: names of places (the weights
-#: and rows behind them are compared by content), how often something is written, and who runs the
-#: batches of a step, as long as they are equally many.
+#: What may differ between a checkpoint and the run that resumes it: places (what lies there is
+#: compared by content), limits, intervals, and who runs the batches of a step, if equally many.
 FREE = (
     "name",
     "output_dir",
     "data.train",
     "data.eval",
     "data.root",
+    "data.max_length",
+    "data.max_images",
     "capabilities.*.teacher",
     "train.fsdp",
     "train.gradient_accumulation_steps",
@@ -285,6 +285,7 @@ FREE = (
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",
+    "train.offload_teachers",
     "train.num_threads",
     "train.cache_features_gb",
     "train.cache_targets_gb",

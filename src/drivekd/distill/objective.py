@@ -30,7 +30,14 @@ from drivekd.distill.teacher import Maps, Term, Trace
 from drivekd.distill.token_kl import token_kl
 from drivekd.distill.trained import training_mode
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Batch, answer_loss, answer_positions, collate, forward
+from drivekd.models.batch import (
+    Batch,
+    Encoded,
+    answer_loss,
+    answer_positions,
+    collate,
+    forward,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,12 @@ class Losses:
 
 def batch_of(plan: Plan, indices: Sequence[int]) -> Batch:
     """The samples with these indices as tensors."""
-    return collate(plan.student, [plan.encoded[i] for i in indices], pack=plan.recipe.data.pack)
+    return _laid_out(plan, [plan.encoded[i] for i in indices])
+
+
+def _laid_out(plan: Plan, encoded: Sequence[Encoded]) -> Batch:
+    data = plan.recipe.data
+    return collate(plan.student, encoded, pack=data.pack, max_row_tokens=data.max_row_tokens)
 
 
 @contextmanager
@@ -249,12 +261,12 @@ def held_out_loss(plan: Plan) -> float:
     Raises:
         RuntimeError: it is not a finite number.
     """
-    rows = corpus.rows(plan.held_out, pack=plan.recipe.data.pack)
+    rows = corpus.rows_of(plan.recipe, plan.held_out)
     total = torch.zeros((), dtype=torch.float64, device=plan.student.device)
     plan.student.model.train(False)
     sharding.gather(plan.shards)
     for row in plan.ranks.share(rows):
-        batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
+        batch = _laid_out(plan, [plan.held_out[i] for i in row])
         hidden = forward(plan.student, batch, plan.features)
         total += answer_loss(plan.student, hidden, batch).sum()
     sharding.let_go(plan.shards)

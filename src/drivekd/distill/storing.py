@@ -17,11 +17,11 @@ from drivekd.data.progress import tell, track
 from drivekd.data.sample import picture_identities
 from drivekd.distill import parallel, store, store_format, teacher, whose
 from drivekd.distill.cache import Layout, Parts, layout_of, learn, put_together, target_bytes
-from drivekd.distill.checkpoint import digest
 from drivekd.distill.parallel import Ranks
 from drivekd.distill.store import Store
 from drivekd.distill.store_format import Packed
 from drivekd.distill.teacher import Targets, Teacher, Term
+from drivekd.distill.trainer_state import digest
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.recipe import Recipe
@@ -176,7 +176,8 @@ def _terms(recipe: Recipe, student: vlms.Vlm, depths: Mapping[str, int]) -> tupl
 def _layout(
     recipe: Recipe, student: vlms.Vlm, terms: Sequence[Term], encoded: Sequence[Encoded]
 ) -> Layout:
-    return layout_of(student, terms, encoded, recipe.data.questions_per_row)
+    data = recipe.data
+    return layout_of(student, terms, encoded, data.questions_per_row, data.max_row_tokens)
 
 
 def _keys(recipe: Recipe, layout: Layout) -> _Keys:

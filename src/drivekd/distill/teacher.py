@@ -22,6 +22,7 @@ from drivekd.distill.layers import group_layers, resolve
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Batch, forward
 from drivekd.models.features import FeatureCache
+from drivekd.models.offload import visiting
 from drivekd.recipe import Capability, Signal
 
 Maps = dict[int, Tensor]
@@ -89,12 +90,15 @@ class Teacher:
     Attributes:
         vlm: the model.
         terms: of the capabilities that it teaches.
-        features: its own cache of visual features, None to run its vision tower every time.
+        features: its cache of visual features, shared with models that see alike; None to run its
+            vision tower every time.
+        device: where it comes for its pass from the host's memory; None where it always stays.
     """
 
     vlm: vlms.Vlm
     terms: tuple[Term, ...]
     features: FeatureCache | None
+    device: torch.device | None = None
 
 
 def term(name: str, capability: Capability, student_depth: int, teacher_depth: int) -> Term:
@@ -236,7 +240,8 @@ def targets(teachers: Sequence[Teacher], batch: Batch, rows: Tensor) -> dict[str
     """
     found: dict[str, Trace] = {}
     for teacher in teachers:
-        trace = _trace(teacher, batch, rows)
+        with visiting(teacher.vlm.model, teacher.device):
+            trace = _trace(teacher, batch, rows)
         found |= {each.capability: _target(each, trace, rows) for each in teacher.terms}
     return found
 
@@ -280,7 +285,9 @@ def _trace(teacher: Teacher, batch: Batch, rows: Tensor) -> Trace:
     hidden: Tensor | None = None
     with attention.capture(layers, asked) as maps, states.capture(layers, outputs) as found, end:
         hidden = forward(teacher.vlm, batch, teacher.features)
-    return Trace(maps, found, hidden, vlms.head_weight(teacher.vlm) if to_the_end else None)
+    # Detached: of a teacher that leaves the device its head stays until it has been applied.
+    head = vlms.head_weight(teacher.vlm).detach() if to_the_end else None
+    return Trace(maps, found, hidden, head)
 
 
 # -------------------------------------------------------------------------- the negative control

@@ -25,6 +25,7 @@ from drivekd.distill import (
     bridges,
     checkpoint,
     interrupt,
+    launch,
     log,
     out_of_memory,
     parallel,
@@ -42,6 +43,7 @@ from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.plan import Plan
 from drivekd.distill.run import Run, prepare
+from drivekd.distill.trained import load_student
 from drivekd.distill.trainer_state import FINAL, State
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
@@ -64,6 +66,7 @@ def train(
     Started by `torchrun` or `accelerate launch`, several processes train one student together: an
     optimizer step then sees per_device_train_batch_size × gradient_accumulation_steps × processes
     rows, and the run is, up to rounding, that of one process with so many times the accumulation.
+    What accelerate's configuration asks for and the recipe leaves open is taken, see launch.py.
     The first process writes everything; `output_dir` must be the same folder for all. [ours]
 
     Args:
@@ -84,11 +87,11 @@ def train(
             another process ended.
         OSError: the disk is full, or another process writes to `output_dir`.
     """
-    folder = Path(recipe.output_dir)
+    folder, recipe = Path(recipe.output_dir), launch.honoured(recipe)
     with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
-            student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
+            student = load_student(recipe)
         start = teacher.fingerprint([student.model])
         if found is not None:
             runs.restore(found, student, recipe)

@@ -14,6 +14,25 @@ from drivekd.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
+def device() -> torch.device:
+    """Where a process trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_student(recipe: Recipe) -> vlms.Vlm:
+    """The student that a recipe names, in float32, where this process trains.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    return vlms.load(
+        recipe.student,
+        device=device(),
+        dtype=torch.float32,
+        max_image_tokens=recipe.data.max_image_tokens,
+    )
+
+
 def trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
     """Names and parameters of what is trained; everything else is frozen.
 

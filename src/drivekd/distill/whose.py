@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.distill import teacher
-from drivekd.distill.checkpoint import digest
 from drivekd.distill.store import VERSION
 from drivekd.distill.teacher import Term
+from drivekd.distill.trainer_state import digest
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 

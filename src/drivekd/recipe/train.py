@@ -76,8 +76,11 @@ class Train(Part):
         gradient_checkpointing: compute the activations of layers anew in backward passes.
         fsdp: spread the trained weights, their gradients and the optimizer over the processes, by
             PyTorch's `fully_shard`; nothing changes in a single process [ours].
+        offload_teachers: teachers rest in the host's memory and come to the GPU one after another,
+            each for its pass: the GPU needs room for the largest, not for all of them [ours].
         num_threads: torch threads of each process.
-        cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower.
+        cache_features_gb: most memory [GB] for visual tokens kept of one frozen vision tower, which
+            may be that of several models.
         cache_targets_gb: most memory [GB] for the teachers' attention, kept where samples are seen
             more than once and every signal is of attention; 0: teachers run at every visit.
     """
@@ -108,6 +111,7 @@ class Train(Part):
     fp16: bool = False
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    offload_teachers: bool = False
     num_threads: Count = 1
     cache_features_gb: NonNegative = 4.0
     cache_targets_gb: NonNegative = 4.0

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark store packing world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,12 @@ refresh: setup ## kept coefficients beside exact ones over a run; writes results
 
 benchmark: setup ## time and memory of one step, size M; writes results/step_cpu.json
 	$(BIN)/python benchmarks/step.py --size M
+
+store: setup ## what stored attention costs and saves, size M; writes results/store.json
+	$(BIN)/python benchmarks/store.py
+
+packing: setup ## packed rows against single questions (needs DRIVEKD_REAL_DATA); writes results/packing.json
+	$(BIN)/python benchmarks/packing.py
 
 world-teachers: setup ## make the shipped models anew (about an hour); writes src/drivekd/assets
 	$(BIN)/python benchmarks/world_teachers.py

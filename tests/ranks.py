@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import runs
-from drivekd.distill import gradients, parallel, sharding
+from drivekd.distill import gradients, parallel, sharding, store
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.objective import Losses
@@ -97,6 +100,33 @@ def in_steps(ranks: Ranks, data: Path) -> dict[str, Any]:
 def in_all(ranks: Ranks, data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Both kinds of work in one go: starting processes takes longer."""
     return in_steps(ranks, data), in_whole_runs(ranks, data, folder)
+
+
+def stepped_from_store(data: Path, cache: Path, ranks: Ranks) -> dict[str, Any]:
+    """The weights after two steps with stored targets, and the shards that this process wrote."""
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": SIZE // ranks.size}
+    stored = {"dir": str(cache), "dtype": "float32"}
+    recipe = runs.recipe(data, Path("unused"), train={**settings, "max_steps": 2}, cache=stored)
+    write, wrote = store.write_shard, list[str]()
+
+    def noted(*args: Any) -> Path:
+        wrote.append(write(*args).name)
+        return cache / wrote[-1]
+
+    store.write_shard, store.SHARD_BYTES = noted, 1
+    try:
+        plan = plans.build(recipe, runs.tiny_student(), runs.tiny_teachers(), ranks)
+    finally:
+        store.write_shard, store.SHARD_BYTES = write, 256_000_000
+    run = training.prepare(plan)
+    for window in windows(plan.order, 0, plan.total_steps):
+        training.step(run, window)
+    return {"weights": whole(run, plan.parameters), "wrote": wrote}
+
+
+def in_store(ranks: Ranks, data: Path, cache: Path) -> dict[str, Any]:
+    """A store that the processes fill together, and steps from it."""
+    return stepped_from_store(data, cache, ranks)
 
 
 def held_out(data: Path) -> Path:
@@ -197,3 +227,20 @@ def spawn(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
             process.kill()
     assert [process.exitcode for process in processes] == [0] * SIZE
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+# ---------------------------------------------------------------------------- as users start it
+
+
+def launched(*command: str, **extra: str) -> subprocess.Popen[str]:
+    """A command with this process's modules; OMP_NUM_THREADS silences a remark of torchrun's."""
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **extra}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])

@@ -24,6 +24,7 @@ VERBS = [
     "world make",
     "world show",
     "train",
+    "cache",
     "evaluate",
     "ask",
     "report",
@@ -253,12 +254,31 @@ def test_train_passes_the_resolved_recipe_on(
         return Path("out/there")
 
     monkeypatch.setattr("drivekd.distill.train.train", train)
+    monkeypatch.setattr("drivekd.distill.summary.text", lambda final: f"summary of {final}")
     code, out, _ = run(
-        capsys, "train", "demo", "--set", "train.max_steps=3", "--out", "o #2", "--resume"
+        capsys,
+        *("train", "demo", "--set", "train.max_steps=3", "--max-samples", "7"),
+        *("--out", "o #2", "--resume"),
     )
-    assert (code, out) == (0, "out/there\n")
+    assert (code, out) == (0, "summary of out/there\n\nout/there\n")
     ((recipe, resume),) = seen
-    assert (recipe.train.max_steps, recipe.output_dir, resume) == (3, "o #2", True)
+    assert (recipe.train.max_steps, recipe.data.max_samples) == (3, 7)
+    assert (recipe.output_dir, resume) == ("o #2", True)
+
+
+def test_cache_fills_the_store_that_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fill(recipe: Any) -> Path:
+        seen.append(recipe)
+        return Path(recipe.cache.dir)
+
+    monkeypatch.setattr("drivekd.distill.filling.fill", fill)
+    code, out, _ = run(capsys, "cache", "demo", "--set", "cache.dtype=uint8", "--out", "o #2")
+    assert (code, out) == (0, "o #2\n")
+    assert seen[0].cache.model_dump() == {"dir": "o #2", "dtype": "uint8", "max_gb": 50.0}
 
 
 def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -95,6 +95,22 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
         ("train.max_steps=soon", "`train.max_steps`"),
         ("train.fp16=true", "fp16 is refused"),
         ("train.learning_rate=0", "greater than 0"),
+        ("train.max_steps=0", "`train.max_steps`: 0 steps train nothing: expected 1 or more"),
+        ("train={warmup_steps: 3, warmup_ratio: 0.1}", "3 and warmup_ratio: 0.1 both set the len"),
+        ("train.warmup_ratio=1.5", "less than or equal to 1"),
+        ("train.lr_scheduler_type=liner", "did you mean 'linear'?"),
+        ("train.lora.r=4", "lora has no meaning with trainable: language_model"),
+        ("train={trainable: lora, lora: {rank: 4}}", "unknown key `train.lora.rank`; known: train"),
+        ("train={trainable: lora, lora: {target_modules: []}}", "`train.lora.target_modules`"),
+        ("train={trainable: lora, fsdp: true}", "set fsdp: false"),
+        ("train.trainable=lara", "did you mean 'lora'?"),
+        ("train={eval_strategy: epoch, eval_steps: 3}", "eval_steps has no meaning with eval_stra"),
+        ("train.load_best_model_at_end=true", "by the loss on data.eval, which names no file"),
+        ("train={load_best_model_at_end: true, eval_strategy: no}", "Set eval_strategy: steps"),
+        (
+            "train={load_best_model_at_end: true, save_steps: 5, eval_steps: 2}",
+            "expected save_steps to be a multiple of eval_steps, got 5 and 2",
+        ),
         ("train.learning_rate=.inf", "finite"),
         ("combine.combiner=apg", "did you mean 'agp'?"),
         ("combine.combiner=torchjd", "torchjd:NAME such as torchjd:MGDA"),
@@ -231,6 +247,19 @@ def test_a_layer_specification_of_a_recipe_can_be_resolved(spec: int | str) -> N
     assert resolve(recipe.capabilities["planning"].student_layers, 7)
 
 
+def test_an_unquoted_no_is_a_word(tmp_path: Path) -> None:
+    recipe = recipes.load(write(tmp_path, BASE), ["train.eval_strategy=no"])
+    assert recipe.train.eval_strategy == "no"
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+
+
+def test_adapters_have_the_names_of_peft(tmp_path: Path) -> None:
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "q_proj"}
+    recipe = recipes.parse(BASE | {"train": {"trainable": "lora", "lora": lora}})
+    assert recipe.train.lora.target_modules == ("q_proj",)
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+
+
 def test_a_recipe_may_be_a_patch_of_another(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "base: demo\nname: mine\nmixing: null\n"
@@ -255,3 +284,15 @@ def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
         ValueError, match=r"round in a circle: \S*a\.yaml → \S*b\.yaml → \S*a\.yaml"
     ):
         recipes.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("signal", ["hidden", "logits_kl"])
+def test_only_attention_is_stored(signal: str) -> None:
+    layers = None if signal == "logits_kl" else "first"
+    teachers = TEACHERS | {"planning": {"teacher": "b", "student_layers": layers, "signal": signal}}
+    raw = BASE | {"capabilities": teachers, "cache": {"dir": "c"}}
+    with pytest.raises(
+        ValueError, match=rf"capabilities.planning has signal {signal}; leave cache"
+    ):
+        recipes.parse(raw)
+    assert recipes.parse(raw | {"cache": {"dtype": "uint8"}}).cache.dir is None

@@ -7,7 +7,7 @@ print(ask("world:teacher_planning", {"CAM_FRONT": "a.png"}, "What should the ego
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drivekd.data.pictures import read_image
@@ -22,6 +22,22 @@ from drivekd.report.figures import attention_strip
 
 _CELLS = 4  # a camera's side in region tokens
 _UNPOINTED = re.compile(r"(<\s*[A-Za-z]+\d*\s*,[^<>]*>)(?!\s*<r\d+>)")
+
+
+def pictures(texts: Sequence[str]) -> dict[str, Path]:
+    """Pictures by camera from `CAMERA=FILE` or `FILE` each, as the command line gives them.
+
+    Raises:
+        ValueError: a camera was given twice.
+    """
+    found: dict[str, Path] = {}
+    for number, text in enumerate(texts):
+        camera, separator, file = text.partition("=")
+        name, file = (camera, file) if separator else (f"image_{number}", text)
+        if name in found:
+            raise ValueError(f"--image {name} was given twice: name each camera once")
+        found[name] = Path(file)
+    return found
 
 
 def ask(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from drivekd import __version__, ending
+
+if TYPE_CHECKING:
+    from drivekd.recipe import Recipe
 
 _PLAIN: dict[str, Any] = {
     "add_completion": False,
@@ -32,6 +35,11 @@ DataFile = Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known 
 Format = Annotated[
     Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"],
     typer.Option(help="Of the file; auto tells it by the keys of its rows."),
+]
+RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
 Device = Annotated[str, typer.Option(help="Where the model runs, for example cuda.")]
@@ -218,16 +226,17 @@ def world_show(
 
 @app.command(epilog="Example: drivekd train demo --max-steps 20 --out out/try")
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
-    ] = None,
+    recipe: RecipeName,
+    changes: Changes = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results (output_dir).")
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps (train.max_steps).")
+    ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only so many, drawn by the seed (data.max_samples)."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")
@@ -238,25 +247,49 @@ def train(
     ] = False,
 ) -> None:
     """Train a student by a recipe: with teachers, or by plain cross-entropy."""
-    from drivekd.recipe import load
-
-    given = {"output_dir": out, "train.max_steps": max_steps}
-    short = [
-        f"{key}={json.dumps(value, default=str)}"
-        for key, value in given.items()
-        if value is not None
-    ]
-    resolved = load(recipe, [*(changes or []), *short])  # a slip is told before torch is loaded
+    given = {"output_dir": out, "train.max_steps": max_steps, "data.max_samples": max_samples}
+    resolved = _resolved(recipe, changes, given)
     if dry_run:
         from drivekd.distill.preview import preview, show
 
         show(preview(resolved))
         return
+    from drivekd.distill import summary
     from drivekd.distill.train import train as run
 
     final = run(resolved, resume=resume)
+    _echo_once(f"{summary.text(final)}\n\n{final}")
+
+
+@app.command(epilog="Example: drivekd cache my_recipe.yaml --out out/targets")
+def cache(
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the store (cache.dir).")
+    ] = None,
+) -> None:
+    """Store the teachers' attention on a recipe's samples, for runs that then need no teachers.
+
+    An interrupted run continues where it stopped.
+    """
+    resolved = _resolved(recipe, changes, {"cache.dir": out})
+    from drivekd.distill.filling import fill
+
+    _echo_once(str(fill(resolved)))
+
+
+def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:
+    """A recipe with all changes; a slip is told before torch is loaded."""
+    from drivekd.recipe import load
+
+    short = [f"{k}={json.dumps(v, default=str)}" for k, v in given.items() if v is not None]
+    return load(recipe, [*(changes or []), *short])
+
+
+def _echo_once(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started
-        typer.echo(final)
+        typer.echo(text)
 
 
 @app.command(
@@ -307,19 +340,9 @@ def ask(
 ) -> None:
     """Ask one question about some pictures and print the answer."""
     from drivekd.ask import ask as run
+    from drivekd.ask import pictures
 
-    typer.echo(run(model, _pictures(image), question, attention, device=device))
-
-
-def _pictures(images: Sequence[str]) -> dict[str, Path]:
-    pictures: dict[str, Path] = {}
-    for number, text in enumerate(images):
-        camera, separator, file = text.partition("=")
-        name, file = (camera, file) if separator else (f"image_{number}", text)
-        if name in pictures:
-            raise ValueError(f"--image {name} was given twice: name each camera once")
-        pictures[name] = Path(file)
-    return pictures
+    typer.echo(run(model, pictures(image), question, attention, device=device))
 
 
 @app.command(epilog="Example: drivekd report out/demo")

@@ -112,5 +112,7 @@ def test_a_teacher_with_fewer_layers_than_asked_is_refused(
     )
     given = None if saved else {source: shallow}
     said = r"capabilities\.planning\.teacher_layers: .* is layer 3, but the model has layers 1 to 2"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=rf"{said}.*where absent, as student_layers"):
         train(recipe, student=runs.tiny_student(), teachers=given)
+    with pytest.raises(ValueError, match=r"planning\.student_layers: .* layers 1 to 2"):
+        train(recipe, student=runs.tiny_student(text_layers=2), teachers=given)

@@ -12,7 +12,7 @@ from tests import runs
 
 from drivekd.distill import plan as plans
 from drivekd.distill import teacher
-from drivekd.distill.cache import TargetCache, target_bytes, target_cache
+from drivekd.distill.cache import TargetCache, layout_of, target_bytes
 from drivekd.distill.plan import Plan
 from drivekd.distill.teacher import Maps
 from drivekd.distill.train import train
@@ -76,7 +76,7 @@ def test_the_size_is_what_is_kept(plan: Plan) -> None:
         part for each in (kept.prefixes, kept.own) for of in each.values() for part in of.values()
     ]
     assert len(kept.prefixes) == 3 and len(kept.own) == 15
-    assert target_bytes(kept) == sum(part.untyped_storage().nbytes() for part in parts)
+    assert target_bytes(kept.layout) == sum(part.untyped_storage().nbytes() for part in parts)
 
 
 @pytest.mark.parametrize(("at_once", "seen"), [(None, [5, 5]), (2, [2, 2, 1] * 2)])
@@ -87,7 +87,7 @@ def test_teachers_see_each_row_once(plan: Plan, at_once: int | None, seen: list[
         asked.append(len(batch.samples))
         return teacher.targets(plan.teachers, batch, rows)
 
-    kept = target_cache(live, plan.student, plan.terms, plan.encoded, at_once)
+    kept = TargetCache(live, layout_of(plan.student, plan.terms, plan.encoded, at_once))
     for indices in ((0, 7), (1,), (2, 8, 3)):
         batch = collate(plan.student, [plan.encoded[i] for i in indices], pack=True)
         found = maps(replace(plan, targets=kept), batch, live=False)

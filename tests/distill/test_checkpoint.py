@@ -13,13 +13,21 @@ import pytest
 import torch
 
 from drivekd.distill import checkpoint
-from drivekd.distill.checkpoint import State
+from drivekd.distill.trainer_state import State, read_state
 from drivekd.models.vlm import Vlm
 from runs import tiny_student
 
 WHO = {"perception": {"source": "a", "sha256": "1" * 64, "dtype": "float32"}}
-TRAIN = {"learning_rate": 1e-3, "save_steps": 5, "gradient_accumulation_steps": 4}
-RECIPE = {"name": "x", "seed": 0, "train": TRAIN}
+TRAIN = {
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 4,
+    "logging_steps": 2,
+    "save_steps": 5,
+    "eval_strategy": "steps",
+    "eval_steps": None,
+}
+RECIPE = {"name": "x", "seed": 0, "data": {"eval": ["val.jsonl"]}, "train": TRAIN}
 
 
 def state(step: int = 2) -> State:
@@ -55,16 +63,57 @@ def test_what_is_saved_is_read_back(
     tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
 ) -> None:
     memory = {"mean": {"ce": 0.1}, "units": {"ce": 3}}
-    saved = replace(state(), weighting=memory, totals={"loss/ce": [1.5, 2.0]}, seconds=3.5)
+    lines = [{"step": 1, "loss/ce": 1.5}, {"step": 2, "eval/loss/ce": 0.5}]
+    saved = replace(
+        state(), weighting=memory, totals={"loss/ce": [1.5, 2.0]}, seconds=3.5, log_history=lines
+    )
     found = checkpoint.save(
         tmp_path, vlm=vlm, optimizer=optimizer.state_dict(), state=saved, keep=2
     )
     assert found == checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
-    assert checkpoint.read_state(found) == saved
+    assert read_state(found) == saved
     before = optimizer.state_dict()["state"][0]["exp_avg"].clone()
     fresh = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
     fresh.load_state_dict(checkpoint.read_optimizer(found))
     assert torch.equal(fresh.state_dict()["state"][0]["exp_avg"], before)
+
+
+def test_other_tools_find_the_keys_of_hugging_face(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
+) -> None:
+    lines = [{"step": 2, "loss/ce": 1.5}]
+    saved = replace(state(), epoch=0.5, num_train_epochs=3, log_history=lines)
+    best = replace(saved, best_metric=0.25, best_global_step=1)
+    for each, name in ((saved, None), (best, str(tmp_path / "checkpoint-1"))):
+        found = checkpoint.save(
+            tmp_path, vlm=vlm, optimizer=optimizer.state_dict(), state=each, keep=2, card="# x\n"
+        )
+        raw = json.loads((found / "trainer_state.json").read_text())
+        expected = {
+            "global_step": 2,
+            "max_steps": 9,
+            "epoch": 0.5,
+            "num_train_epochs": 3,
+            "log_history": lines,
+            "logging_steps": 2,
+            "eval_steps": 5,
+            "save_steps": 5,
+            "train_batch_size": 3,
+            "best_metric": each.best_metric,
+            "best_global_step": each.best_global_step,
+            "best_model_checkpoint": name,
+        }
+        assert expected.items() <= raw.items()
+        assert (found / "README.md").read_text() == "# x\n"
+
+
+def test_only_the_newest_and_the_best_are_kept(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
+) -> None:
+    for step in (1, 2, 3, 4):
+        judged = replace(state(step), best_metric=0.5, best_global_step=2 if step > 1 else 1)
+        checkpoint.save(tmp_path, vlm=vlm, optimizer=optimizer.state_dict(), state=judged, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_only_the_newest_are_kept(
@@ -98,7 +147,10 @@ def test_half_written_folders_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-8").mkdir()
     assert checkpoint.latest(tmp_path) is None
     with pytest.raises(ValueError, match="not a checkpoint"):
-        checkpoint.read_state(tmp_path / "checkpoint-8")
+        read_state(tmp_path / "checkpoint-8")
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        read_state(tmp_path / "checkpoint-8")
 
 
 def test_optimizer_files_run_no_code(tmp_path: Path) -> None:

@@ -18,6 +18,14 @@ def test_means_are_weighted_and_nothing_is_made_up() -> None:
     assert log.means(totals) == {"loss": 3.0}
 
 
+def test_the_status_is_that_of_the_newest_line_with_losses() -> None:
+    assert log.status([]) == ""
+    line = {"step": 1, "loss/ce": 1.23456, "loss/attn/planning": 0.00012, "lr": 1.0}
+    old = {"step": 0, "loss/ce": 9.0, "questions_per_second": 1.0}
+    lines = [old, {**line, "questions_per_second": 31.25}, {"step": 1, "eval/loss/ce": 7.0}]
+    assert log.status(lines) == "31.2 samples/s, ce 1.23, attn/planning 0.00012"
+
+
 def test_a_resumed_record_loses_the_lines_after_the_checkpoint(tmp_path: Path) -> None:
     journal = log.start(tmp_path, tensorboard=False, after=0)
     for step in (1, 2, 3):
@@ -25,7 +33,14 @@ def test_a_resumed_record_loses_the_lines_after_the_checkpoint(tmp_path: Path) -
     log.close(journal)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "los')  # killed while writing
-    log.close(log.start(tmp_path, tensorboard=False, after=2))
+    assert [line["step"] for line in journal.history] == [1, 2, 3]
+    again = log.start(tmp_path, tensorboard=False, after=2)
+    assert again.history == [{"step": 1, "loss/ce": 0.5}, {"step": 2, "loss/ce": 1.0}]
+    log.close(again)
+    (tmp_path / "elsewhere").mkdir()
+    log.close(log.start(tmp_path / "elsewhere", tensorboard=False, after=2, history=again.history))
+    moved = (tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in moved] == [1, 2]
     kept = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in kept] == [1, 2]
 

@@ -157,7 +157,12 @@ def test_rows_without_a_capability_are_named(
     path = rewritten(data, "other.jsonl", question_type="parking")
     said = refusal(runs.recipe(path, tmp_path), teachers=teachers)
     assert "s0q0 (parking)" in said
-    assert "mixing" in said
+    assert "mixing; add the row" in said
+    three = {c: runs.capability(c, "first", "full") for c in runs.CAPABILITIES}
+    three["plannin"] = three.pop("planning")
+    said = refusal(runs.recipe(data, tmp_path, capabilities=three), teachers=teachers)
+    assert "s0q2 (planning)" in said
+    assert "capabilities.plannin: did you mean planning?" in said
 
 
 def test_held_out_samples_are_not_trained_on(data: Path, tmp_path: Path) -> None:
@@ -371,6 +376,14 @@ def test_the_learning_rate_follows_the_length_of_the_data(data: Path, tmp_path: 
     assert rates[4] == pytest.approx(0.55)
     constant = runs.recipe(data, tmp_path, train={**settings, "lr_scheduler_type": "constant"})
     assert learning_rate(constant, 6, 7) == 1.0
+    linear = runs.recipe(data, tmp_path, train={**settings, "lr_scheduler_type": "linear"})
+    falling = [learning_rate(linear, i, 7) for i in range(7)]
+    assert falling == pytest.approx([1 / 3, 2 / 3, 1.0, 0.775, 0.55, 0.325, 0.1])
+    share = {"lr_scheduler_type": "linear", "warmup_steps": 0, "warmup_ratio": 0.25}
+    recipe = runs.recipe(data, tmp_path, train={**settings, **share})
+    assert [learning_rate(recipe, i, 7) for i in range(7)] == falling  # 1.75 steps, rounded up
+    assert learning_rate(recipe, 24, 100) == pytest.approx(25 / 26)
+    assert learning_rate(recipe, 25, 100) == 1.0
 
 
 def test_clipping_keeps_the_direction() -> None:

@@ -35,7 +35,7 @@ def test_a_teacher_without_weights(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("room", "says"), [(60, BEFORE), (140, AT_A_STEP)])  # [MB]
+@pytest.mark.parametrize(("room", "says"), [(20, BEFORE), (95, AT_A_STEP)])  # [MB]
 def test_memory_that_ends_is_told_with_the_batch_and_what_to_lower(
     tmp_path: Path, room: int, says: str
 ) -> None:

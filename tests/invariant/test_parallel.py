@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,20 +191,6 @@ def test_processes_that_differ_stop_and_other_windows_are_refused(found: list[An
 # ---------------------------------------------------------------------------- as users start it
 
 
-def launched(*command: str, **extra: str) -> subprocess.Popen[str]:
-    """A command with this process's modules; OMP_NUM_THREADS silences a remark of torchrun's."""
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **extra}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 @pytest.fixture
 def recipe_file(data: Path, tmp_path: Path) -> Path:
     """Cross-entropy alone, on a student that lies on disk."""
@@ -220,21 +202,29 @@ def recipe_file(data: Path, tmp_path: Path) -> Path:
 
 
 def test_torchrun_trains_with_two_processes(recipe_file: Path) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
-    process = launched(*torchrun, "-m", "drivekd", "train", str(recipe_file))
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={ranks.free_port()}",
+    )
+    process = ranks.launched(*torchrun, "-m", "drivekd", "train", str(recipe_file))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     folder = recipe_file.parent / "run"
-    assert out == f"{folder / 'final'}\n"
+    assert out.splitlines()[-1] == str(folder / "final")
+    assert out.count("to evaluate:") == 1
     assert json.loads((folder / "run.json").read_text())["rows_per_step"] == 4
     assert [line["step"] for line in runs.lines(folder)] == [1, 2]
 
 
 def test_a_process_that_fails_ends_the_other(recipe_file: Path) -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ranks.free_port()}
     command = ("-m", "drivekd", "train", str(recipe_file))
-    good = launched(*command, RANK="0", LOCAL_RANK="0", **shared)
-    bad = launched(*command, "--set", "data.train=nowhere", RANK="1", LOCAL_RANK="1", **shared)
+    good = ranks.launched(*command, RANK="0", LOCAL_RANK="0", **shared)
+    bad = ranks.launched(
+        *command, "--set", "data.train=nowhere", RANK="1", LOCAL_RANK="1", **shared
+    )
     _, said = bad.communicate(timeout=120)
     assert bad.returncode == 2
     assert "no data file nowhere" in said

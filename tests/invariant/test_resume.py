@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,20 @@ class PulledPlugError(Exception):
 
 def untimed(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in runs.lines(folder)]
+
+
+def state_of(folder: Path) -> Any:
+    """What a checkpoint's state says, apart from times and from where it lies."""
+
+    def kept(tree: Any) -> Any:
+        if isinstance(tree, list):
+            return [kept(each) for each in tree]
+        if isinstance(tree, dict):
+            left = (*TIMES, "seconds_per_question", "output_dir")
+            return {k: kept(v) for k, v in tree.items() if k not in left}
+        return tree
+
+    return kept(json.loads((folder / "trainer_state.json").read_text()))
 
 
 @pytest.mark.parametrize("saved", [2, 4])
@@ -56,6 +72,9 @@ def test_resumed_is_uninterrupted(tmp_path: Path, saved: int) -> None:
     for number, state in optimizers[0].items():
         assert all(torch.equal(state[k], optimizers[1][number][k]) for k in state)
     assert untimed(broken) == untimed(whole)
+    for name in ("checkpoint-4", "final"):
+        assert state_of(broken / name) == state_of(whole / name)
+    assert [line["step"] for line in state_of(broken / "final")["log_history"]] == [3, 6]
 
 
 def test_a_run_resumed_at_an_earlier_checkpoint_leaves_no_other_branch(

@@ -97,3 +97,55 @@ def test_grey_and_other(vlm, paths):
 def test_no_pictures_no_tokens(vlm):
     assert image_features(vlm, []) == []
     assert FeatureCache().features(frozen(vlm), []) == []
+
+
+def counted(*models):
+    """Runs of each model's tower so far."""
+    counts = [0] * len(models)
+
+    def count(number):
+        counts[number] += 1
+
+    for number, each in enumerate(models):
+        vision_parts(each)[0].register_forward_hook(lambda *_, n=number: count(n))
+    return counts
+
+
+def test_of_models_that_are_alike_one_runs_until_it_is_another(vlm, paths):
+    one, two, cache = frozen(vlm), frozen(vlm), FeatureCache(alike=True)
+    counts = counted(one, two)
+    first, second = (cache.features(each, paths) for each in (one, two))
+    assert counts == [1, 0]
+    assert all(map(torch.equal, first, second))
+    with torch.no_grad():
+        next(vision_parts(two)[-1].parameters()).mul_(1.5)
+    changed = cache.features(two, paths)[0]
+    assert counts == [1, 1]
+    assert torch.allclose(changed, image_features(two, paths)[0], atol=1e-5)
+    assert not torch.allclose(changed, first[0])
+    assert torch.equal(cache.features(one, paths)[0], first[0])
+    assert counts == [1, 2]  # the one without a cache
+
+
+def test_the_latest_pictures_are_kept_and_no_others(vlm, pictures):
+    one, two = frozen(vlm), frozen(vlm)
+    cache, counts = FeatureCache(alike=True, latest=True, chunk=1), counted(one, two)
+    a, b, c = (pictures(name) for name in "abc")
+    cache.features(one, [a, b, a])
+    cache.features(two, [b])
+    assert counts == [1, 0]
+    found = cache.features(two, [c, b])  # together, as without a cache
+    assert counts == [1, 1]
+    assert all(map(torch.equal, found, image_features(frozen(vlm), [c, b])))
+    cache.features(one, [a])
+    assert counts == [2, 1]
+
+
+def test_the_latest_pictures_in_half_precision_are_others(vlm, paths):
+    own, cache = frozen(vlm), FeatureCache(alike=True, latest=True)
+    with torch.autocast(own.device.type, torch.bfloat16):
+        half, live_half = cache.features(own, paths[:2]), image_features(own, paths[:2])
+    whole = cache.features(own, paths[:2])
+    assert all(map(torch.equal, half, live_half))
+    assert all(map(torch.equal, whole, image_features(own, paths[:2])))
+    assert not torch.equal(half[0].float(), whole[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,7 +16,12 @@ PLAIN_INTERVAL = 10.0
 BAR_INTERVAL = 0.1
 
 
-def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    total: int | None = None,
+    label: str = "",
+    status: Callable[[], str] = str,
+) -> Iterator[T]:
     """Yield the items and show on stderr how many are done and how long the rest will take.
 
     Of several processes that do the same, as torchrun starts them, only the first shows anything.
@@ -26,6 +31,7 @@ def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iter
         total: their number; taken from `len(items)` where it has one. Without a number the
             count and the rate are shown, but no time left.
         label: what is being done, e.g. `rendering scenes`.
+        status: says what else there is to show, asked whenever something is shown.
 
     Yields:
         The items, unchanged and in order.
@@ -34,10 +40,19 @@ def track(items: Iterable[T], total: int | None = None, label: str = "") -> Iter
         return iter(items)
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return _bar(items, total, label) if sys.stderr.isatty() else _lines(items, total, label)
+    shown = _bar if sys.stderr.isatty() else _lines
+    return shown(items, total, label, status)
 
 
-def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+def tell(line: str) -> None:
+    """Show one line on stderr; of several processes that do the same, only the first shows it."""
+    if os.environ.get("RANK", "0") == "0":
+        _write(line)
+
+
+def _bar(
+    items: Iterable[T], total: int | None, label: str, status: Callable[[], str]
+) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -47,27 +62,35 @@ def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn(
+            "{task.fields[status]}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),  # the room left
+        ),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
-        task = progress.add_task(label, total=total)
+    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
+        task = progress.add_task(label, total=total, status="")
         shown, new = time.monotonic(), 0
         for item in items:
             yield item
             new += 1
             if time.monotonic() - shown >= BAR_INTERVAL:  # drawing costs more than most items
-                progress.advance(task, new)
+                progress.update(task, advance=new, status=status())
                 shown, new = time.monotonic(), 0
-        progress.advance(task, new)
+        progress.update(task, advance=new, status=status())
 
 
-def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+def _lines(
+    items: Iterable[T], total: int | None, label: str, status: Callable[[], str]
+) -> Iterator[T]:
     started = shown = time.monotonic()
     done = 0
     for item in items:
@@ -76,13 +99,13 @@ def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         now = time.monotonic()
         if now - shown >= PLAIN_INTERVAL:
             shown = now
-            _write(_line(label, done, total, now - started))
+            _write(_line(label, done, total, now - started, status()))
     # The last line comes only where an earlier one did: quick work stays quiet.
     if shown != started:
-        _write(_line(label, done, total, time.monotonic() - started))
+        _write(_line(label, done, total, time.monotonic() - started, status()))
 
 
-def _line(label: str, done: int, total: int | None, seconds: float) -> str:
+def _line(label: str, done: int, total: int | None, seconds: float, status: str) -> str:
     """One plain line, e.g. `rendering scenes: 120/5000, 9.8/s, 8m18s left`."""
     count = f"{done}/{total}" if total is not None else str(done)
     parts = [count, f"{done / seconds:.1f}/s"]
@@ -90,6 +113,7 @@ def _line(label: str, done: int, total: int | None, seconds: float) -> str:
         parts.append(f"{duration(seconds / done * (total - done))} left")
     elif done == total:
         parts.append(f"done in {duration(seconds)}")
+    parts += [status] if status else []
     return f"{label or 'progress'}: {', '.join(parts)}"
 
 

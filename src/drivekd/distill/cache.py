@@ -8,7 +8,7 @@ pass in another layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,9 @@ from drivekd.models.vlm import Vlm
 
 Parts = dict[tuple[str, int], Tensor]
 """Rows of a map by capability and 0-based student layer, float32."""
+
+Known = Callable[[int], Parts]
+"""The prefix's part by the number of a row, or a sample's own part by its number."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,6 @@ class Shape:
         device = index_of.device
         return index_of[self.prefix_text.to(device)], index_of[self.own_text.to(device) + start]
 
-    def entries(self, term: Term) -> tuple[int, int]:
-        """Numbers kept of a map of this term: of the prefix's part and of the own one."""
-        above = self.prefix if term.whole else len(self.prefix_text)
-        below = self.own if term.whole else len(self.own_text)
-        return above * self.prefix, below * (self.prefix + self.own)
-
 
 def _shape(encoded: Encoded) -> Shape:
     prefix, text = encoded.prefix, ~encoded.is_image
@@ -63,15 +60,11 @@ def _shape(encoded: Encoded) -> Shape:
 
 
 @dataclass(frozen=True)
-class TargetCache:
-    """Targets of the samples of a run, as `teacher.Targets`: computed at a row's first visit.
-
-    The teachers then see all of a row's samples and nothing else, some at a time, whatever batch
-    asked for it; so a resumed run computes again, bit for bit, what the interrupted one knew.
+class Layout:
+    """The samples of a run, and which of them share a prefix, in whatever batch they come.
 
     Attributes:
-        live: the teachers' targets of a batch.
-        vlm: lays out their batch.
+        vlm: lays out the teachers' batches.
         terms: all of attention.
         encoded: the samples.
         rows: those that share a row of packed data, and with it a prefix.
@@ -79,11 +72,8 @@ class TargetCache:
         shapes: of each sample.
         row_of: number of each sample's row.
         number: of each sample, by its identity as an object.
-        prefixes: what is known of each row.
-        own: what is known of each sample.
     """
 
-    live: Targets
     vlm: Vlm
     terms: tuple[Term, ...]
     encoded: Sequence[Encoded]
@@ -92,101 +82,19 @@ class TargetCache:
     shapes: tuple[Shape, ...]
     row_of: tuple[int, ...]
     number: Mapping[int, int]
-    prefixes: dict[int, Parts] = field(default_factory=dict)
-    own: dict[int, Parts] = field(default_factory=dict)
-
-    def __call__(self, batch: Batch, rows: Int[Tensor, " R"]) -> dict[str, Trace]:
-        """What the student is compared with; columns of other samples are 0, as in a live map."""
-        numbers = [self.number[id(sample)] for sample in batch.samples]
-        for row in dict.fromkeys(self.row_of[number] for number in numbers):
-            if row not in self.prefixes:
-                self._learn(row)
-        index_of = _index_of(rows, batch.is_image.shape[1])
-        return {
-            term.capability: Trace(
-                {
-                    layer: self._map(batch, numbers, (term, layer), len(rows), index_of)
-                    for layer in term.matches
-                }
-            )
-            for term in self.terms
-        }
-
-    def _map(
-        self,
-        batch: Batch,
-        numbers: Sequence[int],
-        of: tuple[Term, int],
-        text: int,
-        index_of: Tensor,
-    ) -> Float[Tensor, "B R n"]:
-        """One map of a batch, put together from the parts."""
-        (term, layer), (b, n) = of, batch.is_image.shape
-        total = torch.zeros(b, n if term.whole else text, n, device=batch.is_image.device)
-        begun: set[int] = set()
-        for number, (row, start) in zip(numbers, batch.places, strict=True):
-            shape, out, name = self.shapes[number], total[row], (term.capability, layer)
-            above, own = shape.places(term.whole, start, index_of)
-            if row not in begun:
-                begun.add(row)
-                out[above, : shape.prefix] = self.prefixes[self.row_of[number]][name].to(out)
-            part = self.own[number][name].to(out)
-            out[own, : shape.prefix] = part[:, : shape.prefix]
-            out[own, start : start + shape.own] = part[:, shape.prefix :]
-        return total
-
-    def _learn(self, row: int) -> None:
-        """Run the teachers on a row and keep its parts."""
-        members = self.rows[row]
-        step = self.at_once or len(members)
-        for start in range(0, len(members), step):
-            self._take(row, members[start : start + step])
-
-    def _take(self, row: int, members: Sequence[int]) -> None:
-        batch = collate(self.vlm, [self.encoded[number] for number in members], pack=True)
-        rows = text_rows(batch)
-        found, index_of = self.live(batch, rows), _index_of(rows, batch.is_image.shape[1])
-        maps = {
-            (term.capability, layer): (term.whole, map_[0])
-            for term in self.terms
-            for layer, map_ in found[term.capability].maps.items()
-        }
-        for number, (_, start) in zip(members, batch.places, strict=True):
-            shape = self.shapes[number]
-            columns = torch.cat(
-                [torch.arange(shape.prefix), torch.arange(start, start + shape.own)]
-            )
-            parts: Parts = {}
-            for name, (whole, map_) in maps.items():
-                own = map_[shape.places(whole, start, index_of)[1]]
-                parts[name] = own[:, columns.to(own.device)].cpu()
-            self.own[number] = parts
-        first = self.shapes[members[0]]
-        self.prefixes[row] = {
-            name: map_[first.places(whole, 0, index_of)[0], : first.prefix].clone().cpu()
-            for name, (whole, map_) in maps.items()
-        }
 
 
-def _index_of(rows: Int[Tensor, " R"], n: int) -> Int[Tensor, " n"]:
-    """The place of each position in `rows`; meaningless for the others."""
-    index_of = torch.zeros(n, dtype=torch.long, device=rows.device)
-    index_of[rows] = torch.arange(len(rows), device=rows.device)
-    return index_of
-
-
-def target_cache(
-    live: Targets,
+def layout_of(
     vlm: Vlm,
     terms: Sequence[Term],
     encoded: Sequence[Encoded],
     at_once: int | None = None,
-) -> TargetCache:
-    """An empty cache; the arguments are those of `TargetCache`."""
-    rows = corpus.rows(encoded, pack=True)
+    max_row_tokens: int | None = None,
+) -> Layout:
+    """The arguments are those of `Layout`, and the longest row."""
+    rows = corpus.rows(encoded, pack=True, max_tokens=max_row_tokens, at_once=at_once)
     row_of = {number: r for r, row in enumerate(rows) for number in row}
-    return TargetCache(
-        live,
+    return Layout(
         vlm,
         tuple(terms),
         encoded,
@@ -198,12 +106,169 @@ def target_cache(
     )
 
 
-def target_bytes(cache: TargetCache) -> int:
-    """Memory [bytes] that the targets of all samples take."""
-    entries = 0
-    for row in cache.rows:
-        shapes = [cache.shapes[number] for number in row]
-        for term in cache.terms:
-            kept = shapes[0].entries(term)[0] + sum(shape.entries(term)[1] for shape in shapes)
-            entries += kept * len(term.matches)
-    return 4 * entries
+# ----------------------------------------------------------------------------- from parts to maps
+
+
+def put_together(
+    layout: Layout, prefix_of: Known, own_of: Known, batch: Batch, rows: Int[Tensor, " R"]
+) -> dict[str, Trace]:
+    """What the student is compared with; columns of other samples are 0, as in a live map."""
+    numbers = [layout.number[id(sample)] for sample in batch.samples]
+    own = [own_of(number) for number in numbers]
+    prefixes = {row: prefix_of(row) for row in dict.fromkeys(layout.row_of[n] for n in numbers)}
+    parts = [
+        (layout.shapes[number], prefixes[layout.row_of[number]], mine)
+        for number, mine in zip(numbers, own, strict=True)
+    ]
+    index_of = _index_of(rows, batch.is_image.shape[1])
+    return {
+        term.capability: Trace(
+            {
+                layer: _map(batch, parts, (term, layer), len(rows), index_of)
+                for layer in term.matches
+            }
+        )
+        for term in layout.terms
+    }
+
+
+def _map(
+    batch: Batch,
+    parts: Sequence[tuple[Shape, Parts, Parts]],
+    of: tuple[Term, int],
+    text: int,
+    index_of: Tensor,
+) -> Float[Tensor, "B R n"]:
+    """One map of a batch, from the parts of its samples."""
+    (term, layer), (b, n) = of, batch.is_image.shape
+    total = torch.zeros(b, n if term.whole else text, n, device=batch.is_image.device)
+    begun: set[int] = set()
+    for (shape, prefix, own), (row, start) in zip(parts, batch.places, strict=True):
+        out, name = total[row], (term.capability, layer)
+        above, below = shape.places(term.whole, start, index_of)
+        if row not in begun:
+            begun.add(row)
+            out[above, : shape.prefix] = prefix[name].to(out)
+        part = own[name].to(out)
+        out[below, : shape.prefix] = part[:, : shape.prefix]
+        out[below, start : start + shape.own] = part[:, shape.prefix :]
+    return total
+
+
+def _index_of(rows: Int[Tensor, " R"], n: int) -> Int[Tensor, " n"]:
+    """The place of each position in `rows`; meaningless for the others."""
+    index_of = torch.zeros(n, dtype=torch.long, device=rows.device)
+    index_of[rows] = torch.arange(len(rows), device=rows.device)
+    return index_of
+
+
+# ----------------------------------------------------------------------------- from maps to parts
+
+
+def learn(layout: Layout, live: Targets, members: Sequence[int]) -> tuple[Parts, dict[int, Parts]]:
+    """Run the teachers on samples of one row: the prefix's part, and each sample's own.
+
+    The teachers see these samples and nothing else, some at a time, whatever batch asked for
+    them; so a resumed run computes again, bit for bit, what the interrupted one knew.
+    """
+    prefix: Parts = {}
+    own: dict[int, Parts] = {}
+    step = layout.at_once or len(members)
+    for start in range(0, len(members), step):
+        prefix, more = _take(layout, live, members[start : start + step])
+        own |= more
+    return prefix, own
+
+
+def _take(layout: Layout, live: Targets, members: Sequence[int]) -> tuple[Parts, dict[int, Parts]]:
+    """Both of samples that the teachers see together."""
+    batch = collate(layout.vlm, [layout.encoded[number] for number in members], pack=True)
+    rows = text_rows(batch)
+    found, index_of = live(batch, rows), _index_of(rows, batch.is_image.shape[1])
+    maps = {
+        (term.capability, layer): (term.whole, map_[0])
+        for term in layout.terms
+        for layer, map_ in found[term.capability].maps.items()
+    }
+    own: dict[int, Parts] = {}
+    for number, (_, start) in zip(members, batch.places, strict=True):
+        shape = layout.shapes[number]
+        columns = torch.cat([torch.arange(shape.prefix), torch.arange(start, start + shape.own)])
+        parts: Parts = {}
+        for name, (whole, map_) in maps.items():
+            below = map_[shape.places(whole, start, index_of)[1]]
+            parts[name] = below[:, columns.to(below.device)].cpu()
+        own[number] = parts
+    first = layout.shapes[members[0]]
+    prefix = {
+        name: map_[first.places(whole, 0, index_of)[0], : first.prefix].clone().cpu()
+        for name, (whole, map_) in maps.items()
+    }
+    return prefix, own
+
+
+# ------------------------------------------------------------------------------ kept in memory
+
+
+@dataclass(frozen=True)
+class TargetCache:
+    """Targets of the samples of a run, as `teacher.Targets`: computed at a row's first visit.
+
+    Attributes:
+        live: the teachers' targets of a batch.
+        layout: of the samples.
+        prefixes: what is known of each row.
+        own: what is known of each sample.
+    """
+
+    live: Targets
+    layout: Layout
+    prefixes: dict[int, Parts] = field(default_factory=dict)
+    own: dict[int, Parts] = field(default_factory=dict)
+
+    def __call__(self, batch: Batch, rows: Int[Tensor, " R"]) -> dict[str, Trace]:
+        layout = self.layout
+        for row in dict.fromkeys(layout.row_of[layout.number[id(s)]] for s in batch.samples):
+            if row not in self.prefixes:
+                self.prefixes[row], own = learn(layout, self.live, layout.rows[row])
+                self.own.update(own)
+        return put_together(layout, self.prefixes.__getitem__, self.own.__getitem__, batch, rows)
+
+
+PartBytes = Callable[[Encoded, Term], tuple[int, int]]
+"""Bytes that a term's part takes: of a sample's prefix, and of its own tokens."""
+
+
+def memory_bytes(encoded: Encoded, term: Term) -> tuple[int, int]:
+    """Of parts kept in memory: every column, in float32."""
+    prefix, n = encoded.prefix, len(encoded.input_ids)
+    text = ~encoded.is_image
+    above = prefix if term.whole else int(text[:prefix].sum())
+    below = n - prefix if term.whole else int(text[prefix:].sum())
+    each = 4 * len(term.matches)
+    return above * prefix * each, below * n * each
+
+
+def target_bytes(
+    layout: Layout,
+    part_bytes: PartBytes = memory_bytes,
+    rows: Iterable[int] | None = None,
+    numbers: Iterable[int] | None = None,
+) -> int:
+    """Bytes that targets take: the prefix's part of these rows, the own one of these samples.
+
+    Args:
+        layout: of the samples.
+        part_bytes: how they are kept; by default in memory.
+        rows: by number; by default all.
+        numbers: of samples; by default all.
+    """
+    rows = range(len(layout.rows)) if rows is None else rows
+    numbers = range(len(layout.encoded)) if numbers is None else numbers
+    above = [layout.encoded[layout.rows[row][0]] for row in rows]
+    below = [layout.encoded[number] for number in numbers]
+    return sum(
+        sum(part_bytes(each, term)[0] for each in above)
+        + sum(part_bytes(each, term)[1] for each in below)
+        for term in layout.terms
+    )

@@ -4,22 +4,19 @@ A folder `checkpoint-<step>/` holds the model and its processor as plain transfo
 and beside them
 - `optimizer.pt`: the optimizer's state, read back with `weights_only=True`;
 - `bridges.safetensors`: the learned maps of `hidden` signals, where there are any (bridges.py);
+- `adapter/`: adapters of a run that trains them (lora.py); the model is then the sum of both;
 - `trainer_state.json`: step, weighting, kept coefficients, pending log means, and what identifies
   the run: the resolved recipe, the teachers, the data, the weights it started from. The learning
   rate and every random draw are functions of the recipe, the seed and the step (order.py), so there
   is no further state to keep;
-- `recipe.yaml`: the resolved recipe, for the reader.
+- `recipe.yaml` and `README.md`: the resolved recipe and a model card (card.py), for the reader.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,59 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drivekd.data.written import sync
+from drivekd.distill import lora
+from drivekd.distill.trainer_state import FILE, FINAL, State, place_of, write_state
 from drivekd.models import vlm as vlms
-
-FINAL = "final"
-"""Name of the folder of the finished model."""
 
 BRIDGES = "bridges.safetensors"
 """Name of the file of learned maps in a checkpoint."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class State:
-    """What a run is at one moment, apart from weights and optimizer.
-
-    Attributes:
-        step: optimizer steps done.
-        total_steps: of the whole run.
-        recipe: the resolved recipe as plain data.
-        teachers: identity of each capability's teacher, see teacher.identity.
-        data: digest of the training samples and rows, see `Plan.data`.
-        start: sha256 of the student's weights before the first step.
-        trained: names of the trained parameters, in the optimizer's order.
-        weighting: the state of the loss weighting.
-        kept: coefficients for the steps between exact ones, see refresh.py.
-        totals: sums for the log since the last logged step.
-        seconds: wall time spent so far [s].
-        questions: samples seen so far.
-        processes: that train together, see parallel.py.
-    """
-
-    step: int
-    total_steps: int
-    recipe: Mapping[str, Any]
-    teachers: Mapping[str, Mapping[str, str]]
-    data: str
-    start: str
-    trained: list[str]
-    weighting: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
-    totals: Mapping[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    questions: int = 0
-    processes: int = 1
-
-
-def digest(parts: Iterable[str]) -> str:
-    """sha256 over a sequence of texts, for example one for each training sample."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode())
-        total.update(b"\0")
-    return total.hexdigest()
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -95,8 +48,9 @@ def save(
     keep: int | None,
     weights: Mapping[str, Tensor] | None = None,
     bridges: Mapping[str, Tensor] | None = None,
+    card: str = "",
 ) -> Path:
-    """Write `folder/checkpoint-<step>` and drop all but the newest `keep` checkpoints.
+    """Write `folder/checkpoint-<step>` and drop all but the newest `keep` and the best checkpoint.
 
     Raises:
         OSError: it could not be written; nothing of it is left and the earlier ones are intact.
@@ -107,12 +61,15 @@ def save(
         torch.save(dict(optimizer), target / "optimizer.pt")
         if bridges:
             save_file({name: weight.detach() for name, weight in bridges.items()}, target / BRIDGES)
-        _write_state(target, state)
+        if lora.parameters(vlm):
+            lora.write(vlm, target / lora.FOLDER)
+        _describe(target, state, folder, card)
 
     written = write_whole(folder / f"checkpoint-{state.step}", fill)
     if keep is not None:
         for old in _checkpoints(folder)[: -max(keep, 1)]:
-            _drop(old)
+            if _step(old) != state.best_global_step:
+                _drop(old)
     return written
 
 
@@ -141,20 +98,38 @@ def _draft(target: Path) -> Path:
 
 
 def save_final(
-    folder: Path, *, vlm: vlms.Vlm, state: State, weights: Mapping[str, Tensor] | None = None
+    folder: Path,
+    *,
+    vlm: vlms.Vlm,
+    state: State,
+    weights: Mapping[str, Tensor] | None = None,
+    card: str = "",
 ) -> Path:
     """Write `folder/final`, the model without what only a running training needs."""
 
     def fill(target: Path) -> None:
         write_model(target, vlm, state.recipe, weights)
-        _write_state(target, state)
+        _describe(target, state, folder, card)
 
     return write_whole(folder / FINAL, fill)
 
 
-def _write_state(target: Path, state: State) -> None:
-    text = json.dumps(asdict(state), indent=1)
-    (target / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
+def save_best(folder: Path, *, state: State, card: str = "") -> Path:
+    """Write `folder/final` with the model of the best checkpoint."""
+    assert state.best_global_step is not None
+    best = place_of(state, state.best_global_step, folder)
+
+    def fill(target: Path) -> None:
+        left = shutil.ignore_patterns("optimizer.pt", BRIDGES, lora.FOLDER)
+        shutil.copytree(best, target, ignore=left, dirs_exist_ok=True)
+        _describe(target, state, folder, card)
+
+    return write_whole(folder / FINAL, fill)
+
+
+def _describe(target: Path, state: State, folder: Path, card: str) -> None:
+    (target / "README.md").write_text(card, encoding="utf-8")
+    write_state(target, state, folder)
 
 
 def write_model(
@@ -186,24 +161,16 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
         draft.mkdir(parents=True)
         fill(draft)
         for path in sorted(draft.rglob("*")):
-            _sync(path)
-        _sync(draft)
+            sync(path)
+        sync(draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(_complaint(target, error)) from error
     return target
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _complaint(target: Path, error: Exception) -> str:
@@ -222,7 +189,7 @@ def _complaint(target: Path, error: Exception) -> str:
 def _checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return [path for path in sorted(found, key=_step) if (path / "trainer_state.json").exists()]
+    return [path for path in sorted(found, key=_step) if (path / FILE).exists()]
 
 
 def _step(path: Path) -> int:
@@ -247,12 +214,12 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
     Raises:
         ValueError: a new run would overwrite an earlier one, or the path holds no checkpoint.
     """
-    finished = folder / FINAL / "trainer_state.json"
+    finished = folder / FINAL / FILE
     if resume is True:
         return finished.parent if finished.exists() else latest(folder)
     found = None
     if resume is not False:
-        found = Path(resume) if (Path(resume) / "trainer_state.json").exists() else latest(resume)
+        found = Path(resume) if (Path(resume) / FILE).exists() else latest(resume)
         if found is None:
             raise ValueError(
                 f"resume: {resume} is no checkpoint and holds none; expected checkpoint-*"
@@ -267,26 +234,9 @@ def starting_point(folder: Path, resume: bool | Path) -> Path | None:
     return found
 
 
-def read_state(checkpoint: Path) -> State:
-    """The state stored in a checkpoint.
-
-    Raises:
-        ValueError: the folder is no checkpoint of ours.
-    """
-    path = checkpoint / "trainer_state.json"
-    try:
-        return State(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{checkpoint} is not a checkpoint of drivekd train ({path.name}: {error}): "
-            f"expected a folder checkpoint-<step> inside a run's output_dir"
-        ) from error
-
-
 def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     """The optimizer's state; no code in the file is ever run."""
-    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    return dict(state)
+    return dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
 
 
 def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
@@ -316,25 +266,31 @@ def read_bridges(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
             weight.copy_(saved[name])
 
 
-#: What may differ between a checkpoint and the run that resumes it: names of places (the weights
-#: and rows behind them are compared by content), how often something is written, and who runs the
-#: batches of a step, as long as they are equally many.
+#: What may differ between a checkpoint and the run that resumes it: places (what lies there is
+#: compared by content), limits, intervals, and who runs the batches of a step, if equally many.
 FREE = (
     "name",
     "output_dir",
     "data.train",
     "data.eval",
     "data.root",
+    "data.max_length",
+    "data.max_images",
     "capabilities.*.teacher",
     "train.fsdp",
     "train.gradient_accumulation_steps",
     "train.logging_steps",
+    "train.eval_strategy",
+    "train.eval_steps",
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",
+    "train.offload_teachers",
     "train.num_threads",
     "train.cache_features_gb",
     "train.cache_targets_gb",
+    "cache.dir",
+    "cache.max_gb",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from drivekd.data.readers import exclude_frames, read
 from drivekd.data.sample import Sample
 from drivekd.distill.order import Row, group_rows, select
 from drivekd.distill.teacher import Term
-from drivekd.models.batch import IGNORE, Encoded, encode
+from drivekd.models.batch import IGNORE, Encoded, encode, split
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
 
@@ -72,21 +73,85 @@ def encode_all(vlm: Vlm, samples: Sequence[Sample]) -> list[Encoded]:
     return [encode(vlm, sample) for sample in track(samples, label="reading samples")]
 
 
-def rows(encoded: Sequence[Encoded], *, pack: bool) -> tuple[Row, ...]:
-    """Which samples share a row: those with the same images and the same prefix, if packed."""
+def rows(
+    encoded: Sequence[Encoded],
+    *,
+    pack: bool,
+    max_tokens: int | None = None,
+    at_once: int | None = None,
+) -> tuple[Row, ...]:
+    """Which samples share a row: those with the same images and the same prefix, if packed.
+
+    Args:
+        encoded: the samples.
+        pack: whether any share one.
+        max_tokens: cut rows that could be longer into as few equal ones as stay within it; a
+            sample longer than that by itself has a row of its own. [ours]
+        at_once: samples of a row that a batch sees at most; None: all.
+    """
     if not pack:
         return tuple((index,) for index in range(len(encoded)))
-    return group_rows(
+    whole = group_rows(
         [
             (each.images, tuple(each.input_ids[: each.prefix].tolist())) if each.prefix else index
             for index, each in enumerate(encoded)
         ]
     )
+    if max_tokens is None:
+        return whole
+    found: list[Row] = []
+    for row in whole:
+        prefix = encoded[row[0]].prefix
+        own = [len(encoded[index].input_ids) - prefix for index in row]
+        found += [row[part] for part in split(own, prefix, max_tokens, at_once)]
+    return tuple(found)
 
 
-def extent(encoded: Sequence[Encoded], *, pack: bool) -> tuple[int, int]:
+def check_limits(
+    recipe: Recipe, vlm: Vlm, encoded: Sequence[Encoded], kind: str = "training"
+) -> None:
+    """Refuse samples that are longer than a model or the recipe allows; nothing is ever cut.
+
+    Without `data.max_length` the limit is the number of positions the model was made for.
+
+    Raises:
+        ValueError: naming samples, their lengths, the limit and the way out.
+    """
+    lengths = {id(each.sample): len(each.input_ids) for each in encoded}
+    own = vlm.model.config.get_text_config().max_position_embeddings
+    limit = recipe.data.max_length or own
+    what = (
+        "data.max_length" if recipe.data.max_length else f"max_position_embeddings of {vlm.source}"
+    )
+    way = "raise it" if recipe.data.max_length else "set data.max_length if it can take more"
+    samples = [each.sample for each in encoded]
+    _refuse(
+        [sample for sample in samples if lengths[id(sample)] > limit],
+        lambda sample: f"{sample.id} ({lengths[id(sample)]} tokens)",
+        f"are longer, with their visual tokens, than the {limit} of {what}; leave them out, ask "
+        f"with fewer pictures or words, or {way}",
+        kind=kind,
+    )
+    most = recipe.data.max_images
+    _refuse(
+        [sample for sample in samples if most is not None and len(sample.images) > most],
+        lambda sample: f"{sample.id} ({len(sample.images)} pictures)",
+        f"show more pictures than data.max_images = {most}; leave them out, ask with fewer "
+        "pictures, or raise it",
+        kind=kind,
+    )
+
+
+def rows_of(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[Row, ...]:
+    """The rows of these samples by what a recipe says of them."""
+    data = recipe.data
+    limits = {"max_tokens": data.max_row_tokens, "at_once": data.questions_per_row}
+    return rows(encoded, pack=data.pack, **limits)
+
+
+def extent(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[int, int]:
     """Rows of a batch of these samples, and tokens of the longest row."""
-    laid = rows(encoded, pack=pack)
+    laid, pack = rows_of(recipe, encoded), recipe.data.pack
     own = [len(each.input_ids) - (each.prefix if pack else 0) for each in encoded]
     shared = [encoded[row[0]].prefix if pack else 0 for row in laid]
     lengths = [start + sum(own[i] for i in row) for start, row in zip(shared, laid, strict=True)]
@@ -113,7 +178,8 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
     _refuse(
         [s for s in samples if s.capability not in recipe.mixing],
         lambda s: f"{s.id} ({s.capability})",
-        "have a capability without a row in mixing; add the row, or leave these samples out",
+        f"have a capability without a row in mixing{_slip(recipe, samples)}; add the row, or leave "
+        "these samples out",
     )
     for term in terms:
         if not any(has_term(term, each) and share(recipe, term, each) > 0 for each in encoded):
@@ -123,6 +189,16 @@ def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> 
                 f"above 0 for the samples' capabilities; give it such samples, or leave the "
                 f"capability out"
             )
+
+
+def _slip(recipe: Recipe, samples: Sequence[Sample]) -> str:
+    """The hint for a capability that no sample has, but others that have nearly its name."""
+    owners = {str(sample.capability) for sample in samples}
+    for name in recipe.capabilities:
+        close = difflib.get_close_matches(name, owners.difference(recipe.mixing), n=1, cutoff=0.8)
+        if name not in owners and close:
+            return f" (capabilities.{name}: did you mean {close[0]}?)"
+    return ""
 
 
 _NEEDS = {

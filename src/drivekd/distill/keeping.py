@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-from drivekd.distill import teacher
-from drivekd.distill.cache import target_bytes, target_cache
+from drivekd.distill import teacher, vision
+from drivekd.distill.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
@@ -17,22 +19,53 @@ from drivekd.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
-def feature_cache(recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded]) -> FeatureCache | None:
-    """Room for the visual tokens of all pictures, None where they would take too much memory."""
+def visual(
+    recipe: Recipe,
+    student: vlms.Vlm,
+    teachers: Sequence[Teacher],
+    encoded: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+) -> tuple[FeatureCache | None, tuple[Teacher, ...]]:
+    """The student's cache of visual features, and the teachers with theirs.
+
+    Models that see alike (vision.py) share one; its memory is counted once.
+    """
+    trains_vision = recipe.train.trainable == "everything"
+    models = [(each.vlm, each.device or each.vlm.device) for each in teachers]
+    if not trains_vision:
+        models.append((student, student.device))
+    caches: list[FeatureCache | None] = [None] * (len(teachers) + 1)
+    for group in vision.alike(models):
+        shown = [*encoded, *held_out] if len(teachers) in group else encoded
+        vlm, shared = models[group[0]][0], len(group) > 1
+        if shared:
+            names = ", ".join(models[number][0].source for number in group)
+            logger.info("%s see alike: one vision tower runs for all of them", names)
+        cache = _feature_cache(recipe, vlm, shown, shared=shared)
+        for number in group:
+            caches[number] = cache
+    pairs = zip(teachers, caches, strict=False)
+    return caches[-1], tuple(replace(each, features=cache) for each, cache in pairs)
+
+
+def _feature_cache(
+    recipe: Recipe, vlm: vlms.Vlm, encoded: Sequence[Encoded], *, shared: bool
+) -> FeatureCache | None:
+    """Room for the visual tokens of all pictures; where it is too much, of those of a batch."""
     if recipe.data.images == "grey":  # one picture for all; without a cache the real one is read
-        return FeatureCache(image_mode="grey")
+        return FeatureCache(image_mode="grey", alike=shared)
     grids = {
         path: grid for each in encoded for path, grid in zip(each.images, each.grids, strict=True)
     }
     need, limit = feature_bytes(vlm, grids.values()) / 1e9, recipe.train.cache_features_gb
     if need <= limit:
-        return FeatureCache()
+        return FeatureCache(alike=shared)
     logger.warning(
         "visual tokens of %d pictures by %s would take %.1f GB, more than "
         "train.cache_features_gb = %g: its vision tower runs at every visit of a picture",
         len(grids), vlm.source, need, limit,
     )  # fmt: skip
-    return None
+    return FeatureCache(alike=True, latest=True) if shared else None
 
 
 def targets(
@@ -41,16 +74,21 @@ def targets(
     terms: Sequence[Term],
     student: vlms.Vlm,
     encoded: Sequence[Encoded],
+    stored: Stored | None,
     *,
     again: bool,
 ) -> teacher.Targets:
-    """The teachers, behind a cache where samples are seen again, and the control if asked for."""
+    """The store, or the teachers behind a cache where samples are seen again; or the control."""
     targets: teacher.Targets = partial(teacher.targets, teachers)
-    if again and terms and all(term.of_attention for term in terms):
-        cache = target_cache(targets, student, terms, encoded, recipe.data.questions_per_row)
-        need, limit = target_bytes(cache) / 1e9, recipe.train.cache_targets_gb
+    if stored is not None:
+        targets = stored.targets
+    elif again and terms and all(term.of_attention for term in terms):
+        data = recipe.data
+        sizes = (data.questions_per_row, data.max_row_tokens)
+        layout = layout_of(student, terms, encoded, *sizes)
+        need, limit = target_bytes(layout) / 1e9, recipe.train.cache_targets_gb
         if need <= limit:
-            targets = cache
+            targets = TargetCache(targets, layout)
         elif limit > 0:
             logger.warning(
                 "attention of the teachers on %d samples would take %.1f GB, more than "

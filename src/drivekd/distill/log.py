@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,25 +47,40 @@ def fetched(totals: Totals) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Journal:
-    """An open record: the file of lines and, where asked for, the TensorBoard writer."""
+    """An open record: the file of lines and, where asked for, the TensorBoard writer.
+
+    `history` holds the lines of the file.
+    """
 
     lines: IO[str]
     board: Any | None
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
-def start(folder: Path, *, tensorboard: bool, after: int) -> Journal:
+def start(
+    folder: Path,
+    *,
+    tensorboard: bool,
+    after: int,
+    history: Sequence[Mapping[str, float]] = (),
+) -> Journal:
     """Open the record of a run that has done `after` steps; later lines of a lost run are cut.
 
     Args:
         folder: of the run; receives `log.jsonl` and `tensorboard/`.
         tensorboard: also write event files.
         after: optimizer steps already done (0 = a new run).
+        history: the lines up to there, for a run that goes on in another folder.
     """
     path = folder / "log.jsonl"
-    kept = [line for line in _complete(path) if json.loads(line)["step"] <= after] if after else []
-    path.write_text("".join(kept), encoding="utf-8")
-    lines = path.open("a", encoding="utf-8")
-    return Journal(lines, _board(folder / "tensorboard", after) if tensorboard else None)
+    there = _complete(path) if path.exists() else [f"{json.dumps(dict(x))}\n" for x in history]
+    found = [(line, json.loads(line)) for line in there] if after else []
+    kept = [(line, record) for line, record in found if record["step"] <= after]
+    path.write_text("".join(line for line, _ in kept), encoding="utf-8")
+    lines, board = path.open("a", encoding="utf-8"), None
+    if tensorboard:
+        board = _board(folder / "tensorboard", after)
+    return Journal(lines, board, [record for _, record in kept])
 
 
 def nowhere() -> Journal:
@@ -75,8 +90,6 @@ def nowhere() -> Journal:
 
 def _complete(path: Path) -> list[str]:
     """Lines that end in a newline: a killed run may leave half a line behind."""
-    if not path.exists():
-        return []
     text = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in text if line.endswith("\n")]
 
@@ -91,10 +104,21 @@ def write(journal: Journal, record: Mapping[str, float | int]) -> None:
     """Append one line and flush it, so that a report can follow a running training."""
     journal.lines.write(json.dumps(dict(record)) + "\n")
     journal.lines.flush()
+    journal.history.append(dict(record))
     if journal.board is not None:
         for name, value in record.items():
             if name != "step":
                 journal.board.add_scalar(name, value, int(record["step"]))
+
+
+def status(history: Sequence[Mapping[str, float]]) -> str:
+    """Speed and losses of the newest line that has them, short enough for a line of progress."""
+    newest = next((line for line in reversed(history) if "loss/ce" in line), None)
+    if newest is None:
+        return ""
+    losses = [(k.removeprefix("loss/"), v) for k, v in newest.items() if k.startswith("loss/")]
+    shown = (f"{name} {value:.3g}" for name, value in losses)
+    return ", ".join((f"{newest['questions_per_second']:.3g} samples/s", *shown))
 
 
 def close(journal: Journal) -> None:

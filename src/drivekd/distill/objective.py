@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,16 @@ from drivekd.distill.losses import packed_hidden_loss, packed_loss
 from drivekd.distill.plan import Plan
 from drivekd.distill.teacher import Maps, Term, Trace
 from drivekd.distill.token_kl import token_kl
+from drivekd.distill.trained import training_mode
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Batch, answer_loss, answer_positions, collate, forward
+from drivekd.models.batch import (
+    Batch,
+    Encoded,
+    answer_loss,
+    answer_positions,
+    collate,
+    forward,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,12 @@ class Losses:
 
 def batch_of(plan: Plan, indices: Sequence[int]) -> Batch:
     """The samples with these indices as tensors."""
-    return collate(plan.student, [plan.encoded[i] for i in indices], pack=plan.recipe.data.pack)
+    return _laid_out(plan, [plan.encoded[i] for i in indices])
+
+
+def _laid_out(plan: Plan, encoded: Sequence[Encoded]) -> Batch:
+    data = plan.recipe.data
+    return collate(plan.student, encoded, pack=data.pack, max_row_tokens=data.max_row_tokens)
 
 
 @contextmanager
@@ -242,21 +256,29 @@ def _logged(term: Term) -> str:
 
 @torch.no_grad()
 def held_out_loss(plan: Plan) -> float:
-    """Mean cross-entropy over the evaluation samples."""
-    rows = corpus.rows(plan.held_out, pack=plan.recipe.data.pack)
-    trained = vlms.language_model(plan.student)
-    was_training = trained.training
+    """Mean cross-entropy over the evaluation samples; it draws no random number.
+
+    Raises:
+        RuntimeError: it is not a finite number.
+    """
+    rows = corpus.rows_of(plan.recipe, plan.held_out)
     total = torch.zeros((), dtype=torch.float64, device=plan.student.device)
-    trained.eval()
+    plan.student.model.train(False)
     sharding.gather(plan.shards)
     for row in plan.ranks.share(rows):
-        batch = collate(plan.student, [plan.held_out[i] for i in row], pack=plan.recipe.data.pack)
+        batch = _laid_out(plan, [plan.held_out[i] for i in row])
         hidden = forward(plan.student, batch, plan.features)
         total += answer_loss(plan.student, hidden, batch).sum()
     sharding.let_go(plan.shards)
-    trained.train(was_training)
+    training_mode(plan.recipe, plan.student)
     parallel.sum_(plan.ranks, [total])
-    return float(total) / len(plan.held_out)
+    mean = float(total) / len(plan.held_out)
+    if not math.isfinite(mean):
+        raise RuntimeError(
+            f"the loss on data.eval ({', '.join(plan.recipe.data.eval)}) is {mean}, not a finite "
+            "number; lower train.learning_rate or look at these samples"
+        )
+    return mean
 
 
 def check_finite(plan: Plan, indices: Sequence[int], table: NDArray[np.float64]) -> None:

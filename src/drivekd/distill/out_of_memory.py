@@ -20,8 +20,8 @@ def happened(error: Exception) -> bool:
 
 def of_a_batch(plan: Plan, indices: Sequence[int]) -> str:
     """What the batch was that did not fit, and what makes batches smaller."""
-    data, settings = plan.recipe.data, plan.recipe.train
-    rows, tokens = corpus.extent([plan.encoded[index] for index in indices], pack=data.pack)
+    settings = plan.recipe.train
+    rows, tokens = corpus.extent(plan.recipe, [plan.encoded[index] for index in indices])
     return (
         f"out of memory with {rows} {'row' if rows == 1 else 'rows'} of up to {tokens} tokens; "
         f"checkpoints are untouched. Lower train.per_device_train_batch_size "

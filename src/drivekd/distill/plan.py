@@ -20,15 +20,18 @@ from drivekd.distill import (
     jacobian_descent,
     keeping,
     sharding,
+    storing,
     teacher,
 )
 from drivekd.distill.bridges import Bridges
-from drivekd.distill.checkpoint import digest
 from drivekd.distill.order import Order, Row, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
+from drivekd.distill.storing import Stored
 from drivekd.distill.teacher import Teacher, Term
-from drivekd.distill.trained import trained
+from drivekd.distill.trained import load_student, trained
+from drivekd.distill.trainer_state import digest
+from drivekd.models import offload
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache
@@ -44,8 +47,10 @@ class Plan:
         student: the model that is trained, in place.
         features: its cache of visual features; None where its vision tower is trained or caching
             is off.
-        teachers: the distinct frozen models.
-        targets: where the teachers' maps come from: live teachers, or a cache in front of them.
+        teachers: the distinct frozen models; none where their attention is stored.
+        stored: their attention on disk; None without a store.
+        targets: where the teachers' maps come from: the store, live teachers, or a cache in front
+            of them.
         terms: one per capability, in the recipe's order: the columns of Π.
         bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
@@ -63,6 +68,7 @@ class Plan:
     student: vlms.Vlm
     features: FeatureCache | None
     teachers: tuple[Teacher, ...]
+    stored: Stored | None
     targets: teacher.Targets
     terms: tuple[Term, ...]
     bridges: Bridges
@@ -126,35 +132,31 @@ def build(
     refuse_unsupported(recipe, ranks)
     samples = corpus.training_samples(recipe)
     if student is None:
-        student = vlms.load(
-            recipe.student,
-            device=device(),
-            dtype=torch.float32,
-            max_image_tokens=recipe.data.max_image_tokens,
-        )
+        student = load_student(recipe)
     attention.install(student.model)
     encoded = corpus.encode_all(student, samples)
-    teachers = _teachers(recipe, student, encoded, given or {})
-    by_name = {term.capability: term for each in teachers for term in each.terms}
-    terms = tuple(by_name[name] for name in recipe.capabilities)
-    corpus.check(recipe, terms, encoded)
+    corpus.check_limits(recipe, student, encoded)
     held_out = corpus.encode_all(student, corpus.evaluation_samples(recipe, samples))
+    corpus.check_limits(recipe, student, held_out, kind="evaluation")
+    taught = _taught(recipe, student, (encoded, held_out), given or {}, ranks)
     names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
-    trains_vision, shown = recipe.train.trainable == "everything", [*encoded, *held_out]
-    order = order_of(recipe, corpus.rows(encoded, pack=recipe.data.pack), ranks.size)
+    order = order_of(recipe, corpus.rows_of(recipe, encoded), ranks.size)
     total_steps = steps_of(recipe, order)
     again = total_steps > order.steps_per_epoch
     return Plan(
         recipe=recipe,
         student=student,
-        features=None if trains_vision else keeping.feature_cache(recipe, student, shown),
-        teachers=teachers,
-        targets=keeping.targets(recipe, teachers, terms, student, encoded, again=again),
-        terms=terms,
-        bridges=_bridges(recipe, student, teachers),
-        mixing=_mixing(recipe, terms, student.device),
+        features=taught.features,
+        teachers=taught.teachers,
+        stored=taught.stored,
+        targets=keeping.targets(
+            recipe, taught.teachers, taught.terms, student, encoded, taught.stored, again=again
+        ),
+        terms=taught.terms,
+        bridges=_bridges(recipe, student, taught.teachers),
+        mixing=_mixing(recipe, taught.terms, student.device),
         names=names,
         parameters=parameters if shards is None else shards.pieces,
         encoded=encoded,
@@ -164,11 +166,6 @@ def build(
         ranks=ranks,
         shards=shards,
     )
-
-
-def device() -> torch.device:
-    """Where models go that the plan loads itself."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
@@ -207,34 +204,76 @@ def refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
 # -------------------------------------------------------------------------------- who teaches
 
 
+@dataclass(frozen=True)
+class _Taught:
+    """Who teaches what, what all of them see with, or the store in the teachers' place."""
+
+    features: FeatureCache | None
+    teachers: tuple[Teacher, ...]
+    terms: tuple[Term, ...]
+    stored: Stored | None
+
+
+def _taught(
+    recipe: Recipe,
+    student: vlms.Vlm,
+    samples: tuple[Sequence[Encoded], Sequence[Encoded]],
+    given: Mapping[str, vlms.Vlm],
+    ranks: Ranks,
+) -> _Taught:
+    """The teachers and what they teach, or all of it from a store and no teachers.
+
+    `samples`: those of training, and those held out.
+    """
+    encoded, held_out = samples
+    stored = storing.ready(recipe, student, encoded, given, ranks)
+    if stored is not None:
+        corpus.check(recipe, stored.terms, encoded)
+        features, _ = keeping.visual(recipe, student, (), encoded, held_out)
+        return _Taught(features, (), stored.terms, stored)
+    blind = _teachers(recipe, student, encoded, given)
+    by_name = {term.capability: term for each in blind for term in each.terms}
+    terms = tuple(by_name[name] for name in recipe.capabilities)
+    corpus.check(recipe, terms, encoded)
+    features, teachers = keeping.visual(recipe, student, blind, encoded, held_out)
+    if not recipe.cache.dir or not terms:
+        return _Taught(features, teachers, terms, None)
+    stored = storing.filled(recipe, student, encoded, teachers, terms, given, ranks)
+    return _Taught(features, (), terms, stored)
+
+
 def _teachers(
     recipe: Recipe,
     student: vlms.Vlm,
     encoded: Sequence[Encoded],
     given: Mapping[str, vlms.Vlm],
 ) -> tuple[Teacher, ...]:
-    """One `Teacher` per distinct name, each with the terms of all its capabilities."""
+    """One `Teacher` per distinct name, each with the terms of all its capabilities, no features."""
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
+    away = recipe.train.offload_teachers
+    place = torch.device("cpu") if away else student.device
     teachers = []
+    own = len(vlms.decoder_layers(student))
     for source, taught in uses(recipe).items():
-        if source in given:
-            vlm, depth = given[source], len(vlms.decoder_layers(given[source]))
-        else:
+        vlm = given.get(source)
+        depth = teacher.depth(source) if vlm is None else len(vlms.decoder_layers(vlm))
+        terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
+        if vlm is None:
             vlm = teacher.load(
                 source,
                 taught,
-                device=student.device,
+                device=place,
                 dtype=dtype,
                 max_image_tokens=recipe.data.max_image_tokens,
             )
-            depth = teacher.depth(source)
+        corpus.check_limits(recipe, vlm, encoded)
         agreement.check_agreement(student, vlm, ", ".join(taught), encoded)
         if any(use.signal == "logits_kl" for use in taught.values()):
             agreement.check_outputs(student, vlm, ", ".join(taught))
-        own = len(vlms.decoder_layers(student))
-        terms = tuple(teacher.term(name, use, own, depth) for name, use in taught.items())
-        cache = keeping.feature_cache(recipe, vlm, encoded)
-        teachers.append(Teacher(teacher.freeze(vlm), terms, cache))
+        if away:
+            offload.rest(vlm.model)
+        comes = student.device if away else None
+        teachers.append(Teacher(teacher.freeze(vlm), terms, None, comes))
     return tuple(teachers)
 
 
@@ -282,17 +321,31 @@ def fill_caches(plan: Plan) -> None:
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
     held_out = list(dict.fromkeys(each.images for each in plan.held_out))
-    jobs = [(plan.student, plan.features, pictures + held_out)]
-    jobs += [(each.vlm, each.features, pictures) for each in plan.teachers]
-    for vlm, cache, images in jobs:
-        if cache is not None:
-            for files in track(images, label=f"visual features of {vlm.source}"):
-                cache.features(vlm, files)
+    done: set[int] = set()
+    student = Teacher(plan.student, (), plan.features)
+    for each in (student, *plan.teachers):
+        cache, images = each.features, pictures + held_out * (each is student)
+        if cache is None or cache.latest or id(cache) in done:
+            continue
+        done.add(id(cache))  # models that see alike have one cache
+        with offload.visiting(each.vlm.model, each.device):
+            for files in track(images, label=f"visual features of {each.vlm.source}"):
+                cache.features(each.vlm, files)
 
 
 def trains_embeddings(plan: Plan) -> bool:
     """Whether the input embeddings are trained: on request, or because the head is tied to them."""
     return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
+
+
+def _seeing_alike(plan: Plan) -> list[list[str]]:
+    """Names of models of which one runs its vision tower for all, group by group."""
+    groups: dict[int, list[str]] = {}
+    users = [(plan.student, plan.features), *((each.vlm, each.features) for each in plan.teachers)]
+    for vlm, cache in users:
+        if cache is not None and cache.alike:
+            groups.setdefault(id(cache), []).append(vlm.source)
+    return list(groups.values())
 
 
 def order_of(recipe: Recipe, rows: tuple[Row, ...], processes: int) -> Order:
@@ -328,6 +381,7 @@ def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path
         "rows_per_step": plan.order.rows_per_step,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "total_steps": plan.total_steps,
+        "see_alike": _seeing_alike(plan),
         "layers": {term.capability: dict(term.matches) for term in plan.terms},
     }
     (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,12 +14,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.distill import bridges, checkpoint, log, parallel, sharding, teacher, update
-from drivekd.distill.checkpoint import State
+from drivekd.distill import (
+    bridges,
+    card,
+    checkpoint,
+    log,
+    lora,
+    parallel,
+    sharding,
+    teacher,
+    update,
+)
 from drivekd.distill.gradients import Unit, new_unit, views
 from drivekd.distill.log import Totals
 from drivekd.distill.plan import Plan
+from drivekd.distill.trained import training_mode
+from drivekd.distill.trainer_state import FINAL, State, place_of, read_state
 from drivekd.models import vlm as vlms
+from drivekd.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,13 @@ class Run:
 def prepare(plan: Plan) -> Run:
     """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
     settings = plan.recipe.train
-    _set_modes(plan)
+    training_mode(plan.recipe, plan.student)
+    if settings.gradient_checkpointing:
+        # transformers 5.23 renames the method and warns about the old name.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        model = plan.student.model
+        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
     groups: list[dict[str, Any]] = [
         {"params": [p for p in plan.parameters if p.ndim > 1]},
         {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -69,40 +89,33 @@ def prepare(plan: Plan) -> Run:
     return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
 
 
-def _set_modes(plan: Plan) -> None:
-    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
-    model, settings = plan.student.model, plan.recipe.train
-    model.train(False)
-    trained = model if settings.trainable == "everything" else vlms.language_model(plan.student)
-    trained.train()
-    if settings.gradient_checkpointing:
-        # transformers 5.23 renames the method and warns about the old name.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
-        enable({"use_reentrant": False})
-
-
 def initial_state(run: Run, start: str) -> State:
     plan = run.plan
     who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
+    live = {t.capability: who[id(each)] for each in plan.teachers for t in each.terms}
     return State(
         step=0,
         total_steps=plan.total_steps,
         recipe=plan.recipe.model_dump(mode="json"),
-        teachers={t.capability: who[id(each)] for each in plan.teachers for t in each.terms},
+        teachers=plan.stored.who if plan.stored else live,
         data=plan.data,
         start=start,
         trained=[*plan.names, *bridges.parameters(plan.bridges)],
         processes=plan.ranks.size,
+        num_train_epochs=ceil(plan.total_steps / plan.order.steps_per_epoch),
     )
 
 
-def restore(found: Path, student: vlms.Vlm) -> None:
+def restore(found: Path, student: vlms.Vlm, recipe: Recipe) -> None:
     """Give the student the weights of a checkpoint.
+
+    A student with adapters starts again from what it started from; `resume` reads the adapters.
 
     Raises:
         ValueError: the checkpoint is of another architecture or size.
     """
+    if recipe.train.trainable == "lora" and found.name != FINAL:
+        return
     saved = vlms.load(found, device=student.device, dtype=torch.float32)
     try:
         student.model.load_state_dict(saved.model.state_dict())
@@ -116,9 +129,12 @@ def restore(found: Path, student: vlms.Vlm) -> None:
 
 def resume(run: Run, now: State, found: Path) -> State:
     """Continue where a checkpoint stopped, if it belongs to this run."""
-    saved = checkpoint.read_state(found)
+    saved = read_state(found)
     checkpoint.check_resumable(saved, now, found)
-    if found.name != checkpoint.FINAL:
+    if found.name != FINAL:
+        _check_best(run, saved, found)
+        if run.plan.recipe.train.trainable == "lora":
+            lora.read(run.plan.student, found / lora.FOLDER)
         checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
         try:
             read = checkpoint.read_optimizer(found)
@@ -131,14 +147,34 @@ def resume(run: Run, now: State, found: Path) -> State:
         run.memory.update(saved.weighting)
         run.kept.update(saved.kept)
         run.totals.update({name: list(pair) for name, pair in saved.totals.items()})
-    return replace(now, step=saved.step, seconds=saved.seconds, questions=saved.questions)
+    return replace(
+        now,
+        step=saved.step,
+        seconds=saved.seconds,
+        questions=saved.questions,
+        epoch=saved.epoch,
+        log_history=saved.log_history,
+        best_metric=saved.best_metric,
+        best_global_step=saved.best_global_step,
+    )
+
+
+def _check_best(run: Run, saved: State, found: Path) -> None:
+    """The best checkpoint so far must be at hand: it may become the final model."""
+    if saved.best_global_step is not None:
+        best = place_of(saved, saved.best_global_step, Path(run.plan.recipe.output_dir))
+        if not best.exists():
+            raise ValueError(
+                f"{found} names {best.name} as the best so far, but there is no {best}: copy it "
+                "there, or resume a checkpoint from before it"
+            )
 
 
 def save(run: Run, state: State, folder: Path) -> None:
     """A checkpoint of what all processes have."""
     plan, totals = run.plan, log.fetched(run.totals)
     parallel.agree(plan.ranks, f"the student after step {state.step}", *plan.replicated)
-    weights = sharding.state_dict(plan.shards, plan.student)
+    weights = _weights(plan)
     optimizer = sharding.optimizer_state(plan.shards, run.optimizer)
     if plan.ranks.first:
         checkpoint.save(
@@ -149,12 +185,41 @@ def save(run: Run, state: State, folder: Path) -> None:
             bridges=bridges.parameters(plan.bridges),
             state=replace(state, weighting=run.memory, kept=run.kept, totals=totals),
             keep=plan.recipe.train.save_total_limit,
+            card=_card(plan, state, folder / f"checkpoint-{state.step}"),
         )
 
 
 def save_final(run: Run, state: State, folder: Path) -> None:
-    """The finished model; all processes must call this."""
-    plan = run.plan
-    weights = sharding.state_dict(plan.shards, plan.student)
+    """The finished model, which may be an earlier checkpoint; all processes must call this."""
+    plan, described = run.plan, _card(run.plan, state, folder / FINAL)
+    if state.best_global_step not in (None, state.step):
+        if plan.ranks.first:
+            checkpoint.save_best(folder, state=state, card=described)
+        return
+    weights = _weights(plan)
     if plan.ranks.first:
-        checkpoint.save_final(folder, vlm=plan.student, weights=weights, state=state)
+        checkpoint.save_final(
+            folder, vlm=plan.student, weights=weights, state=state, card=described
+        )
+
+
+def _weights(plan: Plan) -> dict[str, Tensor] | None:
+    """The weights to be written, where the student does not hold them as they are."""
+    if plan.recipe.train.trainable == "lora":
+        return lora.merged(plan.student)
+    return sharding.state_dict(plan.shards, plan.student)
+
+
+def _card(plan: Plan, state: State, folder: Path) -> str:
+    counts = Counter(each.sample.capability or "none" for each in plan.encoded)
+    return card.text(state, folder, counts, len(plan.held_out))
+
+
+def leave(plan: Plan, final: Path) -> None:
+    """Leave the student as the plain model in `final`, in evaluation mode."""
+    recipe, student = plan.recipe, plan.student
+    if recipe.train.trainable == "lora":
+        lora.fold(student)
+    if recipe.train.load_best_model_at_end and plan.shards is None:
+        restore(final, student, recipe)
+    student.model.train(False)

@@ -22,6 +22,7 @@ from drivekd.distill.layers import group_layers, resolve
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Batch, forward
 from drivekd.models.features import FeatureCache
+from drivekd.models.offload import visiting
 from drivekd.recipe import Capability, Signal
 
 Maps = dict[int, Tensor]
@@ -89,12 +90,15 @@ class Teacher:
     Attributes:
         vlm: the model.
         terms: of the capabilities that it teaches.
-        features: its own cache of visual features, None to run its vision tower every time.
+        features: its cache of visual features, shared with models that see alike; None to run its
+            vision tower every time.
+        device: where it comes for its pass from the host's memory; None where it always stays.
     """
 
     vlm: vlms.Vlm
     terms: tuple[Term, ...]
     features: FeatureCache | None
+    device: torch.device | None = None
 
 
 def term(name: str, capability: Capability, student_depth: int, teacher_depth: int) -> Term:
@@ -106,7 +110,7 @@ def term(name: str, capability: Capability, student_depth: int, teacher_depth: i
     matches: dict[int, list[int]] = {}
     if capability.signal != "logits_kl":
         own = _resolved(name, "student_layers", capability.student_layers, student_depth)
-        theirs = _resolved(name, "teacher_layers", capability.teacher_layers, teacher_depth)
+        theirs = _of_teacher(name, capability, teacher_depth)
         matches = group_layers(own, theirs, capability.grouping)
     return Term(
         capability=name,
@@ -118,12 +122,21 @@ def term(name: str, capability: Capability, student_depth: int, teacher_depth: i
     )
 
 
-def _resolved(name: str, key: str, spec: int | str | None, layers: int) -> list[int]:
+def _of_teacher(name: str, capability: Capability, layers: int) -> list[int]:
+    """A capability's layers of its teacher: where only the student's are given, the same ones."""
+    spec = capability.teacher_layers
+    hint = " (where absent, as student_layers)" if spec == capability.student_layers else ""
+    return _resolved(name, "teacher_layers", spec, layers, hint)
+
+
+def _resolved(
+    name: str, key: str, spec: int | str | None, layers: int, hint: str = ""
+) -> list[int]:
     assert spec is not None, key  # the recipe sees to it
     try:
         return resolve(spec, layers)
     except ValueError as error:
-        raise ValueError(f"capabilities.{name}.{key}: {error}") from None
+        raise ValueError(f"capabilities.{name}.{key}: {error}{hint}") from None
 
 
 def load(
@@ -160,8 +173,7 @@ def layers_used(uses: Mapping[str, Capability], depth: int) -> int | None:
     """
     if any(use.signal == "logits_kl" for use in uses.values()):
         return None
-    named = (_resolved(name, "teacher_layers", u.teacher_layers, depth) for name, u in uses.items())
-    return 1 + max(map(max, named))
+    return 1 + max(max(_of_teacher(name, use, depth)) for name, use in uses.items())
 
 
 def depth(source: str) -> int:
@@ -228,7 +240,8 @@ def targets(teachers: Sequence[Teacher], batch: Batch, rows: Tensor) -> dict[str
     """
     found: dict[str, Trace] = {}
     for teacher in teachers:
-        trace = _trace(teacher, batch, rows)
+        with visiting(teacher.vlm.model, teacher.device):
+            trace = _trace(teacher, batch, rows)
         found |= {each.capability: _target(each, trace, rows) for each in teacher.terms}
     return found
 
@@ -272,7 +285,9 @@ def _trace(teacher: Teacher, batch: Batch, rows: Tensor) -> Trace:
     hidden: Tensor | None = None
     with attention.capture(layers, asked) as maps, states.capture(layers, outputs) as found, end:
         hidden = forward(teacher.vlm, batch, teacher.features)
-    return Trace(maps, found, hidden, vlms.head_weight(teacher.vlm) if to_the_end else None)
+    # Detached: of a teacher that leaves the device its head stays until it has been applied.
+    head = vlms.head_weight(teacher.vlm).detach() if to_the_end else None
+    return Trace(maps, found, hidden, head)
 
 
 # -------------------------------------------------------------------------- the negative control

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from drivekd.distill import (
     bridges,
     checkpoint,
     interrupt,
+    launch,
     log,
     out_of_memory,
     parallel,
@@ -34,13 +36,15 @@ from drivekd.distill import (
 )
 from drivekd.distill import plan as plans
 from drivekd.distill import run as runs
-from drivekd.distill.checkpoint import State
+from drivekd.distill.card import HELD_OUT
 from drivekd.distill.gradients import accumulate, clear, exchange
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.plan import Plan
 from drivekd.distill.run import Run, prepare
+from drivekd.distill.trained import load_student
+from drivekd.distill.trainer_state import FINAL, State
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 
@@ -62,6 +66,7 @@ def train(
     Started by `torchrun` or `accelerate launch`, several processes train one student together: an
     optimizer step then sees per_device_train_batch_size × gradient_accumulation_steps × processes
     rows, and the run is, up to rounding, that of one process with so many times the accumulation.
+    What accelerate's configuration asks for and the recipe leaves open is taken, see launch.py.
     The first process writes everything; `output_dir` must be the same folder for all. [ours]
 
     Args:
@@ -82,14 +87,14 @@ def train(
             another process ended.
         OSError: the disk is full, or another process writes to `output_dir`.
     """
-    folder = Path(recipe.output_dir)
+    folder, recipe = Path(recipe.output_dir), launch.honoured(recipe)
     with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
-            student = vlms.load(recipe.student, device=plans.device(), dtype=torch.float32)
+            student = load_student(recipe)
         start = teacher.fingerprint([student.model])
         if found is not None:
-            runs.restore(found, student)
+            runs.restore(found, student, recipe)
         with out_of_memory.before_the_first_step(recipe):
             run = prepare(plans.build(recipe, student, teachers, ranks))
         state = runs.initial_state(run, start)
@@ -97,11 +102,12 @@ def train(
             state = runs.resume(run, state, found)
         parallel.agree(ranks, "the run", found, state)
         parallel.agree(ranks, "the start", *run.plan.replicated)
-        if found is None or found.resolve() != (folder / checkpoint.FINAL).resolve():
+        final = folder / FINAL
+        if found is None or found.resolve() != final.resolve():
             _loop(run, state, folder)
         parallel.wait(ranks)
-        run.plan.student.model.train(False)
-        return folder / checkpoint.FINAL
+        runs.leave(run.plan, final)
+        return final
 
 
 def step(run: Run, window: Window) -> None:
@@ -203,18 +209,20 @@ def clip(
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """The learning rate of a 0-based step: linear warm-up, then cosine to `lr_end` at the last.
+    """The learning rate of a 0-based step: linear warm-up, then down to `lr_end` at the last.
 
     [release] The cosine; [ours] its length follows from the data. A function of the step alone,
     so that a resumed run needs no state of a scheduler.
     """
     settings = recipe.train
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
     if settings.lr_scheduler_type == "constant":
         return settings.learning_rate
-    through = (step - settings.warmup_steps) / max(1, total_steps - 1 - settings.warmup_steps)
-    height = 0.5 * (1.0 + math.cos(math.pi * min(1.0, through)))
+    through = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
+    linear = settings.lr_scheduler_type == "linear"
+    height = 1.0 - through if linear else 0.5 * (1.0 + math.cos(math.pi * through))
     return settings.learning_rate * (settings.lr_end + (1.0 - settings.lr_end) * height)
 
 
@@ -251,12 +259,14 @@ def _loop(run: Run, state: State, folder: Path) -> None:
     remaining = windows(plan.order, state.step, plan.total_steps)
     left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
     try:
+        state = replace(state, log_history=journal.history)
+        shown = partial(log.status, journal.history)
         with interrupt.requests() as request:
-            for window in track(remaining, total=left, label=label):
+            for window in track(remaining, total=left, label=label, status=shown):
                 started = time.monotonic()
                 step(run, window)
                 state = _advanced(run, state, window, time.monotonic() - started)
-                _report(run, state, window, journal, folder)
+                state = _report(run, state, window, journal, folder)
                 if (number := interrupt.asked(request, plan.ranks)) is not None:
                     _end_early(run, state, folder, number)
     finally:
@@ -283,7 +293,7 @@ def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
     plans.describe(plan, state.teachers, folder)
     checkpoint.drop_after(folder, state.step)
     board = plan.recipe.train.report_to == "tensorboard"
-    return log.start(folder, tensorboard=board, after=state.step)
+    return log.start(folder, tensorboard=board, after=state.step, history=state.log_history)
 
 
 def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
@@ -292,21 +302,37 @@ def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
     return replace(
         state,
         step=window.step + 1,
+        epoch=window.epoch,
         seconds=state.seconds + seconds,
         questions=state.questions + samples,
     )
 
 
-def _report(run: Run, state: State, window: Window, journal: log.Journal, folder: Path) -> None:
+def _report(run: Run, state: State, window: Window, journal: log.Journal, folder: Path) -> State:
     """What is due after a step: a line of the record, the held-out loss, a checkpoint."""
     plan, settings = run.plan, run.plan.recipe.train
     last, saves = state.step == plan.total_steps, state.step % settings.save_steps == 0
     if last or state.step % settings.logging_steps == 0:
         log.write(journal, _record(run, state, window))
-    if plan.held_out and (last or saves):
-        log.write(journal, {"step": state.step, "eval/loss/ce": held_out_loss(plan)})
+    if _evaluates(plan, state.step):
+        loss = held_out_loss(plan)
+        log.write(journal, {"step": state.step, HELD_OUT: loss})
+        least = math.inf if state.best_metric is None else state.best_metric
+        if settings.load_best_model_at_end and (last or saves) and loss < least:
+            state = replace(state, best_metric=loss, best_global_step=state.step)
     if saves and not last:
         runs.save(run, state, folder)
+    return state
+
+
+def _evaluates(plan: Plan, step: int) -> bool:
+    """Whether the held-out loss is due after so many steps."""
+    settings = plan.recipe.train
+    if not plan.held_out or settings.eval_strategy == "no":
+        return False
+    epoch = settings.eval_strategy == "epoch"
+    every = plan.order.steps_per_epoch if epoch else settings.evaluation_steps
+    return step == plan.total_steps or step % every == 0
 
 
 def _record(run: Run, state: State, window: Window) -> dict[str, float]:

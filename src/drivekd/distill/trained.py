@@ -1,4 +1,4 @@
-"""What of a student is trained; everything else stays as it was."""
+"""What of a student is trained, and in which mode its parts run; the rest stays as it was."""
 
 from __future__ import annotations
 
@@ -7,31 +7,47 @@ import logging
 import torch
 from torch import nn
 
+from drivekd.distill import lora
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
+def device() -> torch.device:
+    """Where a process trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_student(recipe: Recipe) -> vlms.Vlm:
+    """The student that a recipe names, in float32, where this process trains.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    return vlms.load(
+        recipe.student,
+        device=device(),
+        dtype=torch.float32,
+        max_image_tokens=recipe.data.max_image_tokens,
+    )
+
+
 def trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
     """Names and parameters of what is trained; everything else is frozen.
 
     [paper figure] The language model with its head, without vision tower, projector and input
-    embeddings; where the head is the embedding (tied), it is trained. [release] everything.
+    embeddings; where the head is the embedding (tied), it is trained. [release] everything. Under
+    `lora` adapters, which are put into the student here.
 
     Raises:
         ValueError: a trained weight is not float32: steps of 5e-5 vanish in half precision.
     """
     model = student.model
+    if recipe.train.trainable == "lora":
+        lora.attach(student, recipe.train.lora, recipe.seed)
     model.requires_grad_(False)
-    everything = recipe.train.trainable == "everything"
-    parts = [model] if everything else [vlms.language_model(student), vlms.lm_head(student)]
-    chosen = {id(p) for part in parts for p in part.parameters()}
-    embedding, head = model.get_input_embeddings().weight, vlms.lm_head(student).weight
-    if not everything and embedding is not head:
-        chosen.discard(id(embedding))
-    elif not everything:
-        logger.warning("the head is tied to the input embeddings: the embeddings are trained")
+    chosen = {id(parameter) for parameter in _chosen(recipe, student)}
     named = [(name, p) for name, p in model.named_parameters() if id(p) in chosen]
     for name, parameter in named:
         if parameter.dtype != torch.float32:
@@ -42,3 +58,23 @@ def trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[n
             )
         parameter.requires_grad_(True)
     return tuple(name for name, _ in named), tuple(parameter for _, parameter in named)
+
+
+def _chosen(recipe: Recipe, student: vlms.Vlm) -> list[nn.Parameter]:
+    if recipe.train.trainable == "lora":
+        return list(lora.parameters(student).values())
+    if recipe.train.trainable == "everything":
+        return list(student.model.parameters())
+    embedding, head = student.model.get_input_embeddings().weight, vlms.lm_head(student).weight
+    if embedding is head:
+        logger.warning("the head is tied to the input embeddings: the embeddings are trained")
+    parts = (vlms.language_model(student), vlms.lm_head(student))
+    found = [parameter for part in parts for parameter in part.parameters()]
+    return [each for each in found if each is not embedding or embedding is head]
+
+
+def training_mode(recipe: Recipe, student: vlms.Vlm) -> None:
+    """Dropout only in what is trained; frozen parts stay in evaluation mode."""
+    everything = recipe.train.trainable == "everything"
+    student.model.train(False)
+    (student.model if everything else vlms.language_model(student)).train()

@@ -36,6 +36,7 @@ __all__ = [
     "encode",
     "forward",
     "prefix_positions",
+    "split",
 ]
 
 
@@ -247,20 +248,29 @@ def _rows(encoded: Sequence[Encoded], pack: bool, limit: int | None) -> list[_Ro
     for group in groups.values():
         prefix = encoded[group[0]].prefix
         own = [len(encoded[i].input_ids) - prefix for i in group]
-        rows += [_Row(prefix, tuple(group[part])) for part in _split(own, prefix, limit)]
+        rows += [_Row(prefix, tuple(group[part])) for part in split(own, prefix, limit)]
     return rows
 
 
-def _split(own: Sequence[int], prefix: int, limit: int | None) -> list[slice]:
+def split(
+    own: Sequence[int], prefix: int, limit: int | None, at_once: int | None = None
+) -> list[slice]:
     """Cut a group into as few equal parts as keep every row within the limit.
 
     Equal parts, because the rows of a batch are padded to the longest.
+
+    Args:
+        own: lengths of the samples behind their common prefix.
+        prefix: its length.
+        limit: most tokens of a row.
+        at_once: samples of a part that share a row at most; None: all.
     """
     total = len(own)
     for parts in range(1, total + 1):
         cuts = [total * k // parts for k in range(parts + 1)]
         slices = [slice(start, stop) for start, stop in pairwise(cuts)]
-        if limit is None or all(prefix + sum(own[part]) <= limit for part in slices):
+        longest = (sum(sorted(own[part], reverse=True)[:at_once]) for part in slices)
+        if limit is None or all(prefix + length <= limit for length in longest):
             return slices
     return [slice(k, k + 1) for k in range(total)]
 

@@ -85,14 +85,24 @@ class FeatureCache:
         image_mode: which picture stands for a file.
         other: for image mode `other`, each file to its stand-in.
         chunk: pictures per run of the vision tower.
+        alike: the models that use it make the same tokens of a picture, bit by bit: whichever asks
+            first runs its tower, until the weights of one change.
+        latest: keep only the pictures that were last asked for, and make them all at once, as
+            without a cache: no memory for more, but models that are alike run one tower.
     """
 
     image_mode: ImageMode = "real"
     other: Mapping[Path, Path] | None = None
     chunk: int = 24
+    alike: bool = False
+    latest: bool = False
     _store: WeakKeyDictionary[PreTrainedModel, _Tokens] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
+    _first: WeakKeyDictionary[PreTrainedModel, int] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+    _common: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
 
     def features(self, vlm: Vlm, paths: Sequence[Path]) -> list[Tensor]:
         """Visual tokens [m, d] of each file, without gradient, computed if not yet known.
@@ -108,16 +118,23 @@ class FeatureCache:
                 "pass no cache (recipe: train.cache_features_gb: 0)"
             )
         known = self._known(vlm, sum(p._version for p in weights))
-        missing = {self._key(vlm, p): p for p in paths if self._key(vlm, p) not in known}
+        asked = {self._key(vlm, p): p for p in paths}
+        missing = {key: path for key, path in asked.items() if key not in known}
+        if self.latest and missing:
+            known.clear()
+            missing = asked
         keys, files = list(missing), list(missing.values())
-        for start in range(0, len(files), self.chunk):
-            part = slice(start, start + self.chunk)
+        chunk = max(1, len(files)) if self.latest else self.chunk
+        for start in range(0, len(files), chunk):
+            part = slice(start, start + chunk)
             with torch.no_grad():
                 made = image_features(vlm, files[part], self.image_mode, self.other)
             known.update(zip(keys[part], made, strict=True))
         return [known[self._key(vlm, p)] for p in paths]
 
     def _known(self, vlm: Vlm, version: int) -> dict[Hashable, Tensor]:
+        if self.alike and self._first.setdefault(vlm.model, version) == version:
+            return self._common
         tokens = self._store.get(vlm.model)
         if tokens is None or tokens.version != version:
             tokens = self._store[vlm.model] = _Tokens(version)
@@ -125,4 +142,7 @@ class FeatureCache:
 
     def _key(self, vlm: Vlm, path: Path) -> Hashable:
         # All grey pictures of one token grid are the same picture.
-        return token_grid(vlm, path) if self.image_mode == "grey" else path
+        key = token_grid(vlm, path) if self.image_mode == "grey" else path
+        # Made while a pass computes in half precision they are others than outside of it.
+        half = self.latest and torch.is_autocast_enabled(vlm.device.type)
+        return (key, half)

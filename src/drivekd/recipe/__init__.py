@@ -1,5 +1,6 @@
 """A run as data: what a recipe may say, read from YAML and written to it."""
 
+from drivekd.recipe.cache import Cache
 from drivekd.recipe.combine import Combine
 from drivekd.recipe.data import Data
 from drivekd.recipe.files import shipped
@@ -12,12 +13,14 @@ from drivekd.recipe.recipe import (
     parse,
     to_yaml,
 )
-from drivekd.recipe.train import Train
+from drivekd.recipe.train import Lora, Train
 
 __all__ = [
+    "Cache",
     "Capability",
     "Combine",
     "Data",
+    "Lora",
     "Recipe",
     "Signal",
     "Train",

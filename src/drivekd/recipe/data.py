@@ -21,6 +21,11 @@ class Data(Part):
             time; all of them where absent [ours].
         max_scenes: use only so many scenes, drawn by the seed.
         max_samples: use only so many samples, drawn by the seed.
+        max_length: most tokens of a sample, visual ones included; a longer one is refused before
+            training starts. Where absent, the max_position_embeddings of student and teachers.
+        max_images: the same of its pictures; any number where absent.
+        max_row_tokens: packed rows that could be longer are cut into several, each of which a batch
+            counts as a row; any length where absent [ours].
         root: folder that relative image paths start from, where it is not the file's own.
         mismatch: the negative control: over the image columns every text row is drawn to the
             teacher's attention of another text row that sees the same images; over the text
@@ -37,6 +42,9 @@ class Data(Part):
     questions_per_row: Count | None = None
     max_scenes: Count | None = None
     max_samples: Count | None = None
+    max_length: Count | None = None
+    max_images: Count | None = None
+    max_row_tokens: Count | None = None
     root: str | None = None
     mismatch: bool = False
     max_image_tokens: Count = 256

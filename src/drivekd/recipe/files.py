@@ -66,7 +66,12 @@ def shipped() -> list[str]:
     folder = resources.files("drivekd") / "recipes"
     with resources.as_file(folder) as root:
         names = {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
-    return sorted(names - {"world_teachers"})  # a chain of runs with a schema of its own
+    names -= {"world_teachers"}  # a chain of runs with a schema of its own
+    return sorted(name for name in names if not name.startswith(_LAUNCHER))
+
+
+#: Configurations for `accelerate launch --config_file`.
+_LAUNCHER = "accelerate/"
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from drivekd.data.sample import CAPABILITIES
+from drivekd.recipe.cache import Cache
 from drivekd.recipe.combine import Combine
 from drivekd.recipe.data import Data
 from drivekd.recipe.errors import explain
@@ -155,6 +156,7 @@ class Recipe(Part):
         weighting: see `Weighting`.
         combine: see `Combine`.
         train: see `Train`.
+        cache: see `Cache`.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Recipe(Part):
     weighting: Weighting = Field(default_factory=Weighting)
     combine: Combine = Field(default_factory=Combine)
     train: Train = Field(default_factory=Train)
+    cache: Cache = Field(default_factory=Cache)
 
     @model_validator(mode="before")
     @classmethod
@@ -176,6 +179,15 @@ class Recipe(Part):
         if not isinstance(teachers, Mapping) or not isinstance(given, Mapping | None):
             return values
         return {**values, "mixing": _mixing(given or {}, tuple(teachers))}
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Recipe:
+        if self.train.load_best_model_at_end and not self.data.eval:
+            raise ValueError(
+                "train.load_best_model_at_end chooses by the loss on data.eval, which names no "
+                "file; name one, or set train.load_best_model_at_end: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_capabilities(self) -> Recipe:
@@ -199,6 +211,16 @@ class Recipe(Part):
                 f"weighting.fixed lacks a number for {names(missing)}, which mode: "
                 f"{self.weighting.mode} starts from"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_attention_is_stored(self) -> Recipe:
+        for name, capability in self.capabilities.items():
+            if self.cache.dir is not None and capability.signal in ("hidden", "logits_kl"):
+                raise ValueError(
+                    f"cache.dir stores attention, but capabilities.{name} has signal "
+                    f"{capability.signal}; leave cache.dir out, or choose an attention signal"
+                )
         return self
 
 

@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from drivekd.data.processes import side_by_side
 from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, CAPABILITIES, Sample
-from drivekd.distill.plan import device
 from drivekd.distill.train import train
+from drivekd.distill.trained import device
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm, load, save, vision_parts

@@ -93,22 +93,21 @@ def data_info(
     root: Root = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also draw one sample of each kind into this PNG.")
+        Path | None, typer.Option(help="Also draw samples into this PNG, of 12 kinds at most.")
     ] = None,
 ) -> None:
     """Count the samples of a data file by capability, template, images and length."""
-    import json
-
     from drivekd.data.info import count, describe
     from drivekd.data.readers import open_data
+    from drivekd.data.rows import line_count
 
-    opened = open_data(path, format, root=root)
-    counts = {"format": opened.format, **count(opened.samples())}
-    if not counts["samples"]:
-        raise ValueError(f"{path} holds no samples")
     if sheet is not None:
-        from drivekd.report.sheet import contact_sheet
+        from drivekd.report.sheet import contact_sheet, refuse_other_files
 
+        refuse_other_files(sheet)
+    opened = open_data(path, format, root=root)
+    counts = {"format": opened.format, **count(opened.samples(), line_count(path))}
+    if sheet is not None:
         contact_sheet(open_data(path, opened.format, root=root).samples(), sheet)
     typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
 
@@ -185,8 +184,10 @@ def data_check(
     ] = None,
 ) -> None:
     """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
-    from drivekd.data.check import check, table, write_json
+    from drivekd.data.check import check, make_room, table, write_json
 
+    if out is not None:
+        make_room(out, (path, test, fix))
     report = check(path, test, format=format, root=root, fix=fix)
     typer.echo(table(report))
     if out is not None:
@@ -378,7 +379,8 @@ def _usage(error: Any) -> str:
     """What is wrong with the command line, and whose help explains it."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "drivekd"
-    return f"{error.format_message()} See `{command} --help`."
+    said = error.format_message()
+    return f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} See `{command} --help`."
 
 
 def _os_error(error: OSError) -> str:
@@ -387,6 +389,8 @@ def _os_error(error: OSError) -> str:
         return str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is a file, and a folder is needed there: choose another place"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder, and a file is needed there: choose another name"
     named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{error.strerror}: {named}" if named else error.strerror
 

@@ -175,9 +175,7 @@ def data_check(
     root: Root = None,
     fix: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a copy without failing rows to this new file, and a list of them."
-        ),
+        typer.Option(help="Write a copy without failing rows here, and their list."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for check.json and check.html.")
@@ -388,7 +386,9 @@ def _os_error(error: OSError) -> str:
     if error.strerror is None:  # one of ours, or a library's: it is a sentence already
         return str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file, and a folder is needed there: choose another place"
+        place = Path(error.filename)
+        place = next((each for each in (place, *place.parents) if each.is_file()), place)
+        return f"{place} is a file, and a folder is needed there: choose another place"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename} is a folder, and a file is needed there: choose another name"
     named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

@@ -58,7 +58,7 @@ def test_a_file_whose_images_are_all_elsewhere_is_reported(tmp_path: Path) -> No
 
 
 def test_images_and_no_more_are_no_row(tmp_path: Path) -> None:
-    coco = {"images": [], "annotations": []}
+    coco: dict[str, object] = {"images": [], "annotations": []}
     assert open_data(write(tmp_path / "a.json", coco)).format == "drivelm"
     pair = {"question": "<image>Who?", "images": ["a.jpg"]}
     assert open_data(write(tmp_path / "a.json", [pair])).format == "drivekd"

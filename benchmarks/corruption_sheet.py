@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src")]
 
-from drivekd.data.contact_sheet import contact_sheet  # noqa: E402
+from drivekd.data.contact_sheet import corruption_sheet  # noqa: E402
 from drivekd.data.pictures import read_image  # noqa: E402
 from drivekd.world.make import make  # noqa: E402
 
@@ -31,7 +31,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         image = read_image(given.picture or world_picture(Path(scratch)))
-    sheet = contact_sheet(np.asarray(image), given.severity)
+    sheet = corruption_sheet(np.asarray(image), given.severity)
     given.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(given.sheet, optimize=True)
     print(given.sheet)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,20 @@ def picture(path: Path, seed: int) -> Path:
     coarse = np.random.default_rng(seed).integers(0, 255, (18, 32, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(coarse).resize((320, 180), Image.Resampling.BICUBIC).save(path, quality=90)
+    return path
+
+
+def bomb(path: Path) -> Path:
+    """The beginning of a PNG picture that says it is 20,000×20,000 px large."""
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in chunks
+        )
+    )
     return path
 
 

@@ -147,6 +147,14 @@ def test_data_check_ends_with_1_for_errors_and_0_for_warnings(
         ("data info .", ". is a folder"),
         ("data info empty.json", "empty.json is empty: expected JSON"),
         ("data info none.json", "none.json holds no samples"),
+        ("data info none.jsonl", "none.jsonl holds no samples"),
+        ("data info one.json --sheet one.json", "one.json is not: name a file.png"),
+        ("data check check.json --out .", "check.json would take the place of check.json"),
+        ("data check one.json --test gone.json", "no data file gone.json"),
+        ("data check one.json --fix check.json/a.json", "check.json is a file, and a folder is"),
+        ("data convert one.json none.json/a.json --to jsonl", "none.json is a file, and a folder"),
+        ("data corrupt one.json none.json --name Fog", "none.json is a file, and a folder is"),
+        ("data corrupt one.json none.json/o --name Fog", "none.json is a file, and a folder is"),
         ("data info one.json --sheet none.json/a.png", "none.json is a file, and a folder is"),
         ("data check one.json --out none.json", "none.json is a file, and a folder is needed"),
         ("data convert one.json /dev/full --to jsonl", "/dev/full exists already"),
@@ -162,7 +170,7 @@ def test_data_check_ends_with_1_for_errors_and_0_for_warnings(
         ("data info --nope x", "No such option"),
         ("data corrupt a.json o --name Fogg", "did you mean 'Fog'"),
         ("data corrupt a.json o --name Fog", "no data file a.json"),
-        ("data corrupt a.json o --name Fog --severity 6", "--severity"),
+        ("data corrupt a.json o --name Fog --severity 6", "5. See `drivekd data corrupt --help`."),
         ("world make --out w", "--scenes"),
         ("world make --out w --scenes 3 --split holdout", "'holdout' is not one of"),
         ("ask What? --model m --image a.png --image image_0=b.png", "image_0 was given twice"),
@@ -178,8 +186,10 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     Path("empty.json").touch()
     Path("none.json").write_text("[]")
+    Path("none.jsonl").touch()
     Image.new("RGB", (160, 90)).save("a.png")
-    Path("one.json").write_text(json.dumps([ONE]))
+    for name in ("one.json", "check.json"):
+        Path(name).write_text(json.dumps([ONE]))
     code, out, err = run(capsys, *arguments.split())
     assert code == 2
     assert "Traceback" not in out + err
@@ -215,6 +225,22 @@ def test_what_stops_a_verb_is_said_in_one_line(
     assert got == code
     assert said in err
     assert err.strip().count("\n") == 0
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_check(
+    capsys: pytest.CaptureFixture[str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivekd.data.check.check", lambda *_, **__: pytest.fail("too late"))
+    code, _, err = run(capsys, "data", "check", str(data), "--out", str(data))
+    assert code == 2 and "a.json is a file, and a folder is needed" in err
+
+
+def test_a_folder_in_place_of_a_file_is_told(
+    capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    (data.parent / "out/check.json").mkdir(parents=True)
+    code, _, err = run(capsys, "data", "check", str(data), "--out", str(data.parent / "out"))
+    assert code == 2 and "check.json is a folder, and a file is needed there" in err
 
 
 def test_a_failure_that_we_foresaw_needs_no_traceback(

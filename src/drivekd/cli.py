@@ -90,22 +90,21 @@ def data_info(
     root: Root = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also draw one sample of each kind into this PNG.")
+        Path | None, typer.Option(help="Also draw samples into this PNG, of 12 kinds at most.")
     ] = None,
 ) -> None:
     """Count the samples of a data file by capability, template, images and length."""
-    import json
-
     from drivekd.data.info import count, describe
     from drivekd.data.readers import open_data
+    from drivekd.data.rows import line_count
 
-    opened = open_data(path, format, root=root)
-    counts = {"format": opened.format, **count(opened.samples())}
-    if not counts["samples"]:
-        raise ValueError(f"{path} holds no samples")
     if sheet is not None:
-        from drivekd.report.sheet import contact_sheet
+        from drivekd.report.sheet import contact_sheet, refuse_other_files
 
+        refuse_other_files(sheet)
+    opened = open_data(path, format, root=root)
+    counts = {"format": opened.format, **count(opened.samples(), line_count(path))}
+    if sheet is not None:
         contact_sheet(open_data(path, opened.format, root=root).samples(), sheet)
     typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
 
@@ -173,17 +172,17 @@ def data_check(
     root: Root = None,
     fix: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a copy without failing rows to this new file, and a list of them."
-        ),
+        typer.Option(help="Write a copy without failing rows here, and their list."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for check.json and check.html.")
     ] = None,
 ) -> None:
     """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
-    from drivekd.data.check import check, table, write_json
+    from drivekd.data.check import check, make_room, table, write_json
 
+    if out is not None:
+        make_room(out, (path, test, fix))
     report = check(path, test, format=format, root=root, fix=fix)
     typer.echo(table(report))
     if out is not None:

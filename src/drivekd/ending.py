@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -63,7 +64,8 @@ def _usage(error: Any) -> str:
     """What is wrong with the command line, and whose help explains it."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "drivekd"
-    return f"{error.format_message()} See `{command} --help`."
+    said = error.format_message()
+    return f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} See `{command} --help`."
 
 
 def _os_error(error: OSError) -> str:
@@ -71,7 +73,11 @@ def _os_error(error: OSError) -> str:
     if error.strerror is None:  # one of ours, or a library's: it is a sentence already
         return str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file, and a folder is needed there: choose another place"
+        place = Path(error.filename)
+        place = next((each for each in (place, *place.parents) if each.is_file()), place)
+        return f"{place} is a file, and a folder is needed there: choose another place"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder, and a file is needed there: choose another name"
     named = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{error.strerror}: {named}" if named else error.strerror
 

@@ -85,15 +85,15 @@ PLANTED: dict[str, tuple[list[Any], str]] = {
     "empty_turn": ([row("<image> ", "Yes.")], "turn 1 (user) holds no words"),
     "contradiction": (
         [row("<image>Is it safe?", "Yes."), row("<image>Is it safe?", "No, it is not.")],
-        "answers 'No, it is not.', question 6 of the file asks the same",
+        "answers 'No, it is not.', row 6 asks the same",
     ),
     "duplicate": (
         [row("<image>Is it far?", "Yes."), row("<image>Is it far?", "yes")],
-        "says what question 6 of the file says",
+        "says what row 6 says",
     ),
     "answers_differ": (
         [row("<image>What is it?", "A car."), row("<image>What is it?", "A bus.")],
-        "answers 'A bus.', question 6",
+        "answers 'A bus.', row 6 asks",
     ),
     "camera_order": (
         [six("Where?", order=(*CAMERAS[:4], "CAM_BACK_RIGHT", "CAM_BACK_LEFT"))],
@@ -220,7 +220,7 @@ def test_no_leak(folder: Path) -> None:
     mine, other = row("<image>Who?", scene="s1", frame="f1"), row("<image>Who?", images=["b.jpg"])
     report = leaking(folder, mine, other | {"scene": "s2", "frame": "f2"})
     assert report["checks"] == []
-    shared = {"scenes": 0, "frames": 0, "names": 0, "pictures": 0, "unseen": 0}
+    shared = {"scenes": 0, "frames": 0, "names": 0, "pictures": 0, "unseen": 0, "skipped": 0}
     assert report["leakage"] == {"test": str(folder / "test.jsonl"), **shared}
 
 
@@ -369,6 +369,7 @@ def test_drivelm_has_no_error_but_those_of_leaking_into_its_challenge(real_data:
     assert report["errors"] == 4 * 790 and report["unit"] == "pixel"
     assert report["leakage"] == {
         "test": str(test), "scenes": 2, "frames": 9, "names": 54, "pictures": 54, "unseen": 0,
+        "skipped": 0,
     }  # fmt: skip
 
 

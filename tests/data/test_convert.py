@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datafiles import bench, row, scenes, six, write
+from datafiles import bench, picture, row, scenes, six, write
 from drivekd.data.convert import convert, describe
+from drivekd.data.corrupt import corrupt_data
+from drivekd.data.info import count
+from drivekd.data.leakage import exposed_by
 from drivekd.data.readers import read
+from drivekd.data.rows import line_count
 from drivekd.data.sample import CAMERAS, Sample
 
 TURNS = [
@@ -73,6 +78,36 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
     text = describe(result)
     assert "scene       not held by drivekd in 1 rows" in text
     assert "2 rows of format drivekd → drivekd" in text
+
+
+def test_a_rows_own_type_is_kept_beside_its_capability(tmp_path: Path) -> None:
+    rows = [row(question_type="prediction", capability="mine"), row(question_type=" ")]
+    path = write(tmp_path / "a.json", rows)
+    assert convert(path, tmp_path / "b.jsonl", "jsonl")["lost"] == {}
+    first, second = read(tmp_path / "b.jsonl")
+    assert (first.capability, first.meta["question_type"]) == ("mine", "prediction")
+    assert second.capability is None
+    assert convert(path, tmp_path / "b.json", "drivekd")["lost"]["meta"] == 1
+
+
+def test_how_many_lines_there_are_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[int | None] = []
+
+    def seen(items: Iterable[Any], total: int | None = None, label: str = "") -> Iterable[Any]:
+        totals.append(total)
+        return items
+
+    for module in ("convert", "info", "corrupt", "leakage"):
+        monkeypatch.setattr(f"drivekd.data.{module}.track", seen)
+    picture(tmp_path / "a.jpg", 1)
+    path = write(tmp_path / "a.jsonl", [row()] * 3)
+    convert(path, tmp_path / "b.jsonl", "jsonl")
+    count(read(path), line_count(path))
+    exposed_by(path, None)
+    assert totals == [3, 3, 3]
+    corrupt_data(path, tmp_path / "out", "NoImage", workers=1)
+    assert totals[3:] == [3, 1, 3]  # questions read, pictures, questions written
+    assert line_count(write(tmp_path / "a.json", [])) is None
 
 
 def test_drivekd_rows_have_the_keys_of_the_public_samples(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_new_pictures_and_the_same_questions(data: Path, tmp_path: Path, name: s
             view = View(relative, str(was.frame), {"CAM_FRONT": 0, "CAM_BACK": 3}.get(camera, 4))
             assert (pixels(path) == corrupt(pixels(clean), name, 3, 5, view)).all()
     assert len(list((tmp_path / "out").rglob("*.png"))) == 12
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out").rglob(".*.partial"))
 
 
 @pytest.mark.parametrize("name", ["WaterSplash", "FrameLost", "CameraCrash", "LowLight"])
@@ -245,6 +245,22 @@ def test_a_picture_outside_the_datas_folder_is_refused(data: Path, tmp_path: Pat
     with pytest.raises(
         ValueError, match=r"row 1: image '\.\./secret\.png' leaves the data's folder"
     ):
+        corrupted(data, tmp_path / "out", "Fog")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_pictures_never_become_one(data: Path, tmp_path: Path) -> None:
+    for name in ("a.bmp", "a.bmp.png"):
+        Image.new("RGB", (8, 8)).save(data.parent / name)
+    write(data, [row(0, CAMERAS[:2]) | {"images": ["a.bmp.png", "a.bmp"]}])
+    with pytest.raises(ValueError, match=r"row 1: .*would both become a\.bmp\.png: rename one"):
+        corrupted(data, tmp_path / "out", "Fog")
+    assert not (tmp_path / "out").exists()
+
+
+def test_questions_without_pictures_are_refused(data: Path, tmp_path: Path) -> None:
+    write(data, [row(0, ())])
+    with pytest.raises(ValueError, match=r"a\.json names no pictures"):
         corrupted(data, tmp_path / "out", "Fog")
     assert not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from drivekd.data import video
-from drivekd.data.contact_sheet import contact_sheet
+from drivekd.data.contact_sheet import corruption_sheet
 from drivekd.data.corruptions import CORRUPTIONS, SEVERITIES, View, corrupt, find
 
 GOLDEN = Path(__file__).parent / "golden" / "corruptions.npz"
@@ -147,7 +147,7 @@ def test_distance_grows_on_a_real_picture(real_data: Path) -> None:
 
 def test_the_contact_sheet_shows_every_corruption() -> None:
     picture = street(60, 80)
-    sheet = np.asarray(contact_sheet(picture, 3))
+    sheet = np.asarray(corruption_sheet(picture, 3))
     for name in NAMES:
         tile = corrupt(picture, name, 3)
         places = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], tile.shape[:2])[

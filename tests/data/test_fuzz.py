@@ -212,7 +212,7 @@ def checked(path: Path, format: str) -> None:
     for each in report["checks"]:
         assert all(str(path) in shown["where"] for shown in each["shown"])
     lines = table(report).splitlines()
-    assert len(lines) <= 5 + 4 * len(report["checks"]) and all(map(str.isprintable, lines))
+    assert len(lines) <= 6 + 4 * len(report["checks"]) and all(map(str.isprintable, lines))
     assert report["cleaned"]["kept"] + report["cleaned"]["dropped"] == report["rows"]
     if report["cleaned"]["kept"]:
         kept = list(open_data(fixed, report["format"]).samples())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datafiles import picture
+from datafiles import bomb, picture
 from drivekd.data.picture_hash import inspect, nearest
 
 
@@ -38,6 +38,7 @@ def test_what_is_no_picture_says_why(tmp_path: Path) -> None:
     assert inspect(tmp_path / "gone.jpg") == "there is no such file"
     (tmp_path / "text.jpg").write_text("hello")
     assert str(inspect(tmp_path / "text.jpg")).startswith("cannot be read as an image")
+    assert str(inspect(bomb(tmp_path / "bomb.png"))).startswith("holds too many pixels")
     (tmp_path / "folder.jpg").mkdir()
     assert str(inspect(tmp_path / "folder.jpg")).startswith("cannot be read as an image")
 

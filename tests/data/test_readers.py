@@ -179,6 +179,8 @@ def test_rows_in_a_list_under_a_key(tmp_path: Path, key: str) -> None:
         ("Perception", "perception"),
         ("prediction", "reasoning"),
         (" behaviour ", "reasoning"),
+        (" ", None),
+        (" parking ", "parking"),
         ("plan", "planning"),
         ("robust_qas", None),
         ("parking", "parking"),
@@ -394,14 +396,28 @@ def test_a_wrong_file_is_named(tmp_path: Path, value: Any, said: str) -> None:
 
 def test_broken_json_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"messages": [}]')
-    with pytest.raises(ValueError, match=r"a\.json, line 1, column 17: no valid JSON"):
+    with pytest.raises(ValueError, match=r"a\.json, line 1, column 1[67]: no valid JSON"):
         read(tmp_path / "a.json")
     (tmp_path / "a.jsonl").write_text(json.dumps(messages()) + "\n\n{oops\n")
     with pytest.raises(ValueError, match=r"a\.jsonl, row 3, column 2: no valid JSON"):
         list(read(tmp_path / "a.jsonl"))
-    (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    (tmp_path / "b.json").write_bytes(b'["\xff"]')
+    with pytest.raises(ValueError, match=r"no UTF-8 text \(byte 2: invalid start byte\)"):
         read(tmp_path / "b.json")
+    (tmp_path / "b.jsonl").write_bytes(b'\n["\xff"]')
+    with pytest.raises(ValueError, match=r"row 2: no UTF-8 text \(byte 2 of the row: invalid"):
+        list(read(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", "[]"), ("a.json", "{}"), ("a.jsonl", ""), ("a.jsonl", "\n")]
+)
+def test_no_samples_are_an_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="holds no samples"):
+        list(open_data(tmp_path / name).samples())
+    with pytest.raises(ValueError, match="holds no samples"):
+        read(tmp_path / name)
 
 
 def test_wrong_files_and_formats(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from drivekd.data.faults import plain
 from drivekd.data.repeats import Repeats
 from drivekd.data.sample import Message, Sample
 
 ANSWERS = (None, "Yes.", "yes", "No, not now.", "B", "B. Stop", "C", "A car.", "A bus")
-CHOICES = {"Yes.": 1, "yes": 1, "No, not now.": 2, "B": 3, "B. Stop": 3, "C": 4}
+SIDES = {"Yes.": "yes", "yes": "yes", "No, not now.": "no", "B": "B", "B. Stop": "B", "C": "C"}
 
 
 def sample(question: int, answer: str | None) -> Sample:
@@ -23,23 +24,71 @@ def sample(question: int, answer: str | None) -> Sample:
 def twin(rows: list[tuple[int, str | None] | None]) -> list[str | None]:
     """The check that each row fails."""
 
-    def told(mine: str | None, other: str | None) -> str:
-        if plain(mine or "\0") == plain(other or "\0"):
-            return "duplicate"
-        kinds = {CHOICES.get(mine or ""), CHOICES.get(other or "")}
-        return "contradiction" if len(kinds) == 2 and None not in kinds else "answers_differ"
-
-    checks: list[str | None] = []
+    found: list[str | None] = []
     for place, row in enumerate(rows):
         same = [i for i, other in enumerate(rows) if row and other and other[0] == row[0]]
-        if row is None or len(same) == 1:
-            checks.append(None)
-        elif same[0] != place:
-            checks.append(told(row[1], rows[same[0]][1]))  # type: ignore[index]
+        answers = [rows[i][1] for i in same]  # type: ignore[index]
+        mine = SIDES.get(row[1] or "") if row else None
+        sides = {side for answer in answers if (side := SIDES.get(answer or ""))}
+        words = {plain(answer or "\0") for answer in answers}
+        if mine and any(side != mine and (len(side) == 1) == (len(mine) == 1) for side in sides):
+            found.append("contradiction")
+        elif len(same) < 2 or (len(words) == 1 and same[0] == place):
+            found.append(None)
+        elif same[0] == place or plain(answers[0] or "\0") != plain((row or (0, ""))[1] or "\0"):
+            found.append("answers_differ")
         else:
-            others = {told(rows[i][1], row[1]) for i in same[1:]} - {"duplicate"}  # type: ignore[index]
-            checks.append(min(others, key=("contradiction", "answers_differ").index, default=None))
-    return checks
+            found.append("duplicate")
+    return found
+
+
+def told(*answers: str | None, question: str = "Is it safe?") -> list[tuple[str, str]]:
+    """Check and message of each row that asks one question and answers so."""
+    repeats, rows = Repeats(), []
+    for number, answer in enumerate(answers, 1):
+        turns = [Message("user", question)] + ([Message("assistant", answer)] if answer else [])
+        rows.append(Sample("", tuple(turns), {}, source=f"a, b.jsonl, row {number}"))
+        repeats.add(rows[-1])
+    repeated = repeats.find()
+    found = (f for place, each in enumerate(rows) for f in repeated.findings(each, place))
+    return [(finding.check, finding.message) for finding in found]
+
+
+def checks(*answers: str | None, question: str = "Is it safe?") -> list[str]:
+    return [check for check, _ in told(*answers, question=question)]
+
+
+@pytest.mark.parametrize("first", [None, "It depends."])
+def test_an_open_first_row_hides_no_contradiction(first: str | None) -> None:
+    assert checks(first, "Yes.", "No.") == ["answers_differ", "contradiction", "contradiction"]
+
+
+def test_each_side_names_a_row_of_the_other() -> None:
+    rows = told("Yes.", "yes", "No.", "Yes, it is.", "no")
+    assert [check for check, _ in rows] == ["contradiction"] * 5
+    named = [message.split(", ")[-1].split(" asks")[0] for _, message in rows]
+    assert named == ["a later row", "a later row", "row 1", "row 3", "row 1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answers", "found"),
+    [
+        ("A. Yes. B. No.", ("A", "Yes."), "answers_differ"),
+        ("A. Yes. B. No.", ("A", "No."), "contradiction"),
+        ("A. No. B. Yes, it is.", ("Yes.", "B"), "answers_differ"),
+        ("A. Certainly. B. Never.", ("A", "No."), "answers_differ"),
+        ("A. Certainly. B. Never.", ("Yes.", "No."), "contradiction"),
+    ],
+)
+def test_a_letter_and_its_words_are_one_answer(
+    options: str, answers: tuple[str, str], found: str
+) -> None:
+    assert checks(*answers, question=f"Is it safe? {options}") == [found] * 2
+
+
+def test_only_so_many_places_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drivekd.data.repeats._PLACES", 0)
+    assert told("Yes.", "Yes.") == [("duplicate", "says what question 1 of the file says")]
 
 
 def test_hashes_find_what_the_plain_twin_finds() -> None:
@@ -61,4 +110,4 @@ def test_hashes_find_what_the_plain_twin_finds() -> None:
 
 
 def test_nothing_repeats_in_no_rows() -> None:
-    assert not Repeats().find().first.any()
+    assert not Repeats().find().other.any()

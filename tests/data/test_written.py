@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.data.written import new_rows, writing
+from drivekd.data.written import filling, new_rows, writing
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -28,3 +28,22 @@ def test_a_file_of_rows_that_fails_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), new_rows(tmp_path / "a.json") as rows:
         rows.add(1 / 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    """Not by the name that it has meanwhile."""
+    path = tmp_path / ("x" * 250 + ".json")  # with something before and behind it too long
+    with pytest.raises(OSError, match="name too long") as caught, new_rows(path):
+        pass
+    assert caught.value.filename == str(path)
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError) as caught, new_rows(tmp_path / "file" / "a.json"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file")
+    with pytest.raises(FileExistsError) as caught, filling(tmp_path / "file", "pictures"):
+        (tmp_path / "file").mkdir()
+    assert "once there is room" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+from browser import Browser, browser
 
 CAMERAS = (
     "CAM_FRONT",
@@ -215,3 +218,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from drivekd.report.page import write_page
 
     return write_page(write_run(tmp_path_factory.mktemp("page") / "run"))
+
+
+@pytest.fixture
+def chromium(require_all: bool, tmp_path: Path) -> Browser:
+    program = shutil.which("chromium")
+    if program is not None:
+        return browser(program, tmp_path)
+    reason = "no browser: install Debian's package chromium (make system)"
+    if require_all:
+        pytest.fail(reason)
+    pytest.skip(reason)

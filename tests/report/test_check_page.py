@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import Browser, measured
 from datafiles import row, write
 from drivekd.data.check import check
 from drivekd.report.check_page import write_check_page
@@ -40,6 +41,15 @@ def test_the_page_is_self_contained_and_escapes_what_files_say(page: Path) -> No
     assert re.findall(r"(?:src|href)=\"(?!#)", text) == []
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= ids
+
+
+@pytest.mark.system
+def test_the_page_fits_its_window_and_fetches_nothing(page: Path, chromium: Browser) -> None:
+    for width in (400, 1280):
+        found = measured(page, width, chromium)
+        assert found["sections"] == ["checks", "leakage", "balance", "cleaned"]
+        assert (found["width"], found["needed"]) == (width, width)
+        assert str(found["title"]).startswith("Check of ") and found["fetched"] == []
 
 
 def test_a_page_without_findings(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-from collections.abc import Callable
-from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,20 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser import Browser, measured
 from drivekd.report.page import write_page
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-Browser = Callable[..., str]
 
 
 class Links(HTMLParser):
@@ -53,24 +38,6 @@ def links(text: str) -> Links:
     parser = Links()
     parser.feed(text)
     return parser
-
-
-@pytest.fixture
-def chromium(require_all: bool, tmp_path: Path) -> Browser:
-    program = shutil.which("chromium")
-    if program is None:
-        reason = "no browser: install Debian's package chromium (make system)"
-        if require_all:
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    def browse(page: Path, *flags: str) -> str:
-        profile = tmp_path / f"profile-{len(list(tmp_path.iterdir()))}"
-        command = [program, *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-        return done.stdout
-
-    return browse
 
 
 def test_page_holds_every_part(page: Path) -> None:
@@ -183,36 +150,6 @@ def test_folder_without_results(tmp_path: Path) -> None:
 
 
 SECTIONS = ["not", "results", "templates", "training", "gradients", "attention", "scenes", "made"]
-MEASURE = """<script>
-addEventListener("load", () => {
-  document.querySelectorAll("details").forEach(d => { d.open = true; });
-  const e = document.documentElement, images = [...document.images];
-  const fetched = performance.getEntriesByType("resource").map(r => r.name);
-  parent.document.body.dataset.measured = JSON.stringify({
-    title: document.title,
-    sections: [...document.querySelectorAll("main section")].map(s => s.id),
-    needed: e.scrollWidth,
-    width: innerWidth,
-    images: images.length,
-    broken: images.filter(i => !i.naturalWidth).length,
-    fetched: fetched.filter(name => !name.startsWith("data:")),
-  });
-});
-</script>"""
-
-
-def measured(page: Path, width: int, chromium: Browser, extra: str = "") -> dict[str, object]:
-    """Lays the page out in a frame of some width (a window is never narrower than 500 px)."""
-    # Its policy forbids scripts and fetching: without it the page has to stand on its own.
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
-    text = text.replace("</body>", extra + MEASURE + "</body>")
-    frame = f'<iframe width="{width}" height="900" style="border:0" srcdoc="{escape(text)}">'
-    outer = page.with_name(f"outer{width}.html")
-    outer.write_text(f"<!DOCTYPE html><body>{frame}</iframe></body>", encoding="utf-8")
-    seen = chromium(outer, "--dump-dom", "--window-size=1400,1000")
-    match = re.search(r'<body data-measured="([^"]*)"', seen)
-    assert match is not None, seen[:300]
-    return dict(json.loads(unescape(match.group(1))))
 
 
 @pytest.mark.system

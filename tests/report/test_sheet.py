@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from datafiles import picture, row, six, write
+from datafiles import bomb, picture, row, six, write
 from drivekd.data.readers import read
 from drivekd.report.sheet import contact_sheet
 
@@ -52,6 +52,33 @@ def test_one_sample_of_each_kind_and_pictures_that_are_gone(tmp_path: Path) -> N
     assert (few.height - 20) * 4 == (many.height - 20)  # one of a and b; four of each
     with pytest.raises(ValueError, match="no sample has pictures"):
         contact_sheet([], tmp_path / "u.png")
+
+
+def test_a_picture_of_too_many_pixels_is_an_empty_frame(tmp_path: Path) -> None:
+    bomb(tmp_path / "a.jpg")
+    samples = list(read(write(tmp_path / "a.json", [row()])))
+    with_bomb = drawn(contact_sheet(samples, tmp_path / "s.png"))
+    (tmp_path / "a.jpg").unlink()
+    without = drawn(contact_sheet(samples, tmp_path / "s.png"))  # an older sheet is replaced
+    assert ImageChops.difference(with_bomb, without).getbbox() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.json", "is a PNG picture, .*a.json is not"),
+        ("data.png", "data.png exists and is no PNG picture"),
+        ("folder.png", "folder.png exists and is no PNG picture"),
+    ],
+)
+def test_a_sheet_takes_the_place_of_pictures_only(tmp_path: Path, name: str, said: str) -> None:
+    samples = list(read(write(tmp_path / "a.json", [row()])))
+    before = (tmp_path / "a.json").read_bytes()
+    (tmp_path / "data.png").hardlink_to(tmp_path / "a.json")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=said):
+        contact_sheet(samples, tmp_path / name)
+    assert (tmp_path / "a.json").read_bytes() == before
 
 
 @pytest.mark.real_data

@@ -23,9 +23,9 @@ from drivekd.data.faults import faults
 from drivekd.data.findings import Finding, Tally
 from drivekd.data.leakage import Exposed, alike, exposed_by, inspect_all, leaks
 from drivekd.data.progress import track
-from drivekd.data.readers import Entry, Opened, open_data
+from drivekd.data.readers import KNOWN, Entry, Opened, open_data
 from drivekd.data.repeats import Repeated, Repeats
-from drivekd.data.rows import RowError, one_line
+from drivekd.data.rows import RowError, line_count, one_line
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import Unit, main_unit
 from drivekd.data.written import writing
@@ -40,6 +40,7 @@ class _Survey:
 
     unit: Unit
     rows: int = 0
+    tagged: bool = False
     tally: Tally = field(default_factory=Tally)
     repeats: Repeats = field(default_factory=Repeats)
     balance: Balance = field(default_factory=Balance)
@@ -70,7 +71,7 @@ class _Together:
             yield from leaks(sample, self.test, self.alike)
 
     def need_a_pass(self) -> bool:
-        return bool(self.bad) or self.test is not None or bool(self.repeated.first.any())
+        return bool(self.bad) or self.test is not None or bool(self.repeated.other.any())
 
 
 def check(
@@ -92,22 +93,23 @@ def check(
             the list of what was dropped and why beside it, as `FIX.dropped.jsonl`.
 
     Returns:
-        A report of plain data: `{"file", "format", "root", "rows", "errors", "warnings", "unit",
-        "images", "checks": [{"check", "severity", "what", "rows", "shown": [{"where",
-        "message"}]}], "capabilities", "templates": [{"template", "rows", "answer", "share"}],
-        "leakage", "cleaned", "seconds"}`.
+        A report of plain data: `{"file", "format", "root", "rows", "errors", "warnings", "unit"
+        (None without tags), "images", "checks": [{"check", "severity", "what", "rows", "shown":
+        [{"where", "message"}]}], "capabilities", "templates": [{"template", "rows", "answer",
+        "share"}], "leakage", "cleaned", "seconds"}`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a whole file cannot be read, or the copy would overwrite something.
+        ValueError: a whole file or every row of it cannot be read, or the copy would overwrite
+            something.
     """
     started, path = time.monotonic(), Path(path)
     opened = open_data(path, format, root=root)
     with cleaning(opened, None if fix is None else Path(fix)) as copy:
+        exposed = None if test is None else exposed_by(Path(test), root)  # its faults come first
         survey = _survey(opened)
-        if not survey.rows:
-            raise ValueError(f"{path} holds no samples")
-        together = _look(survey, None if test is None else Path(test), root)
+        _refuse_unread(survey, opened)
+        together = _look(survey, exposed)
         if copy is not None or together.need_a_pass():
             again = open_data(path, opened.format, root=root).entries
             _second(track(again, survey.rows, "comparing rows"), together, survey.tally, copy)
@@ -119,7 +121,7 @@ def check(
         "rows": survey.rows,
         "errors": survey.tally.total("error"),
         "warnings": survey.tally.total("warning"),
-        "unit": survey.unit,
+        "unit": survey.unit if survey.tagged else None,
         "images": {"files": len(survey.exposed.files), "bad": len(together.bad)},
         "checks": survey.tally.as_json(),
         "capabilities": dict(survey.balance.capabilities.most_common()),
@@ -130,14 +132,44 @@ def check(
     }
 
 
-def _look(survey: _Survey, test: Path | None, root: str | Path | None) -> _Together:
+def make_room(out: Path, used: Iterable[Path | None]) -> None:
+    """Make the folder for check.json and check.html, before anything is looked at.
+
+    Raises:
+        ValueError: one of the two would take the place of a file that is used.
+        OSError: the folder cannot be made.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (out / "check.json", out / "check.html"):
+        for file in used:
+            if file is not None and _same(name, file):
+                raise ValueError(f"{name} would take the place of {file}: name another --out")
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _refuse_unread(survey: _Survey, opened: Opened) -> None:
+    if not survey.rows:
+        raise ValueError(f"{opened.path} holds no samples")
+    if survey.tally.counts["row"] == survey.rows:
+        first = survey.tally.kept["row"][0]
+        raise ValueError(
+            f"{first.where}: {first.message}; no row of {opened.path} can be read as one of format "
+            f"{opened.format}. Known are rows with {KNOWN}"
+        )
+
+
+def _look(survey: _Survey, exposed: Exposed | None) -> _Together:
     """What rows show together: their pictures, repeats among them, and what a test set shows."""
     pictures = inspect_all(survey.exposed.files, "looking at pictures")
     bad = {file: _fault(found) for file, found in pictures.items() if isinstance(found, str)}
     repeated = survey.repeats.find()
-    if test is None:
+    if exposed is None:
         return _Together(survey.unit, bad, repeated)
-    exposed = exposed_by(test, root)
     theirs = inspect_all(exposed.files, "looking at test pictures")
     unseen = sum(not isinstance(found, np.ndarray) for found in theirs.values())
     return _Together(survey.unit, bad, repeated, exposed, alike(pictures, theirs), unseen)
@@ -149,7 +181,7 @@ def _survey(opened: Opened) -> _Survey:
     tags = (tag for e in head if isinstance(e.result, Sample) for tag in e.result.tags)
     survey = _Survey(main_unit(tags) or ("pixel" if opened.format == "drivelm" else "fraction"))
     rows = chain(head, opened.entries)
-    for entry in track(rows, _lines(opened.path), "checking rows"):
+    for entry in track(rows, line_count(opened.path), "checking rows"):
         survey.rows += 1
         if isinstance(entry.result, RowError):
             survey.repeats.add(None)
@@ -163,6 +195,7 @@ def _add(survey: _Survey, sample: Sample) -> None:
     survey.repeats.add(sample)
     survey.balance.add(sample)
     survey.exposed.add(sample)
+    survey.tagged = survey.tagged or bool(sample.tags)
     survey.tally.add(_order(sample, survey.orders))
 
 
@@ -218,6 +251,7 @@ def _leakage(test: str, survey: _Survey, together: _Together) -> dict[str, str |
         "names": len(mine.names.keys() & theirs.names.keys()),
         "pictures": len(together.alike),
         "unseen": together.unseen,
+        "skipped": theirs.skipped,
     }
 
 
@@ -225,14 +259,6 @@ def _cleaned(fix: str | Path | None, copy: Cleaner | None) -> dict[str, Any] | N
     if fix is None or copy is None:
         return None
     return {"file": str(fix), "list": str(list_beside(Path(fix))), **copy.counts()}
-
-
-def _lines(path: Path) -> int | None:
-    """The number of lines of a JSONL file, None for another."""
-    if path.suffix != ".jsonl":
-        return None
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> Path:
@@ -245,7 +271,8 @@ def write_json(report: Mapping[str, Any], path: Path) -> Path:
 def table(report: Mapping[str, Any]) -> str:
     """The report as lines for people."""
     file = report["file"]
-    about = f"{report['rows']} rows of format {report['format']}, tags in {report['unit']}s"
+    tags = f"tags in {report['unit']}s" if report["unit"] else "no tags"
+    about = f"{report['rows']} rows of format {report['format']}, {tags}"
     lines = [f"{file}: {about}, {report['images']['files']} images"]
     for row in report["checks"]:
         lines.append(f"{row['severity']:<8} {row['check']:<17} {row['rows']:>8}  {row['what']}")
@@ -257,6 +284,8 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"shared with {leakage['test']}: {shared}")
         if leakage["unseen"]:
             lines.append(f"{leakage['unseen']} test pictures are missing or blank: not compared")
+        if leakage["skipped"]:
+            lines.append(f"{leakage['skipped']} test rows cannot be read: not compared")
     if cleaned := report["cleaned"]:
         lines.append(
             f"kept {cleaned['kept']} rows in {cleaned['file']}, dropped {cleaned['dropped']} "

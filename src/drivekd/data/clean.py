@@ -63,11 +63,14 @@ def cleaning(source: Opened, path: Path | None) -> Iterator[Cleaner | None]:
     """A clean copy of a file in its own format, and the list beside it; None without a path.
 
     Raises:
-        ValueError: one of the two exists already; a file is never changed in place.
+        ValueError: one of the two exists already, for a file is never changed in place; or the
+            name is one for lines, and the format has none.
     """
     if path is None:
         yield None
         return
+    if source.format == "drivelm" and path.suffix == ".jsonl":
+        raise ValueError(f"{path}: a clean copy of DriveLM is no JSONL: name a new .json file")
     with new_rows(list_beside(path)) as reasons:
         if source.format != "drivelm":
             with new_rows(path) as rows:

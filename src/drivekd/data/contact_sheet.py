@@ -13,7 +13,7 @@ _WIDEST, _GAP, _CAPTION = 400, 8, 22  # of a tile [px]
 _PAPER, _INK = "#fbfaf7", "#22252a"
 
 
-def contact_sheet(
+def corruption_sheet(
     picture: UInt8[np.ndarray, "h w 3"], severity: int | None = None, seed: int = 0
 ) -> Image.Image:
     """Draw a picture of a camera that every corruption strikes, each with its name.

@@ -104,21 +104,22 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
             "write one placeholder per image, where it belongs",
             "placeholders",
         )
-    kind = optional_text(row, "capability") or optional_text(row, "question_type")
+    own = optional_text(row, "question_type") or ""
+    kind = (optional_text(row, "capability") or "").strip() or own.strip()
     meta = row.value.get("meta") or {}
     rest = {key: value for key, value in row.value.items() if key not in _OURS}
     return Sample(
         id=optional_text(row, "id") or row.number,
         messages=messages,
         images=_images(row, texts),
-        capability=capability_of(kind) or (None if kind == "robust_qas" else kind),
+        capability=capability_of(kind) or (kind if kind not in ("", "robust_qas") else None),
         template=optional_text(row, "template") or template_of(_last_question(messages)),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
         source=row.where,
         meta={
             **rest,
-            "question_type": kind,
+            "question_type": own or kind or None,
             **(meta if isinstance(meta, Mapping) else {"meta": meta}),
         },
     )

@@ -15,7 +15,7 @@ from typing import Any
 from drivekd.data import conversation
 from drivekd.data.progress import track
 from drivekd.data.readers import open_data
-from drivekd.data.rows import Row
+from drivekd.data.rows import Row, line_count
 from drivekd.data.sample import Message, Sample
 from drivekd.data.tags import Unit, in_unit
 from drivekd.data.written import new_rows
@@ -62,15 +62,13 @@ def convert(
     lost: Counter[str] = Counter()
     left = 0
     with new_rows(out) as rows:
-        for read in track(opened.samples(), label="converting"):
+        for read in track(opened.samples(), line_count(path), "converting"):
             sample = read if tags is None else _in_unit(read, tags)
             if tags is not None:
                 left += any(tag.unit != tags for tag in sample.tags)
             rows.add(row := _WRITERS[to](sample, opened.root))
             again = Row(row, f"{out}, row {rows.count}", opened.root)
             lost.update(_lost(sample, _READERS[to](again)))
-        if not rows.count:
-            raise ValueError(f"{path} holds no samples")
     about = {"file": str(out), "format": opened.format, "to": to, "root": str(opened.root)}
     return {**about, "rows": rows.count, "lost": dict(lost), "tags_left": left}
 

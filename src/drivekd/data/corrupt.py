@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,10 @@ from drivekd.data.pictures import read_image
 from drivekd.data.processes import side_by_side
 from drivekd.data.progress import track
 from drivekd.data.readers import read
+from drivekd.data.rows import line_count
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.video import ffmpeg_path
-from drivekd.data.written import filling
+from drivekd.data.written import filling, whole
 
 FORMAT = 1
 ALL = "all"
@@ -88,8 +88,9 @@ def corrupt_data(
         The questions' file of every folder.
 
     Raises:
-        ValueError: for an unknown name or severity, a wrong row, an unreadable picture, a folder
-            that holds other files or is in use, or where ffmpeg is needed and missing.
+        ValueError: for an unknown name or severity, a wrong row, no picture or an unreadable one,
+            two that would get one name, a folder that holds other files or is in use, or where
+            ffmpeg is needed and missing.
         OSError: a file is missing or the folder cannot be written.
         RuntimeError: ffmpeg failed.
         MemoryError: the system ended a worker process.
@@ -101,7 +102,10 @@ def corrupt_data(
     severities = [severity_of(kind, severity) for kind in kinds]
     if any(kind.name in ("H.265", "BitError") for kind in kinds):
         ffmpeg_path()  # before anything is written
-    sources = _sources(read(path, root=root), root)
+    sources = _sources(track(read(path, root=root), line_count(path), "reading questions"), root)
+    if not sources:
+        raise ValueError(f"{path} names no pictures: there is nothing to corrupt")
+    _refuse_equal_targets(sources)
     folders = [out / kind.name if every else out for kind in kinds]
     if root.resolve() in {folder.resolve() for folder in (out, *folders)}:
         raise ValueError(f"{out} is the folder of the data itself: choose another one")
@@ -116,7 +120,7 @@ def corrupt_data(
         return [_write_questions(path, root, folder) for folder in folders]
 
 
-def _sources(samples: Iterator[Sample], root: Path) -> list[Source]:
+def _sources(samples: Iterable[Sample], root: Path) -> list[Source]:
     """The pictures of the data, each once, in the order of their names."""
     found = dict[Path, Source]()
     for sample in samples:
@@ -135,6 +139,18 @@ def _target(picture: str) -> str:
     return picture if picture.lower().endswith((*_JPEG, ".png")) else f"{picture}.png"
 
 
+def _refuse_equal_targets(sources: Sequence[Source]) -> None:
+    taken: dict[str, Source] = {}
+    for source in sources:
+        target = _target(source.view.picture)
+        other = taken.setdefault(target, source)
+        if other is not source:
+            raise ValueError(
+                f"{source.where}: {other.path} and {source.path} would both become {target}: "
+                "rename one of them"
+            )
+
+
 def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
     """Note the settings in the folder, or refuse one that holds anything else."""
     wanted = json.dumps({"format": FORMAT, **settings, "pictures": str(root.resolve())}) + "\n"
@@ -149,20 +165,8 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
     elif held := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
         raise ValueError(f"{folder} holds other files ({held[0]}): choose an empty or a new folder")
     else:
-        with _whole(note) as unfinished:
+        with whole(note) as unfinished:
             unfinished.write_text(wanted)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write a file at, which is then there as a whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _made(jobs: Sequence[Job], seed: int, workers: int | None) -> Iterator[Path]:
@@ -186,8 +190,7 @@ def make_one(seed: int, job: Job) -> Path:
         raise ValueError(f"{source.where}: {error}") from error
     except RuntimeError as error:
         raise RuntimeError(f"{source.where}: image {source.path}: {error}") from error
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(job.target) as unfinished:
+    with whole(job.target) as unfinished:
         if job.target.suffix.lower() in _JPEG:
             corrupted.save(unfinished, "JPEG", quality=95, subsampling=0)
         else:
@@ -197,8 +200,9 @@ def make_one(seed: int, job: Job) -> Path:
 
 def _write_questions(path: Path, root: Path, folder: Path) -> Path:
     questions = folder / f"{path.stem}.jsonl"
-    with _whole(questions) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        for sample in read(path, root=root):
+    samples = track(read(path, root=root), line_count(path), "writing questions")
+    with whole(questions) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for sample in samples:
             file.write(json.dumps(_row(sample, root)) + "\n")
     return questions
 

@@ -81,17 +81,36 @@ def sample(row: Row) -> Sample:
 def without(scenes: Mapping[str, Any], path: Path, dropped: Container[str]) -> dict[str, Any]:
     """The same scenes without the questions, frames and scenes that stand where `dropped` says.
 
-    Frames and scenes that lose their last question go too.
+    Frames and scenes that lose their last question go too; those that never had one stay.
     """
     kept: dict[str, Any] = {}
-    for where, value in flat(scenes, path):
-        if where in dropped or isinstance(value, RowError):
+    for scene, body in scenes.items():
+        frames = _mapping(body, "key_frames", "")
+        if isinstance(frames, RowError):
             continue
-        scene, token = value["scene"], value["token"]
-        frames = kept.setdefault(scene, {**scenes[scene], "key_frames": {}})["key_frames"]
-        sections = frames.setdefault(token, {**value["frame"], "QA": {}})["QA"]
-        sections.setdefault(value["kind"], []).append(value["pair"])
+        where = f"{path}, scene {_token(scene)}, frame "
+        rest = {
+            token: left
+            for token, frame in frames.items()
+            if (left := _rest(frame, where + _token(token), dropped)) is not None
+        }
+        if rest or not frames:
+            kept[scene] = {**body, "key_frames": rest}
     return kept
+
+
+def _rest(frame: Any, where: str, dropped: Container[str]) -> dict[str, Any] | None:
+    """A frame without its dropped questions, None where none is left of those it had."""
+    rows = list(_frame(frame, where, "", ""))
+    left = [row for place, row in rows if place not in dropped and not isinstance(row, RowError)]
+    if rows and not left:
+        return None
+    sections: dict[str, Any] = {
+        kind: [] for kind, pairs in frame["QA"].items() if isinstance(pairs, list)
+    }
+    for row in left:
+        sections[row["kind"]].append(row["pair"])
+    return {**frame, "QA": sections}
 
 
 def _token(text: str) -> str:
@@ -112,11 +131,16 @@ def frame_tokens(path: str | Path) -> frozenset[str]:
     DriveBench's `visual_description.json` is one: its tokens are the frames to keep out of
     training, because the benchmark was drawn from DriveLM's training frames.
     """
-    return frozenset(frame for _, frame in key_frames(path))
+    tokens: list[str] = []
+    for _, frames in key_frames(path):
+        if isinstance(frames, RowError):
+            raise frames
+        tokens += frames
+    return frozenset(tokens)
 
 
-def key_frames(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Tokens of scene and frame of every key frame of such a file.
+def key_frames(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
+    """The tokens of the scenes of such a file, and the key frames of each by their tokens.
 
     Raises:
         ValueError: the file is of another shape.
@@ -125,7 +149,4 @@ def key_frames(path: str | Path) -> Iterator[tuple[str, str]]:
     if not isinstance(scenes, Mapping):
         raise ValueError(f"{path}: expected scene → key_frames, got a list")
     for scene, body in scenes.items():
-        frames = _mapping(body, "key_frames", f"{path}, scene {_token(scene)}")
-        if isinstance(frames, RowError):
-            raise frames
-        yield from ((scene, frame) for frame in frames)
+        yield scene, _mapping(body, "key_frames", f"{path}, scene {_token(scene)}")

@@ -7,12 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.progress import track
 from drivekd.data.rows import one_line
 from drivekd.data.sample import CAPABILITIES, Sample
 
 
-def count(samples: Iterable[Sample]) -> dict[str, Any]:
+def count(samples: Iterable[Sample], total: int | None = None) -> dict[str, Any]:
     """Count samples by capability, template and number of images.
+
+    Args:
+        samples: what to count.
+        total: their number where it is known, for the time left.
 
     Returns:
         `{"samples", "capabilities": {name: n}, "unassigned", "templates": {name: n},
@@ -27,7 +32,7 @@ def count(samples: Iterable[Sample]) -> dict[str, Any]:
     turns: Counter[int] = Counter()
     questions, answers = Counter[int](), Counter[int]()
     scenes, frames, files = set[str](), set[str](), set[Path]()
-    for sample in samples:
+    for sample in track(samples, total, "counting samples"):
         capabilities[sample.capability] += 1
         images[len(sample.images)] += 1
         turns[len(sample.messages)] += 1

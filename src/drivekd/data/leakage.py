@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from drivekd.data.findings import Finding
 from drivekd.data.picture_hash import SAME_PICTURE, Hash, inspect, nearest
 from drivekd.data.progress import track
 from drivekd.data.readers import open_data
-from drivekd.data.rows import shown
+from drivekd.data.rows import RowError, line_count, shown
 from drivekd.data.sample import Sample
 
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]{8,}")
@@ -24,12 +24,17 @@ _HEXADECIMAL = re.compile(r"[0-9a-fA-F]{8,}")
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """What a data set shows: each thing and where it was first named."""
+    """What a data set shows: each thing and where it was first named.
+
+    Attributes:
+        skipped: rows that cannot be read, so that nobody knows what they show.
+    """
 
     scenes: dict[str, str] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     files: dict[Path, str] = field(default_factory=dict)
+    skipped: int = 0
 
     def add(self, sample: Sample) -> None:
         if sample.scene:
@@ -49,30 +54,48 @@ def exposed_by(path: Path, root: str | Path | None) -> Exposed:
     visual_description.json lists the frames of the benchmark so.
 
     Raises:
-        ValueError: a row is wrong.
+        ValueError: the file as a whole cannot be read, or none of its rows.
     """
-    exposed, opened = Exposed(), open_data(path, root=root)
-    if opened.format != "drivelm":
-        for sample in track(opened.samples(), label="reading the test set"):
-            exposed.add(sample)
-        return exposed
-    for scene, frame in drivelm.key_frames(path):
-        exposed.scenes.setdefault(scene, str(path))
-        exposed.frames.setdefault(frame, str(path))
-    for entry in opened.entries:
-        if isinstance(entry.result, Sample):
+    exposed, opened, read = Exposed(), open_data(path, root=root), 0
+    wrong: list[RowError] = []
+    for entry in track(opened.entries, line_count(path), "reading the test set"):
+        if isinstance(entry.result, RowError):
+            wrong.append(entry.result)
+        else:
             exposed.add(entry.result)
-    return exposed
+            read += 1
+    unasked = _add_frames(exposed, path) if opened.format == "drivelm" else 0
+    if not (read or exposed.frames):
+        raise wrong[0] if wrong else ValueError(f"{path} holds no samples")
+    return replace(exposed, skipped=len(wrong) - unasked)
+
+
+def _add_frames(exposed: Exposed, path: Path) -> int:
+    """Add all key frames of a file, and count those without questions, which are no fault here."""
+    unasked = 0
+    for scene, frames in drivelm.key_frames(path):
+        if isinstance(frames, RowError):
+            continue
+        exposed.scenes.setdefault(scene, str(path))
+        for token, frame in frames.items():
+            exposed.frames.setdefault(token, str(path))
+            unasked += isinstance(frame, Mapping) and "QA" not in frame
+    return unasked
 
 
 def name_of(file: Path) -> str:
     """What tells an image by its name: a nuScenes name alone, `00012/front.png` with its folder.
 
-    A name that holds a token or a time stamp (8 or more hexadecimal digits, 4 of them different) is
-    taken to be given once in the world [ours].
+    A name that holds a token or a time stamp is taken to be given once in the world [ours]: 8 or
+    more hexadecimal digits behind leading zeros, 4 of them different. Decimal digits alone have to
+    be 10, for `0000001234` and `20240117` are a counter and a day.
     """
-    unique = any(len(set(run)) >= 4 for run in _HEXADECIMAL.findall(file.name))
+    unique = any(_token(run.lstrip("0")) for run in _HEXADECIMAL.findall(file.name))
     return file.stem if unique else f"{file.parent.name}/{file.stem}"
+
+
+def _token(run: str) -> bool:
+    return len(run) >= (10 if run.isdecimal() else 8) and len(set(run)) >= 4
 
 
 def inspect_all(files: Iterable[Path], label: str) -> dict[Path, Hash | str | None]:

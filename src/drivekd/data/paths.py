@@ -14,6 +14,8 @@ MAX_IMAGES = 1000
 
 #: What nuScenes-type files agree on, whatever stands before it: samples/CAM_FRONT/….
 _NUSCENES = re.compile(r"(?:^|/)(samples/CAM_[A-Z_]+/.+)$")
+#: a scheme alone is none: `seq1:0001/a.jpg` is a file
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,30}://|data:|file:", re.IGNORECASE)
 _CAMERA = re.compile(
     r"(?<![A-Z])(" + "|".join(sorted(CAMERAS, key=len, reverse=True)) + r")(?![A-Z]|_[A-Z])"
 )
@@ -22,14 +24,14 @@ _CAMERA = re.compile(
 def resolve(text: str, folder: Path, where: str) -> Path:
     """The file that an image path means; it need not exist yet.
 
-    A path with `samples/CAM_…/` in it is looked for from there on, below `folder/nuscenes` and
-    then below `folder`; any other path is relative to `folder` (a leading `.../`, the public
-    samples' way of leaving out a prefix, is dropped).
+    A path with `samples/CAM_…/` in it is looked for as it stands, then from there on below
+    `folder/nuscenes` and below `folder`; any other path is relative to `folder` (a leading `.../`,
+    the public samples' way of leaving out a prefix, is dropped).
 
     Raises:
         RowError: the path is a URL or leaves the folder.
     """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}:", text):
+    if _URL.match(text):
         raise RowError(
             f"{where}: image {shown(text)} is a URL: download it below {folder} first", "image_path"
         )
@@ -47,10 +49,11 @@ def resolve(text: str, folder: Path, where: str) -> Path:
             "data.root)",
             "image_path",
         )
+    whole = os.path.relpath(text, folder.absolute()) if text.startswith("/") else text
     if relative.startswith("/"):
-        return folder / os.path.relpath(relative, folder.absolute())
+        return folder / whole
     if nuscenes:
-        candidates = (folder / text.removeprefix("/"), folder / "nuscenes" / relative)
+        candidates = (folder / whole, folder / "nuscenes" / relative)
         for candidate in candidates if _stays(text, folder) else candidates[1:]:
             if candidate.is_file():
                 return candidate

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from drivekd.data.pictures import UNREADABLE
+
 #: bits in which two copies of one picture may differ [ours, measured]
 SAME_PICTURE = 12
 _SIDE, _KEPT = 64, 16
@@ -52,7 +54,7 @@ def inspect(source: Path | BinaryIO) -> Hash | str | None:
         return "there is no such file"
     except Image.DecompressionBombError:
         return "holds too many pixels to be a camera's picture"
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         return f"cannot be read as an image ({str(error)[:80]})"
     return fingerprint(grey)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-#: what Pillow raises for a file that is missing, truncated or no picture
-UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError)
+#: what Pillow raises for a file that is missing, truncated, too large or no picture
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path) -> Image.Image:

@@ -31,13 +31,18 @@ _READERS: dict[str, Callable[[Row], Sample]] = {
 }
 FORMATS = ("auto", *_READERS)
 
-#: a key that only this format's rows have; the first that a row has counts
-_MARKS = {
-    "messages": "drivekd",
-    "conversations": "sharegpt",
-    "image_path": "drivebench",
-    "images": "drivekd",
-}
+#: keys that only this format's rows have; the first that a row has counts
+_MARKS = (
+    ({"messages"}, "drivekd"),
+    ({"conversations"}, "sharegpt"),
+    ({"image_path"}, "drivebench"),
+    ({"question", "images"}, "drivekd"),
+)
+#: what `auto` knows, in words
+KNOWN = (
+    "`messages` (drivekd), `conversations` (sharegpt), `image_path` (drivebench), or scenes with "
+    "`key_frames` (drivelm)"
+)
 #: rows that `auto` looks at before it gives up
 _LOOK = 100
 
@@ -70,11 +75,19 @@ class Opened:
     entries: Iterator[Entry]
 
     def samples(self) -> Iterator[Sample]:
-        """The samples alone; the first wrong row is raised as the error it is."""
+        """The samples alone; the first wrong row is raised as the error it is.
+
+        Raises:
+            ValueError: a row is wrong, or there is none.
+        """
+        empty = True
         for entry in self.entries:
             if isinstance(entry.result, RowError):
                 raise entry.result
+            empty = False
             yield entry.result
+        if empty:
+            raise ValueError(f"{self.path} holds no samples")
 
 
 def read(
@@ -99,10 +112,7 @@ def read(
         ValueError: the format is unknown, or a row is wrong; file and row are named.
     """
     samples = open_data(path, format, root=root, labels=labels).samples()
-    first = next(samples, None)
-    if first is None:  # an error at once, not a silent end
-        raise ValueError(f"{path} holds no samples")
-    return chain([first], samples)
+    return chain([next(samples)], samples)  # an error of the first row, or of no row, at once
 
 
 def open_data(
@@ -146,7 +156,7 @@ def _placed(path: Path, format: str) -> tuple[str, Iterator[Placed]]:
     """The format of a file, and its rows with the places where they stand."""
     held = content(path)
     if isinstance(held, Mapping):
-        if format == "drivelm" or (format == "auto" and not set(held) & set(_MARKS)):
+        if format == "drivelm" or (format == "auto" and _format_of(held) is None):
             return "drivelm", drivelm.flat(held, path)
         held = iter([(1, held)])  # a file of a single row
     elif format == "drivelm":
@@ -164,13 +174,15 @@ def _detected(placed: Iterator[Placed]) -> tuple[str, Iterator[Placed]]:
     head: list[Placed] = []
     for where, value in islice(placed, _LOOK):
         head.append((where, value))
-        if isinstance(value, Mapping):
-            for key, name in _MARKS.items():
-                if key in value:
-                    return name, chain(head, placed)
+        if isinstance(value, Mapping) and (name := _format_of(value)):
+            return name, chain(head, placed)
     if head:
         raise _unknown(*head[0])
     return "drivekd", iter(())
+
+
+def _format_of(row: Mapping[str, Any]) -> str | None:
+    return next((name for keys, name in _MARKS if keys <= row.keys()), None)
 
 
 def _unknown(where: str, value: Any) -> RowError:
@@ -178,11 +190,7 @@ def _unknown(where: str, value: Any) -> RowError:
         return value
     if not isinstance(value, Mapping):
         return _no_mapping(value, where)
-    return RowError(
-        f"{where}: no known format has the keys {shown(list(value))}; expected `messages` "
-        "(drivekd), `conversations` (sharegpt), `image_path` (drivebench), or scenes with "
-        "`key_frames` (drivelm)"
-    )
+    return RowError(f"{where}: no known format has the keys {shown(list(value))}; expected {KNOWN}")
 
 
 def exclude_frames(samples: Iterable[Sample], tokens: Collection[str]) -> Iterator[Sample]:

@@ -78,7 +78,8 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
             f"{path}, line {error.lineno}, column {error.colno}: no valid JSON ({error.msg})"
         ) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): convert it first") from None
+        at = f"byte {error.start}: {error.reason}"
+        raise ValueError(f"{path} is no UTF-8 text ({at}): convert it first") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if isinstance(whole, dict):
@@ -99,12 +100,21 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, decoded(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
-                yield number, RowError(f"{path}, row {number}: no UTF-8 text ({error.reason})")
+                at = f"byte {error.start} of the row: {error.reason}"
+                yield number, RowError(f"{path}, row {number}: no UTF-8 text ({at})")
             except json.JSONDecodeError as error:
                 place = f"{path}, row {number}, column {error.colno}"
                 yield number, RowError(f"{place}: no valid JSON ({error.msg})")
             except ValueError as error:
                 yield number, RowError(f"{path}, row {number}: {error}")
+
+
+def line_count(path: Path) -> int | None:
+    """The number of lines of a JSONL file, None for another."""
+    if path.suffix != ".jsonl":
+        return None
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def decoded(text: str) -> Any:

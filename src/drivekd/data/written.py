@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, draft: Path | None = None) -> Iterator[None]:
     """Make the folder of a file that is written inside, and name the file where that fails.
+
+    Args:
+        path: the file.
+        draft: where it is written at first; nobody is told this name.
 
     Raises:
         OSError: the system's own, which does not know the file when the disk is full.
@@ -22,9 +26,22 @@ def writing(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or error.filename not in (None, str(draft)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write a file at, which is then there as a whole or not at all."""
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path, draft):
+            yield draft
+            draft.replace(path)
+    finally:
+        with suppress(OSError):  # its folder may be none
+            draft.unlink()
 
 
 @contextmanager
@@ -36,13 +53,8 @@ def new_file(path: Path) -> Iterator[TextIO]:
     """
     if path.exists():
         raise ValueError(f"{path} exists already: name a new file")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with writing(path), partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+        yield file
 
 
 @contextmanager
@@ -86,6 +98,8 @@ def filling(out: Path, kept: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is None:  # one of ours: a sentence already
+            raise
+        if isinstance(error, FileExistsError | NotADirectoryError):  # no room will help
             raise
         place = f"{out} (at {error.filename})" if error.filename else f"{out}"
         raise OSError(

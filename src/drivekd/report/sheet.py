@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from drivekd.data.pictures import UNREADABLE
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import PICTURE, Tag
 from drivekd.data.written import writing
@@ -20,16 +21,30 @@ _PAPER, _INK, _PALE, _RULE = "#fdfdfb", "#1a1d21", "#59616b", "#dcdfe2"
 _WIDTH = 2 * _MARGIN + _COLUMNS * (_TILE + _GAP) - _GAP
 
 
+def refuse_other_files(out: Path) -> None:
+    """Raise a ValueError where a sheet would take the place of anything but a PNG picture."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"a contact sheet is a PNG picture, {out} is not: name a file.png")
+    if out.is_dir() or (out.exists() and not _is_png(out)):
+        raise ValueError(f"{out} exists and is no PNG picture: it is left alone, name a new file")
+
+
+def _is_png(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
 def contact_sheet(samples: Iterable[Sample], out: Path, count: int = 12) -> Path:
     """Draw samples as PNG: each with its pictures, its tags on them, question and answer.
 
-    The first sample of every kind (capability and template) that has pictures is drawn, `count` at
-    most and a third of it of each capability. A picture is squeezed to a square, as a model sees
-    it; one that cannot be read leaves an empty frame.
+    The first sample of a kind (capability and template) that has pictures is drawn, `count`
+    samples at most and a third of them of one capability. A picture is squeezed to a square, as a
+    model sees it; one that cannot be read leaves an empty frame.
 
     Raises:
-        ValueError: no sample has pictures.
+        ValueError: no sample has pictures, or `out` is no PNG picture.
     """
+    refuse_other_files(out)
     chosen = list(_chosen(samples, count))
     if not chosen:
         raise ValueError("no sample has pictures to draw: a contact sheet needs at least one")
@@ -113,5 +128,5 @@ def _picture(file: Path) -> Image.Image | None:
         with Image.open(file) as image:
             image.draft("RGB", (2 * _TILE, 2 * _TILE))
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+    except UNREADABLE:
         return None

@@ -75,6 +75,9 @@ def test_rows_are_packed_as_in_the_run(folder: Path, pack: bool, rows: int) -> N
     found = preview(recipe(folder, data={"pack": pack}))
     assert found.steps is not None
     assert found.steps.rows == rows
+    cut = preview(recipe(folder, data={"pack": pack, "max_row_tokens": 1}))
+    assert cut.steps is not None
+    assert cut.steps.rows == 15
     limited = preview(recipe(folder, data={"pack": pack, "questions_per_row": 1}))
     assert (limited.longest.text < found.longest.text) is pack
 
@@ -205,3 +208,14 @@ def test_the_limit_of_visual_tokens_reaches_student_and_teachers(tmp_path: Path)
         assert preview(asked).six_cameras.visual == 6 * limit
         found += [plans.build(asked).encoded[0].grids]
     assert found == [((1, 1), (1, 1)), ((2, 2), (2, 2))]
+
+
+def test_teachers_that_take_turns_need_room_for_one(folder: Path) -> None:
+    two = recipe(folder).model_dump()["capabilities"]
+    two["planning"]["teacher"] = str(folder / "student")
+    held = {}
+    for away in (False, True):
+        found = preview(recipe(folder, capabilities=two, train={"offload_teachers": away}))
+        held[away] = {p.name: p.alone for p in found.parts}["teachers, float32"]
+    sizes = [4 * member.parameters for member in found.members[1:]]
+    assert held == {False: sum(sizes), True: max(sizes)}

@@ -69,7 +69,8 @@ def estimate(
     - gradients 4 T (K + 3): one for each loss (see gradients.py; cross-entropy has one, or one per
       capability for `agp_grouped`), the update made of them, and the one being computed;
     - AdamW 8 T; the cast weights that autocast keeps 2 T with `train.bf16`;
-    - teachers as loaded, cut above the highest layer used;
+    - teachers as loaded, cut above the highest layer used; one at a time with
+      `train.offload_teachers`;
     - see `activations` (of a teacher one layer's) and `maps`; three float32 copies of the logits at
       all text positions, although only answers have any.
 
@@ -93,7 +94,8 @@ def estimate(
     vocabulary = student.model.config.get_text_config().vocab_size
     gathered = weights + FLOAT * trained / processes
     gradients, adam = FLOAT * trained * (losses + 2), 2 * FLOAT * trained
-    held = sum(number * parameters(vlm) for vlm, _ in teachers)
+    sizes = [number * parameters(vlm) for vlm, _ in teachers]
+    held = max(sizes, default=0) if recipe.train.offload_teachers else sum(sizes)
     cast = HALF * trained if recipe.train.bf16 else 0
     kept = rows * activations(recipe, student, row)
     running = (_per_token(vlm.model.config.get_text_config(), number) for vlm, _ in teachers)

@@ -15,12 +15,13 @@ from safetensors import safe_open
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Sample
 from drivekd.distill import agreement, corpus, memory, plan, teacher
 from drivekd.distill.memory import Part
-from drivekd.distill.order import group_rows
+from drivekd.distill.order import Row, group_rows
 from drivekd.distill.parallel import ALONE
 from drivekd.distill.teacher import Term
 from drivekd.distill.trained import trained
 from drivekd.models import published
 from drivekd.models import vlm as vlms
+from drivekd.models.batch import split
 from drivekd.recipe import Capability, Recipe
 
 TEXT_TOKENS = 200
@@ -191,11 +192,12 @@ def _data(
     packed = recipe.data.pack
     keys = [_shared(s) if packed and s.images else i for i, s in enumerate(samples)]
     rows = group_rows(keys)
+    limit, at_once = recipe.data.max_row_tokens, recipe.data.questions_per_row
+    if packed and limit is not None:
+        rows = tuple(part for row in rows for part in _cut(row, samples, visual, limit, at_once))
     order = plan.order_of(recipe, rows, ALONE.size)
     steps = Steps(len(samples), len(rows), order.steps_per_epoch, plan.steps_of(recipe, order))
-    lengths = (
-        _length([samples[i] for i in row], visual, recipe.data.questions_per_row) for row in rows
-    )
+    lengths = (_length([samples[i] for i in row], visual, at_once) for row in rows)
     return steps, max(lengths, key=lambda row: row.tokens), ()
 
 
@@ -206,12 +208,24 @@ def _shared(sample: Sample) -> object:
     return tuple(sample.images.values()), before
 
 
-def _length(samples: Sequence[Sample], visual: int, limit: int | None) -> memory.Row:
-    """Of a row: the pictures once, and as many of its longest texts as it may hold."""
-    texts = sorted((sum(len(m.content) for m in s.messages) for s in samples), reverse=True)
-    characters = sum(texts[:limit])
-    pictures = len(samples[0].images)
-    return memory.Row(pictures * visual, -(-characters // CHARACTERS_PER_TOKEN))
+def _cut(
+    row: Row, samples: Sequence[Sample], visual: int, limit: int, at_once: int | None
+) -> list[Row]:
+    """A row as the run cuts it by `data.max_row_tokens`, by estimated lengths."""
+    own = [_text(samples[index]) for index in row]
+    prefix = len(samples[row[0]].images) * visual
+    return [row[part] for part in split(own, prefix, limit, at_once)]
+
+
+def _length(samples: Sequence[Sample], visual: int, at_once: int | None) -> memory.Row:
+    """Of a row: the pictures once, and as many of its longest texts as a batch sees."""
+    texts = sorted((_text(sample) for sample in samples), reverse=True)
+    return memory.Row(len(samples[0].images) * visual, sum(texts[:at_once]))
+
+
+def _text(sample: Sample) -> int:
+    """About so many tokens are not visual."""
+    return -(-sum(len(m.content) for m in sample.messages) // CHARACTERS_PER_TOKEN)
 
 
 # ------------------------------------------------------------------------------------ for people

@@ -41,8 +41,8 @@ def recipe(**settings: Any) -> Recipe:
 
 
 def changed(before: Recipe, environment: dict[str, str]) -> dict[str, Any]:
-    after = honoured(before, environment).train.model_dump()
-    return {key: value for key, value in after.items() if value != getattr(before.train, key)}
+    old, new = before.train.model_dump(), honoured(before, environment).train.model_dump()
+    return {key: value for key, value in new.items() if value != old[key]}
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,9 @@ def test_training_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     train(asked, student=runs.tiny_student())
     assert "bf16: true" in (tmp_path / "run/recipe.yaml").read_text()
+
+
+def test_what_the_recipe_excludes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"what accelerate launch asks for: .*lora") as caught:
+        honoured(recipe(trainable="lora"), FSDP2)
+    assert "\n" not in str(caught.value)

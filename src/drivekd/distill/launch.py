@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from drivekd.recipe import Recipe
+from drivekd.recipe import Recipe, parse
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def honoured(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Rec
         environment: of this process.
 
     Raises:
-        ValueError: the launcher asks for something that is not built.
+        ValueError: the launcher asks for something that is not built, or that the recipe excludes.
     """
     _refuse(environment)
     given, asked = recipe.train.model_fields_set, _asked(environment)
@@ -59,7 +59,10 @@ def honoured(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Rec
                 key, str(own).lower(), str(value).lower(), name,
             )  # fmt: skip
     taken = {key: value for key, (value, _) in asked.items() if key not in given}
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=taken)})
+    if not taken:
+        return recipe
+    whole = recipe.model_dump(mode="json")
+    return parse(whole | {"train": whole["train"] | taken}, "what accelerate launch asks for")
 
 
 def _asked(environment: Mapping[str, str]) -> dict[str, tuple[bool | int, str]]:

@@ -168,7 +168,7 @@ def test_kept_teachers_see_cut_rows(data: Path, teachers: dict[str, Vlm]) -> Non
     recipe = runs.recipe(data, Path("unused"), **settings)
     plan = plans.build(recipe, runs.tiny_student(), teachers)
     assert isinstance(plan.targets, TargetCache)
-    assert plan.targets.rows == plan.order.rows == tuple((n,) for n in range(15))
+    assert plan.targets.layout.rows == plan.order.rows == tuple((n,) for n in range(15))
 
 
 def test_rows_that_are_drawn_from_are_cut_by_what_is_drawn(data: Path) -> None:

@@ -72,7 +72,7 @@ def _os_error(error: OSError) -> str:
     """What the system refused, and of what file."""
     if error.strerror is None:  # one of ours, or a library's: it is a sentence already
         return str(error)
-    if isinstance(error, FileExistsError | NotADirectoryError):
+    if error.filename and isinstance(error, FileExistsError | NotADirectoryError):
         place = Path(error.filename)
         place = next((each for each in (place, *place.parents) if each.is_file()), place)
         return f"{place} is a file, and a folder is needed there: choose another place"

@@ -13,7 +13,8 @@ import torch
 
 import children
 import runs
-from drivekd.distill.checkpoint import latest, read_optimizer, read_state
+from drivekd.distill.checkpoint import latest, read_optimizer
+from drivekd.distill.trainer_state import read_state
 from drivekd.models import vlm as vlms
 from faults.conftest import STEPS, Undisturbed, go
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -81,7 +82,10 @@ def test_asked_to_end_it_saves_and_ends(
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    return runs.lines(folder) if (folder / "log.jsonl").exists() else []
+    """The whole lines of a record that is being written."""
+    path = folder / "log.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def test_two_runs_into_one_folder(undisturbed: Undisturbed, tmp_path: Path) -> None:

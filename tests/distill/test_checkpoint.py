@@ -209,7 +209,8 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_came_after_a_step_is_removed(tmp_path: Path) -> None:
-    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-20", "final", ".checkpoint-2.partial"):
+    (tmp_path / ".checkpoint-2.partial").mkdir()  # of a killed run
+    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-20", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text(json.dumps({}))
     checkpoint.drop_after(tmp_path, 12)

@@ -77,8 +77,8 @@ def drop_after(folder: Path, step: int) -> None:
     """Remove what a run left after a step: a run resumed there makes its own.
 
     Without this, the steps of two branches would mix: `latest` would name the older branch, and
-    `final` a model that these checkpoints do not lead to. What a killed run left half written or half
-    removed goes too.
+    `final` a model that these checkpoints do not lead to. What a killed run left half written
+    or half removed goes too.
     """
     for draft in folder.glob(".*.partial"):
         shutil.rmtree(draft, ignore_errors=True)

@@ -17,6 +17,7 @@ from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, parse
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
+CLOCKS = ("seconds", "questions_per_second")
 CAPABILITIES = ("perception", "reasoning", "planning")
 QUESTIONS = (
     ("perception", "Which colour?", "red"),
@@ -131,6 +132,11 @@ def three_signals(loss: str = "mse", temperature: float = 2.0) -> dict[str, dict
         "reasoning": capability("reasoning", "1..penultimate", "hidden", loss=loss),
         "planning": outputs,
     }
+
+
+def untimed(output_dir: Path) -> list[dict[str, float]]:
+    """The record without what depends on how fast the machine was."""
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines(output_dir)]
 
 
 def lines(output_dir: Path) -> list[dict[str, float]]:

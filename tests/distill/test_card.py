@@ -99,14 +99,14 @@ def test_one_command_for_each_held_out_file() -> None:
     first, second = card.evaluation_commands(recipe, Path("out/a b/final"))
     assert second == (
         "drivekd evaluate --model 'out/a b/final' --data w.jsonl --root 'r r' "
-        "--out 'out/a b/evaluation/final/2'"
+        "--out 'out/a b/evaluation-final-2'"
     )
-    assert first.endswith("/1'")
+    assert first.endswith("-1'")
     blind = {**recipe, "data": {**recipe["data"], "images": "grey"}}
     assert "--images grey --out" in card.evaluation_commands(blind, Path("o/final"))[0]
     none = {**recipe, "data": {**recipe["data"], "eval": []}}
     assert card.evaluation_commands(none, Path("o/final")) == [
-        "drivekd evaluate --model o/final --data QUESTIONS.jsonl --out o/evaluation/final"
+        "drivekd evaluate --model o/final --data QUESTIONS.jsonl --out o/evaluation-final"
     ]
 
 

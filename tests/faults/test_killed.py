@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import children
 import runs
@@ -22,17 +21,12 @@ from faults.conftest import STEPS, Undisturbed, go
 pytestmark = pytest.mark.faults
 
 MOMENTS = np.random.default_rng(20260128).uniform(0.02, 0.98, 20)
-TIMES = ("seconds", "questions_per_second")
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in runs.lines(folder)]
 
 
 def assert_equal(undisturbed: Undisturbed, folder: Path) -> None:
     for name in ("final/model.safetensors", f"checkpoint-{STEPS - 4}/model.safetensors"):
         assert (folder / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
-    assert untimed(folder) == untimed(undisturbed.folder)
+    assert runs.untimed(folder) == runs.untimed(undisturbed.folder)
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment:.2f}")
@@ -100,7 +94,3 @@ def test_two_runs_into_one_folder(undisturbed: Undisturbed, tmp_path: Path) -> N
     assert f"ValueError: {folder}" in (tmp_path / "refused").read_text().splitlines()[-1]
     assert children.ended(child) == 0
     assert_equal(undisturbed, folder)
-
-
-def test_children_have_one_thread() -> None:
-    assert torch.get_num_threads() == 1

@@ -29,7 +29,6 @@ ERROR = 1e-6
 #: The same of what is logged; cosines and the like, which may be near 0, absolutely.
 LOGGED = 1e-5
 
-CLOCKS = ("seconds", "questions_per_second")
 KINDS = [f"{case}{kind}" for case in ranks.CASES for kind in ("", " in pieces")]
 
 
@@ -121,10 +120,6 @@ def test_without_the_sum_they_are_not_one(
 # -------------------------------------------------------------------------------- whole runs
 
 
-def untimed(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in runs.lines(folder)]
-
-
 def weights(folder: Path) -> Tensor:
     from safetensors.torch import load_file
 
@@ -144,7 +139,7 @@ def test_a_run_of_two_is_a_run_of_one(found: list[Any], folder: Path, name: str)
         assert error(weights(folder / name / part), weights(folder / "one" / part)) < ERROR
     last = "checkpoint-4"
     assert error(moments(folder / name / last), moments(folder / "one" / last)) < ERROR
-    mine, expected = untimed(folder / name), untimed(folder / "one")
+    mine, expected = runs.untimed(folder / name), runs.untimed(folder / "one")
     assert len(mine) == len(expected) == 9  # six steps, three of them with a held-out loss
     for line, other in zip(mine, expected, strict=True):
         assert line == pytest.approx(other, rel=LOGGED, abs=LOGGED)

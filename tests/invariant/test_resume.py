@@ -16,15 +16,9 @@ from drivekd.distill.order import Window
 from drivekd.distill.train import train
 from drivekd.models.vlm import Vlm
 
-TIMES = ("seconds", "questions_per_second")
-
 
 class PulledPlugError(Exception):
     """Someone pulled the plug."""
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in runs.lines(folder)]
 
 
 def state_of(folder: Path) -> Any:
@@ -34,7 +28,7 @@ def state_of(folder: Path) -> Any:
         if isinstance(tree, list):
             return [kept(each) for each in tree]
         if isinstance(tree, dict):
-            left = (*TIMES, "seconds_per_question", "output_dir")
+            left = (*runs.CLOCKS, "seconds_per_question", "output_dir")
             return {k: kept(v) for k, v in tree.items() if k not in left}
         return tree
 
@@ -71,7 +65,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, saved: int) -> None:
     ]
     for number, state in optimizers[0].items():
         assert all(torch.equal(state[k], optimizers[1][number][k]) for k in state)
-    assert untimed(broken) == untimed(whole)
+    assert runs.untimed(broken) == runs.untimed(whole)
     for name in ("checkpoint-4", "final"):
         assert state_of(broken / name) == state_of(whole / name)
     assert [line["step"] for line in state_of(broken / "final")["log_history"]] == [3, 6]

@@ -27,6 +27,7 @@ from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.parallel import ALONE
 from drivekd.distill.plan import Plan
 from drivekd.distill.train import train
+from drivekd.models import features
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, to_yaml
@@ -185,6 +186,31 @@ def test_the_command_fills_what_training_then_reads(
     said = capsys.readouterr().out.splitlines()
     assert (said[0], said[-1]) == (str(tmp_path / "targets"), str(tmp_path / "run/final"))
     assert loaded == list(LAYERS)
+
+
+def test_a_run_that_fills_sees_as_one_that_finds_the_store_full(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its visual tokens are made in the order that resuming keeps, not in that of filling."""
+    runs_of_the_tower: list[int] = []
+    make = features.image_features
+
+    def counted(vlm: Vlm, paths: Any, *more: Any) -> Any:
+        runs_of_the_tower.append(len(paths))
+        return make(vlm, paths, *more)
+
+    monkeypatch.setattr(features, "image_features", counted)
+    teachers, student = runs.tiny_teachers(), runs.tiny_student()
+    for each in teachers.values():
+        for mine, theirs in zip(vlms.vision_parts(each), vlms.vision_parts(student), strict=True):
+            mine.load_state_dict(theirs.state_dict())
+    found = []
+    for _ in range(2):
+        plan = plans.build(recipe(data, tmp_path / "run", tmp_path / "targets"), student, teachers)
+        runs_of_the_tower.clear()
+        plans.fill_caches(plan)
+        found.append(list(runs_of_the_tower))
+    assert found[0] == found[1] != []
 
 
 # --------------------------------------------------------------------------- what is refused

@@ -59,19 +59,11 @@ def new_file(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def synced(path: Path) -> Iterator[Path]:
-    """A file to write under another name, which is on disk, whole, when it gets this one.
-
-    Yields:
-        Where to write it; gone where that fails.
-    """
-    draft = path.with_name(f".{path.name}.partial")
-    try:
+    """The same as `whole`, and on disk when the block ends."""
+    with whole(path) as draft:
         yield draft
         sync(draft)
-        draft.replace(path)
-        sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

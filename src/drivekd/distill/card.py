@@ -142,8 +142,9 @@ def _loading(folder: Path) -> str:
 def evaluation_commands(recipe: Mapping[str, Any], folder: Path) -> list[str]:
     """The commands that score a model: one per file of `data.eval`, or one for the user's own."""
     files = list(recipe["data"]["eval"])
-    out = folder.parent / "evaluation" / folder.name
-    places = [out] if len(files) < 2 else [out / str(n) for n in range(1, len(files) + 1)]
+    out = f"evaluation-{folder.name}"  # a folder of the run's, where `drivekd report` looks
+    names = [out] if len(files) < 2 else [f"{out}-{n}" for n in range(1, len(files) + 1)]
+    places = [folder.parent / name for name in names]
     return [
         " ".join(_command(recipe, folder, data, place))
         for data, place in zip(files or [None], places, strict=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from drivekd.distill import parallel
+from drivekd.distill import launch, parallel
 from drivekd.distill import plan as plans
+from drivekd.distill.run import settings
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 
@@ -41,8 +40,8 @@ def fill(
         )
     if not recipe.capabilities:
         raise ValueError(f"recipe {recipe.name} has no capabilities, so no teacher to store")
-    torch.set_num_threads(recipe.train.num_threads)
+    recipe = launch.honoured(recipe)  # the precision, above all: that of the runs that will read
     whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"fsdp": False})})
-    with parallel.joined() as ranks:
+    with parallel.joined() as ranks, settings(recipe):
         plans.build(whole, student, teachers, ranks)
     return Path(recipe.cache.dir)

@@ -239,6 +239,8 @@ def _taught(
     if not recipe.cache.dir or not terms:
         return _Taught(features, teachers, terms, None)
     stored = storing.filled(recipe, student, encoded, teachers, terms, given, ranks)
+    # Anew, as in a run that finds the store full: filling saw other groups of pictures.
+    features, _ = keeping.visual(recipe, student, (), encoded, held_out)
     return _Taught(features, (), terms, stored)
 
 

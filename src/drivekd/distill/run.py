@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -57,6 +58,19 @@ class Run:
     memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     totals: Totals = field(default_factory=dict)
+
+
+@contextmanager
+def settings(recipe: Recipe) -> Iterator[None]:
+    """Threads and random state of a run; what was set before is restored afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.train.num_threads)
+    try:
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        with torch.random.fork_rng([] if device is None else [device]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def prepare(plan: Plan) -> Run:

@@ -88,7 +88,7 @@ def train(
         OSError: the disk is full, or another process writes to `output_dir`.
     """
     folder, recipe = Path(recipe.output_dir), launch.honoured(recipe)
-    with parallel.joined() as ranks, _held(folder, ranks.first), _settings(recipe):
+    with parallel.joined() as ranks, _held(folder, ranks.first), runs.settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         if student is None:
             student = load_student(recipe)
@@ -232,19 +232,6 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 def _held(folder: Path, first: bool) -> AbstractContextManager[None]:
     """Keep other runs out of a folder; the first process does it for all."""
     return locked(folder) if first else nullcontext()
-
-
-@contextmanager
-def _settings(recipe: Recipe) -> Iterator[None]:
-    """Threads and random state of a run; what was set before is restored afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.train.num_threads)
-    try:
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        with torch.random.fork_rng([] if device is None else [device]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------------- around it

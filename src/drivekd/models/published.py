@@ -29,7 +29,7 @@ class Published:
         vision: its vision tower.
         tied: input embeddings and language-model head are one tensor.
         ids: further keys of the configuration.
-        billions: parameters [10⁹] by the publisher's model card or the size of the weight files.
+        billions: parameters [10⁹] as published; see the sources below.
     """
 
     model_type: str
@@ -44,7 +44,8 @@ class Published:
 # 2026. Seen in full or in part: Qwen2.5-VL-3B, -7B and -72B-Instruct, Qwen3-VL-4B, -8B and -32B,
 # InternVL3-1B-hf (rope, vocabulary), InternVL3-8B and -78B (sizes), a Qwen3-0.6B InternVL3.5.
 # The other sizes are those of the Qwen2.5 and Qwen3 language models that the cards name.
-# Parameter counts of all rows agree with the cards, which tests/models/test_published.py checks.
+# `billions` are the cards' figures where they were at hand, else the usual ones of these models:
+# that tests/models/test_published.py finds them is a check of consistency, not against the files.
 
 #: hidden size, layers, query heads, key-value heads, MLP width of Qwen2.5's language models
 _QWEN2_5 = {

@@ -200,7 +200,8 @@ def test_a_run_that_fills_sees_as_one_that_finds_the_store_full(
         return make(vlm, paths, *more)
 
     monkeypatch.setattr(features, "image_features", counted)
-    teachers, student = runs.tiny_teachers(), runs.tiny_student()
+    student = runs.tiny_student()
+    teachers = {f"tiny:{name}": runs.tiny_student(9, text_layers=4) for name in runs.CAPABILITIES}
     for each in teachers.values():
         for mine, theirs in zip(vlms.vision_parts(each), vlms.vision_parts(student), strict=True):
             mine.load_state_dict(theirs.state_dict())

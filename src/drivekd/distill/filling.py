@@ -40,8 +40,8 @@ def fill(
         )
     if not recipe.capabilities:
         raise ValueError(f"recipe {recipe.name} has no capabilities, so no teacher to store")
-    recipe = launch.honoured(recipe)  # the precision, above all: that of the runs that will read
-    whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"fsdp": False})})
-    with parallel.joined() as ranks, settings(recipe):
+    asked = launch.honoured(recipe)  # the precision, above all: that of the runs that will read
+    whole = asked.model_copy(update={"train": asked.train.model_copy(update={"fsdp": False})})
+    with parallel.joined() as ranks, settings(whole):
         plans.build(whole, student, teachers, ranks)
     return Path(recipe.cache.dir)

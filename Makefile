@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark store packing world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark store checkpoint packing world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ benchmark: setup ## time and memory of one step, size M; writes results/step_cpu
 
 store: setup ## what stored attention costs and saves, size M; writes results/store.json
 	$(BIN)/python benchmarks/store.py
+
+checkpoint: setup ## a checkpoint against writing its bytes plainly; writes results/checkpoint.json
+	$(BIN)/python benchmarks/checkpoint.py
 
 packing: setup ## packed rows against single questions (needs DRIVEKD_REAL_DATA); writes results/packing.json
 	$(BIN)/python benchmarks/packing.py

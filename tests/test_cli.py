@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str],
     code, out, _ = run(capsys, *verb.split(), "--help")
     assert code == 0
     assert f"Example: drivekd {verb} " in " ".join(out.split())
+
+
+def test_help_is_there_at_once() -> None:
+    """Half a second of one core at most, torch and transformers not imported."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "drivekd", "train", "--help"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_every_verb_is_listed_here() -> None:

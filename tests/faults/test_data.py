@@ -125,9 +125,17 @@ def too_many_placeholders(row: Row) -> None:
     row["messages"][0]["content"] = "<image>" + row["messages"][0]["content"]
 
 
+def too_long(row: Row) -> None:
+    row["messages"][0]["content"] += " and then" * 5000
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(no_answer, "no answer"), (too_many_placeholders, "3 <image> in the user turns but 2 images")],
+    [
+        (no_answer, "no answer"),
+        (too_many_placeholders, "3 <image> in the user turns but 2 images"),
+        (too_long, "max_position_embeddings"),
+    ],
 )
 def test_a_sample_that_cannot_be_trained_on(
     tmp_path: Path, change: Callable[[Row], None], words: str

@@ -29,7 +29,7 @@ ERROR = 1e-6
 #: The same of what is logged; cosines and the like, which may be near 0, absolutely.
 LOGGED = 1e-5
 
-KINDS = [f"{case}{kind}" for case in ranks.CASES for kind in ("", " in pieces")]
+KINDS = [*ranks.CASES, *(f"{case} in pieces" for case in ranks.CASES if case not in ranks.WHOLE)]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def drivekd(row: Row) -> Sample:
         rest = {k: v for k, v in row.value.items() if k not in ("question", "answer")}
         return _sample(replace(row, value=rest), _question_and_answer(row))
     turns = need(row, "messages", list, "a list of {role, content}")
-    return _sample(row, tuple(_message(row, turn, "role", "content") for turn in turns))
+    return _sample(row, tuple([_message(row, turn, "role", "content") for turn in turns]))
 
 
 def _question_and_answer(row: Row) -> tuple[Message, ...]:
@@ -57,7 +57,7 @@ def sharegpt(row: Row) -> Sample:
         RowError: a turn is malformed, or placeholders and images differ in number.
     """
     turns = need(row, "conversations", list, "a list of {from, value}")
-    return _sample(row, tuple(_message(row, turn, "from", "value") for turn in turns))
+    return _sample(row, tuple([_message(row, turn, "from", "value") for turn in turns]))
 
 
 def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
@@ -92,12 +92,13 @@ def _part(row: Row, part: Mapping[str, Any], key: str) -> str:
 
 
 def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
-    if not any(message.role == "user" for message in messages):
+    asked = [message.content for message in messages if message.role == "user"]
+    if not asked:
         raise RowError(f"{row.where}: no user turn, so nothing is asked")
     if (system := optional_text(row, "system")) and messages[0].role != "system":
         messages = (Message("system", system), *messages)
     texts = _image_texts(row)
-    places = sum(m.content.count(IMAGE_PLACEHOLDER) for m in messages if m.role == "user")
+    places = sum([text.count(IMAGE_PLACEHOLDER) for text in asked])
     if places != len(texts):
         raise RowError(
             f"{row.where}: {places} {IMAGE_PLACEHOLDER} in the user turns but {len(texts)} images; "
@@ -113,7 +114,7 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
         messages=messages,
         images=_images(row, texts),
         capability=capability_of(kind) or (kind if kind not in ("", "robust_qas") else None),
-        template=optional_text(row, "template") or template_of(_last_question(messages)),
+        template=optional_text(row, "template") or template_of(asked[-1]),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
         source=row.where,
@@ -123,10 +124,6 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
             **(meta if isinstance(meta, Mapping) else {"meta": meta}),
         },
     )
-
-
-def _last_question(messages: tuple[Message, ...]) -> str:
-    return next(m.content for m in reversed(messages) if m.role == "user")
 
 
 def _image_texts(row: Row) -> list[str]:

@@ -36,7 +36,7 @@ def resolve(text: str, folder: Path, where: str) -> Path:
             f"{where}: image {shown(text)} is a URL: download it below {folder} first", "image_path"
         )
     nuscenes = _NUSCENES.search(text)
-    relative = nuscenes[1] if nuscenes else re.sub(r"^\.\.\./", "", text)
+    relative = nuscenes[1] if nuscenes else text.removeprefix(".../")
     if not _is_name(text):
         raise RowError(
             f"{where}: image {shown(text)} is no file name: write a path below {folder}",

@@ -81,7 +81,7 @@ class Sample:
     @property
     def tags(self) -> tuple[Tag, ...]:
         """The object tags of all turns in order, in the source's unit."""
-        return tuple(tag for message in self.messages for tag in read_tags(message.content))
+        return tuple([tag for message in self.messages for tag in read_tags(message.content)])
 
 
 def picture_identities(paths: Iterable[Path]) -> dict[Path, str]:

@@ -47,8 +47,7 @@ def read(
         pictures: folder for pictures that come as bytes.
 
     Raises:
-        ValueError: `datasets` is not installed or cannot read this, or a row is wrong; dataset and
-            row are named.
+        ValueError: `datasets` cannot read this, or a row is wrong; dataset and row are named.
         OSError: a picture cannot be written.
     """
     title = f"{path} ({', '.join(filter(None, (name, split)))})"
@@ -75,13 +74,8 @@ def _refuse_paths(sample: Sample, pictures: Path) -> None:
 
 
 def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) -> Iterator[Any]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{title} is read by the package `datasets`, which cannot be imported ({error}): "
-            "pip install 'drivekd[datasets]', or name a JSON or JSONL file"
-        ) from None
+    import datasets
+
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     number = 0
     try:
@@ -93,10 +87,10 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
             number += 1
             yield row
     except failures as error:
-        said = " ".join(str(error).split())[:300]
+        place = f"{title}, behind row {number}" if number else title
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(
-            f"{title}, behind row {number}: `datasets` cannot read it "
-            f"({type(error).__name__}: {said}); check path, name and split"
+            f"{place}: the package datasets cannot read it ({said}); check path, name and split"
         ) from error
 
 

@@ -13,7 +13,9 @@ import datasets
 import pytest
 
 import runs
+from drivekd.distill import plan as plans
 from drivekd.distill import reading
+from drivekd.distill.cache import TargetCache
 from drivekd.distill.train import train
 from drivekd.models import images
 from drivekd.models.vlm import Vlm
@@ -60,6 +62,21 @@ def test_a_mixture_by_length_is_resumed_bit_by_bit(tmp_path: Path, data: Path, s
             resume=True,
             student=runs.tiny_student(),
         )
+
+
+def test_samples_without_a_share_are_named(tmp_path: Path, data: Path) -> None:
+    shares = {"perception": 1, "reasoning": 2}
+    with pytest.raises(ValueError, match=r"s0q2 \(planning\), .*without a share in data.mixture"):
+        trained(data, tmp_path, data={"pack": False, "mixture": shares})
+
+
+def test_teachers_run_once_on_questions_that_a_mixture_repeats(
+    tmp_path: Path, data: Path, teachers: dict[str, Vlm]
+) -> None:
+    mixture = {"pack": False, "mixture": {**MIXTURE, "reasoning": 20}}
+    recipe = runs.recipe(data, tmp_path, data=mixture, train={"num_train_epochs": 1})
+    plan = plans.build(recipe, runs.tiny_student(), teachers)
+    assert isinstance(plan.targets, TargetCache)
 
 
 @pytest.mark.parametrize("trainable", ["language_model", "everything"])

@@ -36,7 +36,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def samples(tmp_path: Path, **options: Any) -> list[Sample]:
-    return list(hub.read("ORG/NAME", pictures=tmp_path / "pictures", **options))
+    return list(hub.read("ORG/NAME", title=TITLE, pictures=tmp_path / "pictures", **options))
 
 
 def plain(sample: Sample) -> Sample:
@@ -174,7 +174,9 @@ def test_a_parquet_folder_with_pictures(
     (tmp_path / "set").mkdir()
     table.to_parquet(str(tmp_path / "set" / "train-0.parquet"))
     path = tmp_path / "set" if whole else tmp_path / "set" / "train-0.parquet"
-    found = list(hub.read(str(path), streaming=streaming, pictures=tmp_path / "pictures"))
+    found = list(
+        hub.read(str(path), title=TITLE, streaming=streaming, pictures=tmp_path / "pictures")
+    )
     assert [sample.question for sample in found] == ["0?", "1?", "2?"]
     assert {path.read_bytes() for s in found for path in s.images.values()} == {content()}
     assert list(found[0].images) == ["CAM_BACK"]
@@ -182,7 +184,7 @@ def test_a_parquet_folder_with_pictures(
 
 def test_a_jsonl_folder_with_paths(tmp_path: Path, datasets: Any) -> None:
     datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row(), datafiles.row("<image>B?")])
-    found = list(hub.read(str(tmp_path / "set"), pictures=tmp_path / "pictures"))
+    found = list(hub.read(str(tmp_path / "set"), title=TITLE, pictures=tmp_path / "pictures"))
     assert [s.images["image_0"] for s in found] == [tmp_path / "set" / "a.jpg"] * 2
 
 
@@ -194,7 +196,7 @@ def test_what_the_package_refuses_is_one_line(
     datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
     options = {"path": str(tmp_path / "set"), **asked}
     with pytest.raises(ValueError, match=r"\): the package datasets cannot read it") as caught:
-        list(hub.read(**options, pictures=tmp_path / "pictures"))
+        list(hub.read(**options, title=TITLE, pictures=tmp_path / "pictures"))
     assert "\n" not in str(caught.value)
 
 
@@ -202,4 +204,4 @@ def test_broken_json_in_the_middle_is_told(tmp_path: Path, datasets: Any) -> Non
     path = datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
     path.write_text(path.read_text() + json.dumps(datafiles.row())[:-9] + "\n")
     with pytest.raises(ValueError, match=r"the package datasets cannot read it \(ArrowInvalid"):
-        list(hub.read(str(path.parent), pictures=tmp_path / "pictures"))
+        list(hub.read(str(path.parent), title=TITLE, pictures=tmp_path / "pictures"))

@@ -26,6 +26,7 @@ _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl"
 def read(
     path: str,
     *,
+    title: str,
     name: str | None = None,
     split: str = "train",
     streaming: bool = True,
@@ -40,6 +41,7 @@ def read(
 
     Args:
         path: ORG/NAME on the hub, or a local folder or file of parquet, arrow or JSON.
+        title: what messages call it.
         name: of its configuration.
         split: of the dataset.
         streaming: read it as it comes, not from the cache of `datasets`.
@@ -50,12 +52,11 @@ def read(
         ValueError: `datasets` cannot read this, or a row is wrong; dataset and row are named.
         OSError: a picture cannot be written.
     """
-    title = f"{path} ({', '.join(filter(None, (name, split)))})"
     rows = _rows(path, name, split, streaming, title)
     place = Path(path)
     own = place if place.is_dir() else place.parent if place.is_file() else None
     folder = own if root is None else Path(root)
-    opened = open_rows(title, placed(rows, title, pictures), folder or Path())
+    opened = open_rows(title, _placed(rows, title, pictures), folder or Path())
     for sample in opened.samples():
         if folder is None:
             _refuse_paths(sample, pictures)
@@ -109,14 +110,8 @@ def _opened(
     return rows
 
 
-def placed(rows: Iterable[Any], title: str, pictures: Path) -> Iterator[Placed]:
-    """Rows as the readers take them, with their places; a wrong one is the error itself.
-
-    Args:
-        rows: of a dataset, pictures undecoded.
-        title: of the dataset.
-        pictures: see `read`.
-    """
+def _placed(rows: Iterable[Any], title: str, pictures: Path) -> Iterator[Placed]:
+    """Rows as the readers take them, with their places; a wrong one is the error itself."""
     for number, row in enumerate(rows, 1):
         where = f"{title}, row {number}"
         try:

@@ -74,8 +74,8 @@ def _read_all(recipe: Recipe, sources: Iterable[str | HubData]) -> Iterator[Samp
         if isinstance(source, str):
             yield from read(Path(source), root=root)
             continue
-        asked = source.model_dump()
-        found = hub.read(**asked, root=root, pictures=Path(recipe.output_dir) / PICTURES)
+        pictures = Path(recipe.output_dir) / PICTURES
+        found = hub.read(**source.model_dump(), title=source.title, root=root, pictures=pictures)
         yield from track(found, label=f"reading {source.title}")
 
 

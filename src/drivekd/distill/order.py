@@ -81,7 +81,7 @@ def portions(owners: Sequence[str | None], shares: Mapping[str, float]) -> tuple
     """Divide an epoch, which has as many visits as there are rows, by shares.
 
     [ours] Of N visits capability c gets N·s_c / Σ s, cut down; what is left of N goes, one each, to
-    the largest remainders, of equal ones to the first.
+    the largest remainders, of equal ones to the first by name.
 
     Args:
         owners: capability of each row.
@@ -90,7 +90,7 @@ def portions(owners: Sequence[str | None], shares: Mapping[str, float]) -> tuple
     Raises:
         ValueError: a share has no row, or is less than one visit.
     """
-    names, total, N = list(shares), sum(shares.values()), len(owners)
+    names, total, N = sorted(shares), sum(shares.values()), len(owners)
     exact = [N * shares[name] / total for name in names]
     visits = [int(each) for each in exact]
     by_rest = sorted(range(len(names)), key=lambda k: visits[k] - exact[k])
@@ -166,7 +166,7 @@ class Window:
 def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
     """The optimizer steps `start … stop-1`.
 
-    Epochs never share a step, so the last window of an epoch may be short; nothing is dropped.
+    Epochs never share a step, so the last window of an epoch may be short; no visit is dropped.
     Rows are cut into windows before windows are cut into batches: 1 × 8 and 8 × 1 see the same, and
     two processes with one batch each what one process with two batches sees.
     """

@@ -44,6 +44,14 @@ CASES: Mapping[str, tuple[int, dict[str, Any]]] = {
     "refresh": (5, {"combine": {"refresh": 4}}),
     "signals": (3, {"capabilities": runs.three_signals()}),
     "plain": (3, {"capabilities": {}}),
+    "mixed": (
+        3,
+        {
+            "capabilities": {},
+            "data": {"pack": False, "mixture": {"perception": 3, "reasoning": 2, "planning": 1}},
+            "train": {"group_by_length": True},
+        },
+    ),
     "checkpointed": (2, {"train": {"gradient_checkpointing": True}}),
     "adapters": (3, {"train": {"trainable": "lora", "lora": {"r": 2, "lora_alpha": 8}}}),
 }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from drivekd import recipe as recipes
 from drivekd.data.sample import CAPABILITIES
+from drivekd.recipe.data import HubData, listed
 
 TEACHERS: dict[str, Any] = {
     "perception": {"teacher": "a", "student_layers": "first", "signal": "text_to_vision"},
@@ -85,6 +86,15 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
     assert recipes.load(path).train.learning_rate == 1e-3
 
 
+def test_files_and_datasets_may_stand_side_by_side(tmp_path: Path) -> None:
+    data = {"train": ["a", {"path": "O/N", "name": "b"}], "eval": {"path": "O/N", "split": "val"}}
+    recipe = recipes.load(write(tmp_path, BASE | {"data": data}), ["data.eval.streaming=false"])
+    one, other = HubData(path="O/N", name="b"), HubData(path="O/N", split="val", streaming=False)
+    assert recipe.data.train == ("a", one) and recipe.data.eval == (other,)
+    assert listed(recipe.data.train) == "a, O/N (b, train)"
+    assert recipes.parse(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -112,6 +122,16 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
             "expected save_steps to be a multiple of eval_steps, got 5 and 2",
         ),
         ("train.learning_rate=.inf", "finite"),
+        ("train.dataloader_num_workers=-1", "greater than or equal to 0"),
+        ("train.group_by_length=4", "`train.group_by_length`"),
+        ("data.mixture={perception: 1}", "set pack: false, or leave mixture out"),
+        ("data={pack: false, mixture: {perception: 0}}", "`data.mixture.perception`: input should"),
+        ("data.train=[3]", "`data.train.0`: input should be a valid string, got 3"),
+        (
+            "data.train=[{path: a, spilt: b}]",
+            "unknown key `data.train.0.spilt`; did you mean `data",
+        ),
+        ("data.train={name: a}", "the key `data.train.0.path` is missing"),
         ("combine.combiner=apg", "did you mean 'agp'?"),
         ("combine.combiner=torchjd", "torchjd:NAME such as torchjd:MGDA"),
         ("combine.combiner='torchjd:'", "'torchjd:' is no combiner"),

@@ -104,10 +104,11 @@ def test_one_command_for_each_held_out_file() -> None:
     assert first.endswith("-1'")
     blind = {**recipe, "data": {**recipe["data"], "images": "grey"}}
     assert "--images grey --out" in card.evaluation_commands(blind, Path("o/final"))[0]
-    none = {**recipe, "data": {**recipe["data"], "eval": []}}
-    assert card.evaluation_commands(none, Path("o/final")) == [
-        "drivekd evaluate --model o/final --data QUESTIONS.jsonl --out o/evaluation-final"
-    ]
+    for held_out in ([], [{"path": "O/N", "split": "val"}]):  # the command scores files
+        none = {**recipe, "data": {**recipe["data"], "eval": held_out}}
+        assert card.evaluation_commands(none, Path("o/final")) == [
+            "drivekd evaluate --model o/final --data QUESTIONS.jsonl --out o/evaluation-final"
+        ]
 
 
 def test_a_run_leaves_a_card_and_a_summary(tmp_path: Path) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from drivekd.data.sample import Message, Sample
-from drivekd.distill.order import Order, group_rows, projection_order, select, stream, windows
+from drivekd.distill.order import (
+    Order,
+    Portion,
+    group_rows,
+    padding,
+    portions,
+    projection_order,
+    select,
+    stream,
+    windows,
+)
 
 
-def order(rows: int = 5, **changes: int | None) -> Order:
+def order(rows: int = 5, **changes: Any) -> Order:
     settings = {"seed": 3, "rows_per_batch": 2, "batches_per_step": 1, **changes}
     return Order(tuple((2 * i, 2 * i + 1) for i in range(rows)), **settings)
 
@@ -72,3 +86,123 @@ def test_projection_orders_are_permutations_of_every_kind() -> None:
     seen = {tuple(projection_order(0, (step, 0), 3)) for step in range(60)}
     assert len(seen) == 6
     assert np.array_equal(sorted(next(iter(seen))), range(3))
+
+
+# ------------------------------------------------------------------------------- the mixture
+
+OWNERS = ("p",) * 2 + ("r",) * 7 + ("p",) + ("l",) * 13  # 3 p, 7 r, 13 l
+SHARES = {"p": 0.5, "r": 0.3, "l": 0.2}
+
+
+def mixed(**changes: Any) -> Order:
+    rows = tuple((i,) for i in range(len(OWNERS)))
+    settings = {"rows_per_batch": 2, "batches_per_step": 2, **changes}
+    return Order(rows, 3, portions=portions(OWNERS, SHARES), **settings)
+
+
+def epochs(found: Order, count: int) -> list[list[int]]:
+    """The samples of each epoch, in order."""
+    shown: list[list[int]] = []
+    for window in windows(found, 0, count * found.steps_per_epoch):
+        if window.step % found.steps_per_epoch == 0:
+            shown.append([])
+        shown[-1] += [index for batch in window.batches for index in batch]
+    return shown
+
+
+def test_portions_are_the_nearest_whole_numbers() -> None:
+    assert {p.name: p.visits for p in portions(OWNERS, SHARES)} == {"p": 11, "r": 7, "l": 5}
+    equal = portions("aab", {"b": 7, "a": 7})  # whatever their order: a resumed recipe's may differ
+    assert equal == (Portion("a", (0, 1), 2), Portion("b", (2,), 1))
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        (
+            {"a": 1, "b": 1, "c": 1},
+            "data.mixture.c: 1 of 3: no training sample has it; there are a",
+        ),
+        ({"a": 1e9, "b": 1}, r"data.mixture.b: 1 of 1e\+09: is less than one of 3 rows"),
+    ],
+)
+def test_shares_that_nothing_can_fill_are_refused(shares: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        portions("aab", shares)
+
+
+def test_every_epoch_has_the_shares_and_no_row_comes_again_before_all_others() -> None:
+    shown = epochs(mixed(), 7)
+    for epoch in shown:
+        assert Counter(OWNERS[i] for i in epoch) == {"p": 11, "r": 7, "l": 5}
+    for name in SHARES:
+        own = [i for epoch in shown for i in epoch if OWNERS[i] == name]
+        size = OWNERS.count(name)
+        whole = [own[k : k + size] for k in range(0, len(own) - size + 1, size)]
+        assert all(len(set(turn)) == size for turn in whole)
+    assert shown[0] != shown[1]
+
+
+def test_any_step_of_a_mixture_can_be_the_first_and_processes_do_not_move_it() -> None:
+    whole = list(windows(mixed(), 0, 30))
+    assert list(windows(mixed(), 17, 30)) == whole[17:]
+    two = windows(mixed(batches_per_step=1, processes=2), 0, 30)
+    assert [w.batches for w in two] == [w.batches for w in whole]
+    single = windows(mixed(rows_per_batch=1, batches_per_step=4), 0, 30)
+    flat = [[i for batch in w.batches for i in batch] for w in whole]
+    assert [[i for batch in w.batches for i in batch] for w in single] == flat
+
+
+def test_a_portion_that_grows_moves_no_draw_of_the_others() -> None:
+    """Each capability has a stream of its own."""
+    shares = {"p": 0.4, "r": 0.3, "l": 0.3}
+    other = replace(mixed(), portions=portions(OWNERS, shares))
+    firsts = [[i for i in epochs(found, 1)[0] if OWNERS[i] == "r"] for found in (mixed(), other)]
+    assert firsts[0] == firsts[1]
+
+
+# ------------------------------------------------------------------------------------- lengths
+
+
+def lengthy(count: int = 211, **changes: Any) -> Order:
+    """Rows of one sample each, of 10 to 99 tokens."""
+    sizes = tuple((0, int(n)) for n in np.random.default_rng(5).integers(10, 100, count))
+    settings = {"rows_per_batch": 3, "batches_per_step": 1, "sizes": sizes, "by_length": True}
+    return Order(tuple((i,) for i in range(count)), 3, **{**settings, **changes})
+
+
+def test_rows_of_like_length_meet_and_each_is_seen_once() -> None:
+    found, other = lengthy(), lengthy(by_length=False)
+    shown = epochs(found, 2)
+    assert [sorted(epoch) for epoch in shown] == [list(range(211))] * 2
+    assert shown[0] != shown[1]
+    assert 0 < padding(found) < padding(other) / 4
+
+
+def test_the_longest_comes_first_and_lengths_do_not_fall_from_step_to_step() -> None:
+    found = lengthy()
+    firsts = [max(found.sizes[i][1] for i in w.batches[0]) for w in windows(found, 0, 70)]
+    assert firsts[0] == max(n for _, n in found.sizes)
+    falls = sum(one > other for one, other in pairwise(firsts))
+    assert 20 < falls < 48
+
+
+def test_any_step_by_length_can_be_the_first_and_processes_do_not_move_it() -> None:
+    whole = list(windows(lengthy(batches_per_step=2), 0, 80))
+    assert list(windows(lengthy(batches_per_step=2), 41, 80)) == whole[41:]
+    two = windows(lengthy(processes=2), 0, 80)
+    assert [w.batches for w in two] == [w.batches for w in whole]
+    assert len(whole[35].batches) == 1  # 211 rows: the short window is the epoch's last
+
+
+def test_padding_counts_what_batches_leave_empty() -> None:
+    rows, sizes = ((0, 1), (2,), (3,)), ((4, 1), (4, 2), (0, 5), (0, 6))
+    assert padding(Order(rows, 0, 3, 1, sizes=sizes)) == pytest.approx(1 - (7 + 5 + 6) / 21)
+    assert padding(Order(rows, 0, 1, 3, sizes=sizes)) == 0
+
+
+def test_a_mixture_is_grouped_by_length_too() -> None:
+    sizes = tuple((0, 10 + 7 * (i % 5)) for i in range(len(OWNERS)))
+    found = replace(mixed(), sizes=sizes, by_length=True)
+    assert Counter(epochs(found, 1)[0]) == Counter(epochs(mixed(), 1)[0])
+    assert padding(found) < padding(replace(found, by_length=False))

@@ -105,6 +105,11 @@ def test_two_weights_are_not_tied_whatever_the_file_says(
     assert found.members[0].parameters == sum(p.numel() for p in student.parameters())
 
 
+def test_a_dataset_is_not_streamed_for_a_look(folder: Path) -> None:
+    found = preview(recipe(folder, data={"train": {"path": "ORG/NAME"}}))
+    assert (found.steps, found.missing) == (None, ("ORG/NAME (train)",))
+
+
 def test_missing_data_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = preview(recipe(folder, data={"train": ["nowhere.json"]}))
     assert (found.steps, found.missing) == (None, ("nowhere.json",))

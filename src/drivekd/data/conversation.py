@@ -126,22 +126,23 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
     )
 
 
-def _image_texts(row: Row) -> list[str]:
+def _image_texts(row: Row) -> list[str | Path]:
+    """Paths as the row has them; a `Path` is a file that the reader's caller has made (hub.py)."""
     value = row.value.get("images", row.value.get("image"))
     texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, (str, Path)) for text in texts):
         raise RowError(f"{row.where}: `images` must be a list of paths, got {shown(value)}")
     refuse_too_many(len(texts), row.where)
     return texts
 
 
-def _images(row: Row, texts: list[str]) -> dict[str, Path]:
+def _images(row: Row, texts: list[str | Path]) -> dict[str, Path]:
     """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
     cameras = row.value.get("cameras")
     if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
         raise RowError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
-    names = [str(c) for c in cameras] if cameras else [camera_of(text) for text in texts]
+    names = [str(c) for c in cameras] if cameras else [camera_of(str(text)) for text in texts]
     if None in names or len(set(names)) < len(names):
         names = [f"image_{number}" for number in range(len(texts))]
-    files = (resolve(text, row.folder, row.where) for text in texts)
+    files = (t if isinstance(t, Path) else resolve(t, row.folder, row.where) for t in texts)
     return {str(name): file for name, file in zip(names, files, strict=True)}

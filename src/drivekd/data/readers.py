@@ -131,6 +131,27 @@ def open_data(
         raise ValueError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
     folder = Path(root) if root is not None else path.parent
     format, placed = _placed(path, format)
+    return _opened(path, format, folder, placed, labels)
+
+
+def open_rows(name: str, placed: Iterator[Placed], folder: Path) -> Opened:
+    """The same of rows that stand in no file of ours.
+
+    Args:
+        name: of what holds them.
+        placed: each with the words that an error about it starts with.
+        folder: that relative image paths start from.
+
+    Raises:
+        ValueError: the first rows have no known format.
+    """
+    format, placed = _detected(placed)
+    return _opened(Path(name), format, folder, placed, labels=True)
+
+
+def _opened(
+    path: Path, format: str, folder: Path, placed: Iterator[Placed], labels: bool
+) -> Opened:
     entry = partial(_entry, read=_READERS[format], folder=folder, labels=labels)
     return Opened(path, format, folder, (entry(where, value) for where, value in placed))
 

@@ -280,6 +280,7 @@ FREE = (
     "data.max_length",
     "data.max_images",
     "capabilities.*.teacher",
+    "train.dataloader_num_workers",
     "train.fsdp",
     "train.gradient_accumulation_steps",
     "train.logging_steps",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from drivekd.data import hub
 from drivekd.data.progress import track
 from drivekd.data.readers import exclude_frames, read
 from drivekd.data.sample import Sample
-from drivekd.distill.order import Row, group_rows, select
+from drivekd.distill.order import Order, Row, group_rows, portions, select
 from drivekd.distill.teacher import Term
 from drivekd.models.batch import IGNORE, Encoded, encode, split
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
+from drivekd.recipe.data import HubData, listed
 
 #: Samples named in an error before it says "and so many more".
 NAMED = 5
+
+#: Folder of a run for the pictures that a Hugging Face dataset holds itself.
+PICTURES = "pictures"
 
 
 def training_samples(recipe: Recipe) -> list[Sample]:
@@ -28,13 +33,13 @@ def training_samples(recipe: Recipe) -> list[Sample]:
     data = recipe.data
     if not data.train:
         raise ValueError(f"recipe {recipe.name}: data.train names no file; expected at least one")
-    samples = list(exclude_frames(_read_all(data.train, data.root), data.exclude_frames))
+    samples = list(exclude_frames(_read_all(recipe, data.train), data.exclude_frames))
     drawn = select(
         samples, seed=recipe.seed, max_scenes=data.max_scenes, max_samples=data.max_samples
     )
     if not drawn:
         raise ValueError(
-            f"recipe {recipe.name}: no training sample is left of {', '.join(data.train)} after "
+            f"recipe {recipe.name}: no training sample is left of {listed(data.train)} after "
             f"excluding {len(data.exclude_frames)} frames; check data.exclude_frames"
         )
     return drawn
@@ -46,7 +51,7 @@ def evaluation_samples(recipe: Recipe, trained: Iterable[Sample]) -> list[Sample
     Raises:
         ValueError: some show a frame, or all the pictures, of a training sample.
     """
-    found = list(_read_all(recipe.data.eval, recipe.data.root))
+    found = list(_read_all(recipe, recipe.data.eval))
     seen = {each for sample in trained for each in _shown(sample)}
     _refuse(
         [sample for sample in found if not seen.isdisjoint(_shown(sample))],
@@ -63,9 +68,15 @@ def _shown(sample: Sample) -> list[str]:
     return frames + ["|".join(map(str, sample.images.values()))] * bool(sample.images)
 
 
-def _read_all(paths: Iterable[str], root: str | None) -> Iterable[Sample]:
-    for path in paths:
-        yield from read(Path(path), root=root)
+def _read_all(recipe: Recipe, sources: Iterable[str | HubData]) -> Iterator[Sample]:
+    root = recipe.data.root
+    for source in sources:
+        if isinstance(source, str):
+            yield from read(Path(source), root=root)
+            continue
+        pictures = Path(recipe.output_dir) / PICTURES
+        found = hub.read(**source.model_dump(), title=source.title, root=root, pictures=pictures)
+        yield from track(found, label=f"reading {source.title}")
 
 
 def encode_all(vlm: Vlm, samples: Sequence[Sample]) -> list[Encoded]:
@@ -149,13 +160,54 @@ def rows_of(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[Row, ...]:
     return rows(encoded, pack=data.pack, **limits)
 
 
+def sizes(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[tuple[int, int], ...]:
+    """Of each sample: tokens that its row has once for all of them, and tokens of its own."""
+    shared = [each.prefix if recipe.data.pack else 0 for each in encoded]
+    return tuple((n, len(each.input_ids) - n) for n, each in zip(shared, encoded, strict=True))
+
+
 def extent(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[int, int]:
     """Rows of a batch of these samples, and tokens of the longest row."""
-    laid, pack = rows_of(recipe, encoded), recipe.data.pack
-    own = [len(each.input_ids) - (each.prefix if pack else 0) for each in encoded]
-    shared = [encoded[row[0]].prefix if pack else 0 for row in laid]
-    lengths = [start + sum(own[i] for i in row) for start, row in zip(shared, laid, strict=True)]
-    return len(laid), max(lengths)
+    laid, of = rows_of(recipe, encoded), sizes(recipe, encoded)
+    return len(laid), max(of[row[0]][0] + sum(of[i][1] for i in row) for row in laid)
+
+
+def order_of(
+    recipe: Recipe,
+    rows: tuple[Row, ...],
+    processes: int,
+    samples: Sequence[Sample],
+    sizes: tuple[tuple[int, int], ...] = (),
+) -> Order:
+    """The order in which a recipe sees these rows.
+
+    Args:
+        recipe: of the run.
+        rows: of these samples.
+        processes: that train together.
+        samples: of the run.
+        sizes: of each, as `Order` has them.
+
+    Raises:
+        ValueError: the mixture does not fit the samples.
+    """
+    shares = recipe.data.mixture
+    _refuse(
+        [sample for sample in samples if shares and sample.capability not in shares],
+        lambda sample: f"{sample.id} ({sample.capability})",
+        "have a capability without a share in data.mixture; give it one, or leave them out",
+    )
+    return Order(
+        rows,
+        recipe.seed,
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.data.questions_per_row,
+        processes,
+        portions([samples[row[0]].capability for row in rows], shares) if shares else (),
+        sizes,
+        recipe.train.group_by_length,
+    )
 
 
 def check(recipe: Recipe, terms: Sequence[Term], encoded: Sequence[Encoded]) -> None:

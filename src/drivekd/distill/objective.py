@@ -38,6 +38,7 @@ from drivekd.models.batch import (
     collate,
     forward,
 )
+from drivekd.recipe.data import listed
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def held_out_loss(plan: Plan) -> float:
     mean = float(total) / len(plan.held_out)
     if not math.isfinite(mean):
         raise RuntimeError(
-            f"the loss on data.eval ({', '.join(plan.recipe.data.eval)}) is {mean}, not a finite "
+            f"the loss on data.eval ({listed(plan.recipe.data.eval)}) is {mean}, not a finite "
             "number; lower train.learning_rate or look at these samples"
         )
     return mean

@@ -8,7 +8,7 @@ what the uninterrupted one would have drawn, and switching one thing never moves
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from drivekd.data.sample import Sample
 
 Row = tuple[int, ...]
 """Indices of the samples that share one row of a batch."""
+
+POOL = 50
+"""Windows among which rows of like length are brought together, at most a quarter of an epoch's."""
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
@@ -60,6 +63,53 @@ def group_rows(keys: Sequence[Hashable]) -> tuple[Row, ...]:
 
 
 @dataclass(frozen=True)
+class Portion:
+    """The rows of one capability, and how much of an epoch goes to them.
+
+    Attributes:
+        name: of the capability.
+        rows: their numbers.
+        visits: of an epoch.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    visits: int
+
+
+def portions(owners: Sequence[str | None], shares: Mapping[str, float]) -> tuple[Portion, ...]:
+    """Divide an epoch, which has as many visits as there are rows, by shares.
+
+    [ours] Of N visits capability c gets N·s_c / Σ s, cut down; what is left of N goes, one each, to
+    the largest remainders, of equal ones to the first by name.
+
+    Args:
+        owners: capability of each row.
+        shares: of each of these capabilities, in any scale.
+
+    Raises:
+        ValueError: a share has no row, or is less than one visit.
+    """
+    names, total, N = sorted(shares), sum(shares.values()), len(owners)
+    exact = [N * shares[name] / total for name in names]
+    visits = [int(each) for each in exact]
+    by_rest = sorted(range(len(names)), key=lambda k: visits[k] - exact[k])
+    for k in by_rest[: N - sum(visits)]:
+        visits[k] += 1
+    found = []
+    for name, count in zip(names, visits, strict=True):
+        rows = tuple(place for place, owner in enumerate(owners) if owner == name)
+        if not rows or not count:
+            fault = f"is less than one of {N} rows" if rows else "no training sample has it"
+            raise ValueError(
+                f"data.mixture.{name}: {shares[name]:g} of {total:g}: {fault}; there are "
+                f"{', '.join(sorted(set(map(str, owners))))}. Change the share, or leave it out"
+            )
+        found.append(Portion(name, rows, count))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of a whole run.
 
@@ -70,6 +120,9 @@ class Order:
         batches_per_step: forward passes of each process between two optimizer steps.
         questions_per_row: at most so many samples of a row per visit, drawn anew each time.
         processes: that train together, see parallel.py.
+        portions: of an epoch, by capability; none: every row is visited once.
+        sizes: of each sample, tokens that it shares with its row and tokens of its own.
+        by_length: rows of like length meet in a window.
     """
 
     rows: tuple[Row, ...]
@@ -78,6 +131,9 @@ class Order:
     batches_per_step: int
     questions_per_row: int | None = None
     processes: int = 1
+    portions: tuple[Portion, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    by_length: bool = False
 
     @property
     def rows_per_step(self) -> int:
@@ -110,7 +166,7 @@ class Window:
 def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
     """The optimizer steps `start … stop-1`.
 
-    Epochs never share a step, so the last window of an epoch may be short; nothing is dropped.
+    Epochs never share a step, so the last window of an epoch may be short; no visit is dropped.
     Rows are cut into windows before windows are cut into batches: 1 × 8 and 8 × 1 see the same, and
     two processes with one batch each what one process with two batches sees.
     """
@@ -122,8 +178,7 @@ def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
             visits = _visits(order, epoch)
         place = step - epoch * order.steps_per_epoch
         window = visits[place * per_window : (place + 1) * per_window]
-        cuts = range(0, len(window), order.rows_per_batch)
-        batches = (window[cut : cut + order.rows_per_batch] for cut in cuts)
+        batches = _cut(window, order.rows_per_batch)
         yield Window(
             step,
             epoch + (place + 1) / order.steps_per_epoch,
@@ -131,10 +186,74 @@ def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
         )
 
 
+def _cut(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def _visits(order: Order, epoch: int) -> list[Row]:
-    """Every row once, shuffled, each with the questions of this visit."""
-    places = stream(order.seed, "data", epoch).permutation(len(order.rows))
-    return [_questions(order, epoch, int(place)) for place in places]
+    """Every row once, or as often as its portion has visits; each with the questions of this one.
+
+    Shuffled, and then by length where asked for.
+    """
+    if order.portions:
+        places = _mixed(order, epoch)
+    else:
+        places = stream(order.seed, "data", epoch).permutation(len(order.rows)).tolist()
+    visits = [_questions(order, epoch, place) for place in places]
+    return _alike(order, epoch, visits) if order.by_length else visits
+
+
+def _mixed(order: Order, epoch: int) -> list[int]:
+    """The rows that an epoch visits: whose turn it is, and which of theirs comes next."""
+    drawn = [_drawn(order, portion, epoch) for portion in order.portions]
+    turns = np.repeat(np.arange(len(drawn)), [portion.visits for portion in order.portions])
+    return [next(drawn[k]) for k in stream(order.seed, "mixture", epoch).permutation(turns)]
+
+
+def _drawn(order: Order, portion: Portion, epoch: int) -> Iterator[int]:
+    """Rows of a portion: all of them in random order, then again; epochs go on where one ended."""
+    shuffled: list[int] = []
+    for visit in range(epoch * portion.visits, (epoch + 1) * portion.visits):
+        turn, place = divmod(visit, len(portion.rows))
+        if place == 0 or not shuffled:
+            draw = stream(order.seed, f"mixture of {portion.name}", turn)
+            shuffled = draw.permutation(portion.rows).tolist()
+        yield shuffled[place]
+
+
+def _alike(order: Order, epoch: int, visits: list[Row]) -> list[Row]:
+    """The same visits with rows of like length in one window.
+
+    [ours] As transformers' sampler does: shuffled rows are sorted by length within pools, and the
+    longest comes first, so that memory runs out at once or never. Besides, the windows are
+    shuffled: the lengths of a pool would fall from step to step, and the kinds of questions with
+    them. A short window stays the last.
+    """
+    size = order.rows_per_step
+    pools = _cut(visits, size * max(1, min(POOL, len(visits) // (4 * size))))
+    sorted_ = [row for pool in pools for row in sorted(pool, key=lambda row: -_length(order, row))]
+    windows = _cut(sorted_, size)
+    short = [windows.pop()] if len(windows[-1]) < size else []
+    places = stream(order.seed, "lengths", epoch).permutation(len(windows)).tolist()
+    longest = max(places, key=lambda place: _length(order, windows[place][0]), default=None)
+    places.sort(key=lambda place: place != longest)
+    return [row for window in (*(windows[k] for k in places), *short) for row in window]
+
+
+def _length(order: Order, row: Row) -> int:
+    """Tokens of a row: the shared ones once."""
+    return order.sizes[row[0]][0] + sum(order.sizes[index][1] for index in row)
+
+
+def padding(order: Order) -> float:
+    """The share of positions of the first epoch's batches that are padding."""
+    used = positions = 0
+    for window in _cut(_visits(order, 0), order.rows_per_step):
+        for batch in _cut(window, order.rows_per_batch):
+            lengths = [_length(order, row) for row in batch]
+            used += sum(lengths)
+            positions += len(lengths) * max(lengths)
+    return 1 - used / positions
 
 
 def _questions(order: Order, epoch: int, place: int) -> Row:

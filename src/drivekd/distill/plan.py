@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from drivekd.data.progress import track
+from drivekd.data.progress import tell, track
 from drivekd.data.sample import picture_identities
 from drivekd.distill import (
     agreement,
@@ -24,7 +24,7 @@ from drivekd.distill import (
     teacher,
 )
 from drivekd.distill.bridges import Bridges
-from drivekd.distill.order import Order, Row, windows
+from drivekd.distill.order import Order, padding, windows
 from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.sharding import Shards
 from drivekd.distill.storing import Stored
@@ -33,6 +33,7 @@ from drivekd.distill.trained import load_student, trained
 from drivekd.distill.trainer_state import digest
 from drivekd.models import offload
 from drivekd.models import vlm as vlms
+from drivekd.models.ahead import ahead, unseen
 from drivekd.models.batch import Encoded
 from drivekd.models.features import FeatureCache
 from drivekd.recipe import Capability, Recipe, to_yaml
@@ -142,9 +143,10 @@ def build(
     names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
-    order = order_of(recipe, corpus.rows_of(recipe, encoded), ranks.size)
+    laid, sizes = corpus.rows_of(recipe, encoded), corpus.sizes(recipe, encoded)
+    order = corpus.order_of(recipe, laid, ranks.size, samples, sizes)
     total_steps = steps_of(recipe, order)
-    again = total_steps > order.steps_per_epoch
+    again = total_steps > order.steps_per_epoch or bool(order.portions)
     return Plan(
         recipe=recipe,
         student=student,
@@ -330,8 +332,13 @@ def fill_caches(plan: Plan) -> None:
         if cache is None or cache.latest or id(cache) in done:
             continue
         done.add(id(cache))  # models that see alike have one cache
-        with offload.visiting(each.vlm.model, each.device):
-            for files in track(images, label=f"visual features of {each.vlm.source}"):
+        workers = plan.recipe.train.dataloader_num_workers if cache.image_mode == "real" else 0
+        label, news = f"visual features of {each.vlm.source}", unseen(each.vlm)
+        with (
+            offload.visiting(each.vlm.model, each.device),
+            ahead(images, news, workers) as coming,
+        ):
+            for files in track(coming, total=len(images), label=label):
                 cache.features(each.vlm, files)
 
 
@@ -350,18 +357,6 @@ def _seeing_alike(plan: Plan) -> list[list[str]]:
     return list(groups.values())
 
 
-def order_of(recipe: Recipe, rows: tuple[Row, ...], processes: int) -> Order:
-    """The order in which a recipe sees these rows."""
-    return Order(
-        rows,
-        recipe.seed,
-        recipe.train.per_device_train_batch_size,
-        recipe.train.gradient_accumulation_steps,
-        recipe.data.questions_per_row,
-        processes,
-    )
-
-
 def steps_of(recipe: Recipe, order: Order) -> int:
     """Optimizer steps of the whole run."""
     if recipe.train.max_steps >= 0:
@@ -372,6 +367,13 @@ def steps_of(recipe: Recipe, order: Order) -> int:
 def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
     """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
     trained = [p.numel() for p in plan.student.model.parameters() if p.requires_grad]
+    padded = padding(plan.order)
+    if plan.order.by_length:
+        mixed = padding(replace(plan.order, by_length=False))
+        tell(
+            f"batches of rows of like length: {100 * padded:.1f} % of their positions are padding, "
+            f"{100 * mixed:.1f} % without train.group_by_length"
+        )
     about = {
         "student": plan.student.source,
         "teachers": teachers,
@@ -383,6 +385,7 @@ def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path
         "rows_per_step": plan.order.rows_per_step,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "total_steps": plan.total_steps,
+        "padding": padded,
         "see_alike": _seeing_alike(plan),
         "layers": {term.capability: dict(term.matches) for term in plan.terms},
     }

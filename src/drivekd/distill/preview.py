@@ -23,6 +23,7 @@ from drivekd.models import published
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import split
 from drivekd.recipe import Capability, Recipe
+from drivekd.recipe.data import listed
 
 TEXT_TOKENS = 200
 """Question, answer and template of one sample, where no data says how long they are [ours]."""
@@ -81,8 +82,8 @@ class Preview:
         members: student, then the distinct teachers.
         capabilities: as the recipe gives them.
         terms: layers of student and teachers, matched.
-        steps: None where a data file is missing.
-        missing: the data files that are not there.
+        steps: None where data is missing.
+        missing: the data files that are not there, and the datasets, which are not streamed here.
         six_cameras: the length of a sample with six pictures.
         longest: the longest row of the data; that of six cameras where the data is missing.
         parts: of the memory that a step takes.
@@ -185,7 +186,8 @@ def _visual_tokens(student: vlms.Vlm, limit: int) -> int:
 def _data(
     recipe: Recipe, visual: int, six: memory.Row
 ) -> tuple[Steps | None, memory.Row, tuple[str, ...]]:
-    missing = tuple(path for path in recipe.data.train if not Path(path).exists())
+    sources = recipe.data.train
+    missing = tuple(listed([s]) for s in sources if not isinstance(s, str) or not Path(s).exists())
     if missing:
         return None, six, missing
     samples = corpus.training_samples(recipe)
@@ -195,7 +197,7 @@ def _data(
     limit, at_once = recipe.data.max_row_tokens, recipe.data.questions_per_row
     if packed and limit is not None:
         rows = tuple(part for row in rows for part in _cut(row, samples, visual, limit, at_once))
-    order = plan.order_of(recipe, rows, ALONE.size)
+    order = corpus.order_of(recipe, rows, ALONE.size, samples)
     steps = Steps(len(samples), len(rows), order.steps_per_epoch, plan.steps_of(recipe, order))
     lengths = (_length([samples[i] for i in row], visual, at_once) for row in rows)
     return steps, max(lengths, key=lambda row: row.tokens), ()

@@ -30,6 +30,7 @@ from drivekd.distill import (
     out_of_memory,
     parallel,
     projection,
+    reading,
     sharding,
     teacher,
     update,
@@ -248,8 +249,8 @@ def _loop(run: Run, state: State, folder: Path) -> None:
     try:
         state = replace(state, log_history=journal.history)
         shown = partial(log.status, journal.history)
-        with interrupt.requests() as request:
-            for window in track(remaining, total=left, label=label, status=shown):
+        with interrupt.requests() as request, reading.steps(plan, remaining) as coming:
+            for window in track(coming, total=left, label=label, status=shown):
                 started = time.monotonic()
                 step(run, window)
                 state = _advanced(run, state, window, time.monotonic() - started)

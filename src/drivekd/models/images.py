@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +22,12 @@ from drivekd.models.vlm import Vlm
 #: Zeroed features are no control: a norm layer blows them up to nonsense.
 ImageMode = Literal["real", "grey", "other"]
 IMAGE_MODES: tuple[ImageMode, ...] = ("real", "grey", "other")
+
+#: What an image processor makes of a picture: `pixel_values`, and `image_grid_thw` or not.
+Processed = dict[str, Tensor]
+
+#: Pictures that were asked for ahead of time, by `identity`; ahead.py fills it.
+AHEAD: ContextVar[Mapping[Hashable, Future[Processed]]] = ContextVar("AHEAD", default={})  # noqa: B039
 
 _GREY = (128, 128, 128)
 _EXIF_ORIENTATION = 0x0112
@@ -57,12 +67,12 @@ def pixels(
     paths: Sequence[Path],
     image_mode: ImageMode = "real",
     other: Mapping[Path, Path] | None = None,
-) -> dict[str, Tensor]:
+) -> Processed:
     """Processor output for files: `pixel_values`, and `image_grid_thw` where the family has it.
 
     Args:
         vlm: whose image processor is used.
-        paths: the files, in order.
+        paths: the files, in order; at least one.
         image_mode: see `ImageMode`.
         other: for `other`: each file to the file whose picture takes its place; it is stretched
             to the original's size where the number of visual tokens depends on it.
@@ -70,10 +80,33 @@ def pixels(
     Raises:
         ValueError: for an unreadable file, an unknown mode, or a file without a stand-in.
     """
-    pictures = [_picture(vlm, path, image_mode, other) for path in paths]
-    output = vlm.image_processor(images=pictures, return_tensors="pt")
-    names = ("pixel_values", "image_grid_thw")
-    return {name: output[name].to(vlm.device) for name in names if name in output}
+    ahead = AHEAD.get() if image_mode == "real" else {}
+    made = []
+    for path in paths:
+        future = ahead.get(identity(vlm, path)) if ahead else None
+        made.append(future.result() if future else processed(vlm, path, image_mode, other))
+    return {name: torch.cat([each[name] for each in made]).to(vlm.device) for name in made[0]}
+
+
+def identity(vlm: Vlm, path: Path) -> Hashable:
+    """A picture in the eyes of all models whose image processors do the same to it."""
+    return json.dumps(vlm.image_processor.to_dict(), sort_keys=True, default=str), path
+
+
+def processed(
+    vlm: Vlm,
+    path: Path,
+    image_mode: ImageMode = "real",
+    other: Mapping[Path, Path] | None = None,
+) -> Processed:
+    """One picture of `pixels`, on the host: the same numbers alone as with others.
+
+    Raises:
+        ValueError: as `pixels`.
+    """
+    picture = _picture(vlm, path, image_mode, other)
+    output = vlm.image_processor(images=[picture], return_tensors="pt")
+    return {name: output[name] for name in ("pixel_values", "image_grid_thw") if name in output}
 
 
 def _picture(

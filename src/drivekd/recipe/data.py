@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from drivekd.recipe.part import Count, Part
+from drivekd.recipe.part import Count, Part, Positive
+
+
+class HubData(Part):
+    """A Hugging Face dataset, read by the package `datasets`; names as in its `load_dataset`.
+
+    Attributes:
+        path: ORG/NAME on the hub, or a local folder or file of parquet, arrow or JSON.
+        name: its configuration, where it has several.
+        split: the part of it.
+        streaming: read it as it comes; false: download it into the cache of `datasets` first,
+            where the next run finds it.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    streaming: bool = True
+
+    @property
+    def title(self) -> str:
+        """As messages call it."""
+        return f"{self.path} ({', '.join(filter(None, (self.name, self.split)))})"
+
+
+def _kind(value: Any) -> str:
+    return "<dataset>" if isinstance(value, dict | HubData) else "<file>"
+
+
+Source = Annotated[
+    Annotated[str, Tag("<file>")] | Annotated[HubData, Tag("<dataset>")], Discriminator(_kind)
+]
+"""A file, or a dataset; the tags keep errors to the one that was meant."""
+
+
+def listed(sources: Iterable[str | HubData]) -> str:
+    """Sources as a message names them."""
+    return ", ".join(each if isinstance(each, str) else each.title for each in sources)
 
 
 class Data(Part):
     """Where the samples come from and how they are put into batches.
 
     Attributes:
-        train: files of training samples, any format that `drivekd.data.readers.read` knows.
-        eval: files whose loss is logged, never trained on.
+        train: files of training samples, any format that `drivekd.data.readers.read` knows, or
+            `HubData` whose rows have such a format.
+        eval: the same of samples whose loss is logged, never trained on.
+        mixture: shares of capabilities among the questions that are trained on, in any scale, a
+            share for each capability that has samples. An epoch still visits as many questions as
+            there are; a capability with fewer than its share starts over, one with more goes on in
+            the next epoch. Where absent, every question is visited once an epoch [ours].
         images: the real pictures, or mid-grey ones of the same size (the blind control).
         pack: questions with the identical prefix share one row [ours].
         questions_per_row: at most so many questions of a packed row per visit, drawn anew each
@@ -35,8 +78,9 @@ class Data(Part):
         exclude_frames: frame tokens never trained on, such as those of the test set.
     """
 
-    train: tuple[str, ...] = ()
-    eval: tuple[str, ...] = ()
+    train: tuple[Source, ...] = ()
+    eval: tuple[Source, ...] = ()
+    mixture: dict[str, Positive] = Field(default_factory=dict)
     images: Literal["real", "grey"] = "real"
     pack: bool = True
     questions_per_row: Count | None = None
@@ -53,4 +97,14 @@ class Data(Part):
     @field_validator("train", "eval", "exclude_frames", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | dict) else value
+
+    @model_validator(mode="after")
+    def _mixture_of_questions(self) -> Data:
+        if self.mixture and self.pack:
+            raise ValueError(
+                "mixture draws single questions, but pack puts all questions about the same "
+                "pictures into one row, of whatever capability; set pack: false, or leave mixture "
+                "out"
+            )
+        return self

@@ -16,7 +16,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fault(fault: dict[str, Any], model: type[BaseModel]) -> str:
-    location = [str(key) for key in fault["loc"]]
+    # Tags such as <file> stand for kinds of a value, not for keys.
+    location = [str(key) for key in fault["loc"] if not str(key).startswith("<")]
     # A value that may be one of several types is reported once per type, the type's name last.
     if len(location) > 1 and location[-1] in ("int", "str", "function-after[_layer_spec()"):
         location.pop()

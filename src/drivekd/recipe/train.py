@@ -62,6 +62,10 @@ class Train(Part):
         per_device_train_batch_size: samples, or rows when packed, of one forward pass.
         gradient_accumulation_steps: forward passes of each process in an optimizer step, which so
             sees per_device_train_batch_size × gradient_accumulation_steps × processes rows.
+        group_by_length: rows of like length share a step and so its batches, which then have less
+            padding; each row is seen as often as without, and packed rows count as a whole.
+        dataloader_num_workers: threads that read and process pictures of the coming steps while
+            one runs; 0: each picture when it is needed. The results are the same bits.
         max_steps: optimizer steps; -1 = as many as the epochs give.
         eval_strategy: when the loss on `data.eval` (eval/loss/ce) is taken: every `eval_steps`
             optimizer steps, at the end of each epoch, or never; and after the last step, unless
@@ -98,6 +102,8 @@ class Train(Part):
     max_grad_norm: Positive | None = 1.0
     per_device_train_batch_size: Count = 4
     gradient_accumulation_steps: Count = 1
+    group_by_length: bool = False
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     num_train_epochs: Positive = 1.0
     max_steps: Annotated[int, Field(ge=-1), AfterValidator(_some_steps)] = -1
     eval_strategy: Literal["no", "steps", "epoch"] = "steps"

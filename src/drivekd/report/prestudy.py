@@ -78,7 +78,7 @@ def _title(content: Content) -> str:
     data, paper = content["data"], published()
     return (
         f"{content['teacher']['source']}, {content['layers']} layers; {data['samples']} questions "
-        f"of {data['scenes']} scenes. Solid: measured, 95 % bands. Dashed: {paper['model']} as "
+        f"of {data['scenes']} scenes\nsolid: measured, 95 % bands; dashed: {paper['model']} as "
         "published (arXiv 2601.21288)"
     )
 

@@ -119,11 +119,11 @@ def unit(vectors: Float[ndarray, "*any d"]) -> Float[ndarray, "*any d"]:
 def bins(
     margins: Float[ndarray, " T"],
 ) -> tuple[Float[ndarray, " bins"], Float[ndarray, " bins"]]:
-    """Sum and count of an answer's margins in ten bins of position.
+    """Sum and count of the margins of an answer, one token or more, in ten bins of position.
 
     Token j of T falls into bin ⌊10(j−1)/T⌋: an answer of one token lies in the first bin
     altogether, one of five tokens in every second. [ours: METHOD panel d]
     """
-    place = BINS * np.arange(len(margins)) // max(1, len(margins))
+    place = BINS * np.arange(len(margins)) // len(margins)
     counts = np.bincount(place, minlength=BINS).astype(np.float64)
     return np.bincount(place, weights=margins, minlength=BINS), counts

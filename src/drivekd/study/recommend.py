@@ -29,9 +29,13 @@ HIGH = 0.9
 CLEAR = 0.03
 """So far a layer must stand out, or a peak above the valleys on both sides."""
 
+NEAR = 0.15
+"""… and so far below the highest layer it may lie: a peak in the noise at the bottom says nothing."""
+
 SURE = 0.8
 """In so many of the bootstrap draws the rules must choose the same layers."""
 
+Signal = Literal["text_to_vision", "full", "hidden"]
 Shape = Literal["even", "peak", "highest"]
 
 
@@ -68,7 +72,7 @@ class Advice:
     """
 
     capability: str
-    signal: Literal["text_to_vision", "full", "hidden"]
+    signal: Signal
     layers: tuple[int, ...]
     measured: Found | None
     sure: float
@@ -84,9 +88,10 @@ def find(
 
     1. even: over the layers up to the penultimate one that take part, at least half of them,
        highest − lowest ≤ ALIKE and lowest ≥ HIGH. [paper: reasoning, high everywhere]
-    2. peak: neither the first nor the last layer, at least as high as both neighbours, and at
-       least CLEAR above the higher one of two valleys: the lowest point on each side before the
-       curve is higher again. The most prominent one. [paper: planning's, near the penultimate]
+    2. peak: neither the first nor the last layer, at least as high as both neighbours, no more than
+       NEAR below the highest layer, and at least CLEAR above the higher one of two valleys: the
+       lowest point on each side before the curve is higher again. The most prominent one. [paper:
+       planning's, near the penultimate]
     3. highest: the layer with the highest consistency, the first of equals. [paper: perception]
 
     None where no layer takes part.
@@ -99,9 +104,10 @@ def find(
     if most and np.ptp(inner) <= ALIKE and inner.min() >= HIGH:
         return Found("even", tuple(range(1, len(curve))), ALIKE - float(np.ptp(inner)))
     seen = np.where(part, curve, -1.0)
-    heights = [_prominence(seen, i) for i in range(len(seen))]
+    near = seen >= seen.max() - NEAR
+    heights = [_prominence(seen, i) if near[i] else 0.0 for i in range(len(seen))]
     best = int(np.argmax(heights))
-    if heights[best] >= CLEAR and part[best]:
+    if heights[best] >= CLEAR:
         return Found("peak", (best + 1,), heights[best])
     best = int(np.argmax(seen))
     others = np.delete(curve, best)[np.delete(part, best)]
@@ -132,14 +138,15 @@ def looks_at_images(share: Float[ndarray, " L"]) -> Bool[ndarray, " L"]:
     return share >= LOOKS * share.max()
 
 
-def paper_choice(capability: str, depth: int) -> tuple[str, tuple[int, ...]] | None:
+def paper_choice(capability: str, depth: int) -> tuple[Signal, tuple[int, ...]] | None:
     """The paper's signal and layers for a capability on a model of this depth; None for others."""
     inner = tuple(range(1, max(2, depth)))
-    return {
+    known: dict[str, tuple[Signal, tuple[int, ...]]] = {
         "perception": ("text_to_vision", (1,)),
         "reasoning": ("full", inner),
         "planning": ("text_to_vision", inner[-1:]),
-    }.get(capability)
+    }
+    return known.get(capability)
 
 
 def advise(
@@ -163,7 +170,7 @@ def advise(
     Returns:
         None where there is too little data and the paper has no choice either.
     """
-    states = steadier is False or attention is None
+    states = steadier is False
     curve = hidden if states else attention
     part = None if states or share is None else looks_at_images(share.mean)
     found = find(curve.mean, part) if curve is not None else None
@@ -172,10 +179,10 @@ def advise(
         if usual is None:
             return None
         said = "too few samples to measure; this is the paper's choice"
-        return Advice(capability, usual[0], usual[1], None, 0.0, ("not enough data",), said, "")  # type: ignore[arg-type]
+        return Advice(capability, usual[0], usual[1], None, 0.0, ("not enough data",), said, "")
     sure = _agreement(curve, part, found)
-    weak = _doubts(curve, found, sure, attention is None, steadier)
-    signal = "hidden" if states else "full" if found.shape == "even" else "text_to_vision"
+    weak = _doubts(curve, found, sure)
+    signal: Signal = "hidden" if states else "full" if found.shape == "even" else "text_to_vision"
     paper = _compared(curve, found, signal, usual, depth)
     reason = _reason(curve, found, "hidden states" if states else "attention", depth)
     if weak and usual is not None and (signal, found.layers) != usual:
@@ -183,7 +190,9 @@ def advise(
         signal, layers = usual
     else:
         layers = found.layers
-    return Advice(capability, signal, layers, found, sure, weak, reason, paper)  # type: ignore[arg-type]
+    if steadier is None:
+        weak = (*weak, "no paraphrases, so attention was not compared with hidden states")
+    return Advice(capability, signal, layers, found, sure, weak, reason, paper)
 
 
 def _agreement(curve: Curve, part: NDArray[np.bool_] | None, found: Found) -> float:
@@ -195,14 +204,9 @@ def _agreement(curve: Curve, part: NDArray[np.bool_] | None, found: Found) -> fl
     return float(np.mean(same)) if same else 0.0
 
 
-def _doubts(
-    curve: Curve, found: Found, sure: float, no_images: bool, steadier: bool | None
-) -> tuple[str, ...]:
+def _doubts(curve: Curve, found: Found, sure: float) -> tuple[str, ...]:
+    """Why the choice of layers may be chance."""
     doubts = []
-    if no_images:
-        doubts.append("no samples with images, so attention to them was not measured")
-    if steadier is None:
-        doubts.append("no paraphrases, so attention was not compared with hidden states")
     if curve.scenes < 2:
         doubts.append("a single scene")
     elif sure < SURE:

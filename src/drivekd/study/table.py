@@ -40,7 +40,7 @@ def _layers(content: Content) -> Table:
     """A row per layer; states are shown at the block that they leave."""
     curves = content["curves"]
     shown = {
-        "to next": ("adjacent", 1),
+        "in–out": ("adjacent", 0),
         "vision–text": ("vision_text", 1),
         "on images": ("share", 0),
     }

@@ -4,7 +4,7 @@
 
 Arms: `forward` the teacher's decoder under SDPA, nothing kept; `prestudy` the same pass with all
 that the four panels need of it. Size and sample are those of benchmarks/step.py; visual features
-are given, so that the vision tower, which both would run, makes no ratio look smaller. Every arm is a
+are given, so that the vision tower, which both would run, makes no ratio smaller. Every arm is a
 process of its own and both live at once; the rounds go through them in turn. Writes
 results/prestudy_cost.json, or prestudy_cost_quick.json where a setting is not that of
 `make prestudy-cost`; the last line of output is one JSON object {arm: {"seconds", "peak_mb"}}: the
@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -31,20 +31,34 @@ import torch
 from provenance import write_result
 
 from drivekd.data.readers import read
+from drivekd.data.sample import Message, Sample
 from drivekd.distill.teacher import freeze
 from drivekd.models.batch import collate, forward
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache
+from drivekd.models.vlm import Vlm
 from drivekd.study.reading import read_row
 
 ARMS = ("forward", "prestudy")
 ROUNDS = 15
 
 
-def make_pass(arm: str, size: step.Size, sample: Path) -> Callable[[], Any]:
-    """One pass of the arm over the one sample, visual features computed."""
-    vlm = step.model(size.teacher, 1)
-    encoded = [encode(vlm, next(iter(read(sample))))]
+def make_pass(arm: str, size: step.Size, path: Path) -> Callable[[], Any]:
+    """One pass of the arm over the one sample, visual features computed.
+
+    A much shorter sample has run before: what libraries load when they are first used is no memory
+    of the pass.
+    """
+    vlm, sample = step.model(size.teacher, 1), next(iter(read(path)))
+    short = replace(sample, images={}, messages=(Message("user", "a"), Message("assistant", "bb")))
+    prepared(arm, vlm, short)()
+    return prepared(arm, vlm, sample)
+
+
+def prepared(arm: str, vlm: Vlm, sample: Sample) -> Callable[[], Any]:
+    """The arm's pass over one sample."""
+    encoded = [encode(vlm, sample)]
+    vlm.model.requires_grad_(False)
     features = FeatureCache()
     features.features(vlm, encoded[0].images)
     if arm == "prestudy":

@@ -30,7 +30,7 @@ CLEAR = 0.03
 """So far a layer must stand out, or a peak above the valleys on both sides."""
 
 NEAR = 0.15
-"""… and so far below the highest layer it may lie: a peak in the noise at the bottom says nothing."""
+"""… and so far below the highest layer it may lie: a peak in the noise below says nothing."""
 
 SURE = 0.8
 """In so many of the bootstrap draws the rules must choose the same layers."""

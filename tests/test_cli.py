@@ -24,6 +24,7 @@ VERBS = [
     "world make",
     "world show",
     "train",
+    "prestudy",
     "cache",
     "evaluate",
     "ask",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -55,6 +57,18 @@ def draw(content: Content, folder: Path) -> tuple[Path, Path]:
         folder: of the study.
     """
     places = folder / "prestudy.png", folder / "prestudy.svg"
+    for path in places:
+        with whole(path) as draft:
+            draft.write_bytes(_picture(content, path.suffix[1:]))
+    return places
+
+
+def as_address(content: Content) -> str:
+    """The picture as the address of itself: SVG in base64."""
+    return "data:image/svg+xml;base64," + base64.b64encode(_picture(content, "svg")).decode()
+
+
+def _picture(content: Content, format: str) -> bytes:
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(10.4, 7.6), layout="constrained")
         panels: Sequence[tuple[str, Callable[[Any, Content], None]]] = (
@@ -67,11 +81,10 @@ def draw(content: Content, folder: Path) -> tuple[Path, Path]:
             drawn(axes, content["curves"])
             _finish(axes, letter, content["lacks"].get(letter, ()))
         figure.suptitle(_title(content), fontsize=9.5)
-        for path in places:
-            with whole(path) as draft:
-                metadata = {"Date": None} if path.suffix == ".svg" else None
-                figure.savefig(draft, format=path.suffix[1:], dpi=110, metadata=metadata)
-    return places
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if format == "svg" else None
+        figure.savefig(buffer, format=format, dpi=110, metadata=metadata)
+    return buffer.getvalue()
 
 
 def _title(content: Content) -> str:

@@ -22,7 +22,7 @@ from drivekd.models import vlm as vlms
 from drivekd.study.fragment import fragment
 from drivekd.study.general import draw_general
 from drivekd.study.measuring import measure, measure_margins
-from drivekd.study.panels import as_json, panels
+from drivekd.study.panels import Panels, as_json, panels
 from drivekd.study.reading import Reading
 from drivekd.study.recommend import Advice, named
 from drivekd.study.sums import Sums
@@ -55,7 +55,7 @@ def run(
         student: whose depth the recommended layers are given for.
         general: questions that are not about driving; drawn by us where absent.
         format: of both files.
-        root: folder that relative image paths of `data` start from.
+        root: folder that relative image paths start from.
         max_samples: use only so many, drawn by the seed.
         reading: how tokens become features, see `drivekd.study.reading.Reading`.
         seed: of that draw, of the drawn questions, and of the bootstrap.
@@ -74,41 +74,51 @@ def run(
     )
     pupil = (student, teachers.depth(student)) if student else None
     with locked(out):
-        others = list(read(general, format)) if general else None
-        others = others or draw_general(out / "general", GENERAL_PICTURES, seed)
+        others = list(read(general, format)) if general else _drawn(out, seed)
         loaded = vlms.load(teacher, device=device, dtype=getattr(torch, dtype))
-        vlm, sums = teachers.freeze(loaded), Sums()
-        measure(vlm, samples, sums, reading)
-        measure_margins(vlm, others, sums)
+        vlm = teachers.freeze(loaded)
         depth = len(vlms.decoder_layers(vlm))
-        found = panels(sums, depth, seed)
+        found = _studied(vlm, samples, others, reading, seed)
         content = {
             "teacher": teachers.identity(vlm),
             "layers": depth,
             "student": student,
-            "data": _counts(data, samples),
-            "general": {"file": general.name if general else "drawn", "samples": len(others)},
+            "data": _counts(data.name, samples),
+            "general": _counts(general.name if general else "drawn", others),
             "reading": reading,
             "seed": seed,
             "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
             **as_json(found),
             "advice": [_advice(each, depth) for each in found.advice],
         }
-        text = fragment(found.advice, teacher, depth, pupil)
-        for name, written in (
-            ("recipe.fragment.yaml", text),
-            ("prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
-        ):
-            with whole(out / name) as draft:
-                draft.write_text(written, encoding="utf-8")
+        _write(out / "recipe.fragment.yaml", fragment(found.advice, teacher, depth, pupil))
+        _write(out / "prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return content
 
 
-def _counts(path: Path, samples: Sequence[Sample]) -> dict[str, Any]:
+def _studied(
+    vlm: vlms.Vlm, samples: Sequence[Sample], others: Sequence[Sample], reading: Reading, seed: int
+) -> Panels:
+    sums = Sums()
+    measure(vlm, samples, sums, reading)
+    measure_margins(vlm, others, sums)
+    return panels(sums, len(vlms.decoder_layers(vlm)), seed)
+
+
+def _drawn(out: Path, seed: int) -> list[Sample]:
+    return draw_general(out / "general", GENERAL_PICTURES, seed)
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _counts(file: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """What was read."""
     capabilities = Counter(sample.capability or "none" for sample in samples)
     return {
-        "file": path.name,
+        "file": file,
         "samples": len(samples),
         "scenes": len({scene_of(sample) for sample in samples}),
         "capabilities": dict(sorted(capabilities.items())),
@@ -116,7 +126,4 @@ def _counts(path: Path, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _advice(advice: Advice, depth: int) -> dict[str, Any]:
-    return {
-        **asdict(advice),
-        "teacher_layers": named(advice.layers, depth, depth),
-    }
+    return {**asdict(advice), "teacher_layers": named(advice.layers, depth, depth)}

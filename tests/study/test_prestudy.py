@@ -161,7 +161,11 @@ def test_a_picture_that_cannot_be_read_ends_in_one_line_and_no_files(
 def test_what_is_not_there_is_told_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, teacher: Path, option: str, value: str
 ) -> None:
-    given = {"--teacher": teacher, "--data": write_data(tmp_path), "--out": tmp_path / "out"}
+    given: dict[str, str | Path] = {
+        "--teacher": teacher,
+        "--data": write_data(tmp_path),
+        "--out": tmp_path / "out",
+    }
     words = [word for pair in {**given, option: value}.items() for word in pair]
     code, _, err = prestudy(capsys, *words)
     assert code == 2 and value in err and len(err.strip().splitlines()) == 1

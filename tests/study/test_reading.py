@@ -205,10 +205,9 @@ def test_images_of_another_grid_are_brought_to_one() -> None:
 
 def test_states_that_are_not_finite_name_the_samples(samples: list[Sample]) -> None:
     vlm = freeze(teacher())
+    broken: Any = vlm.model.get_submodule("model.language_model.layers.1.mlp.down_proj")
     with torch.no_grad():
-        vlm.model.get_submodule("model.language_model.layers.1.mlp.down_proj").weight[0, 0] = (
-            torch.nan
-        )
+        broken.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"not finite on samples 's0q0'"):
         read_row(vlm, [encode(vlm, samples[0])])
 

@@ -28,7 +28,7 @@ TITLES = {
     "c": "dispersion over paraphrases",
     "d": "margin of answer tokens",
 }
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.hashsalt": "drivekd",  # else ids differ from run to run
     "font.size": 9,
     "axes.spines.top": False,

@@ -66,17 +66,14 @@ def run(
         What `prestudy.json` holds.
 
     Raises:
-        FileNotFoundError: there is no such data file.
-        ValueError: the data, a model, or states that are not finite.
+        OSError, ValueError: the data, a model, or states that are not finite.
     """
-    samples = select(
-        list(read(data, format, root=root)), seed=seed, max_scenes=None, max_samples=max_samples
-    )
+    rows = list(read(data, format, root=root))
+    samples = select(rows, seed=seed, max_scenes=None, max_samples=max_samples)
     pupil = (student, teachers.depth(student)) if student else None
     with locked(out):
         others = list(read(general, format)) if general else _drawn(out, seed)
-        loaded = vlms.load(teacher, device=device, dtype=getattr(torch, dtype))
-        vlm = teachers.freeze(loaded)
+        vlm = teachers.freeze(vlms.load(teacher, device=device, dtype=getattr(torch, dtype)))
         depth = len(vlms.decoder_layers(vlm))
         found = _studied(vlm, samples, others, reading, seed)
         content = {

@@ -135,7 +135,8 @@ def looks_at_images(share: Float[ndarray, " L"]) -> Bool[ndarray, " L"]:
     Profiles are scaled to length 1: one of a layer that hardly looks at images would count as much
     as any other.
     """
-    return share >= LOOKS * share.max()
+    looks: NDArray[np.bool_] = share >= LOOKS * share.max()
+    return looks
 
 
 def paper_choice(capability: str, depth: int) -> tuple[Signal, tuple[int, ...]] | None:

@@ -127,9 +127,7 @@ def with_wordings(samples: list[Sample]) -> list[Sample]:
     """Every second question in two more wordings."""
     words = ("Please tell: {}", "{} Answer shortly.")
     return [
-        replace(s, meta={"paraphrases": tuple(w.format(s.question) for w in words)})
-        if i % 2 == 0
-        else s
+        replace(s, paraphrases=tuple(w.format(s.question) for w in words)) if i % 2 == 0 else s
         for i, s in enumerate(samples)
     ]
 

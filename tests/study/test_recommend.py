@@ -118,16 +118,27 @@ def curve_of(values: list[float], scenes: int = 5) -> Curve:
 
 FLAT = [0.5] * DEPTH
 PEAK = [0.5, 0.5, 0.9, 0.5, 0.5]
+STEADY = (0.01, 0.2)
 
 
-def test_hidden_states_are_recommended_where_they_are_steadier() -> None:
-    found = advise("perception", curve_of(FLAT), curve_of(PEAK), curve_of(FLAT), False, DEPTH)
-    assert found is not None and (found.signal, found.layers) == ("hidden", (3,))
+@pytest.mark.parametrize(
+    ("attention", "hidden", "signal"),
+    [(0.02, 0.2, "text_to_vision"), (0.02, 0.001, "text_to_vision"), (0.3, 0.4, "text_to_vision")]
+    + [(0.3, 0.05, "hidden")],
+)
+def test_hidden_states_only_where_attention_is_unsteady_and_they_are_steadier(
+    attention: float, hidden: float, signal: str
+) -> None:
+    peaks = curve_of(PEAK), curve_of([0.5, 0.9, 0.5, 0.5, 0.5])
+    found = advise("perception", *peaks, curve_of(FLAT), (attention, hidden), DEPTH)
+    assert found is not None and found.signal == signal
+    assert found.layers == ((2,) if signal == "hidden" else (3,))
+    assert f"attention differs by {attention:.3f}, hidden states by {hidden:.3f}" in found.reason
     assert "text_to_vision of first; consistency there 0.500, 0.400 lower" in found.paper
 
 
 def test_one_scene_is_weak_evidence() -> None:
-    found = advise("planning", curve_of(PEAK, scenes=1), None, curve_of(FLAT), True, DEPTH)
+    found = advise("planning", curve_of(PEAK, scenes=1), None, curve_of(FLAT), STEADY, DEPTH)
     assert found is not None and found.layers == (4,) and found.weak == ("a single scene",)
 
 
@@ -138,7 +149,7 @@ def test_a_capability_without_data_has_the_papers_choice_or_none() -> None:
 
 
 def test_a_capability_that_the_paper_does_not_know_gets_what_was_measured() -> None:
-    found = advise("parking", curve_of(FLAT), None, curve_of(FLAT), True, DEPTH)
+    found = advise("parking", curve_of(FLAT), None, curve_of(FLAT), STEADY, DEPTH)
     assert found is not None and found.layers == (1,) and found.weak
     assert found.paper == "the paper has no such capability"
 

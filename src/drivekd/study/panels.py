@@ -67,14 +67,16 @@ def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:
         )
         if larger in curves and smaller in curves
     }
-    steadier = differences["dispersion"][0] > 0 if "dispersion" in differences else None
+    kinds = [curves.get(f"dispersion/{kind}/all") for kind in ("attention", "hidden")]
+    spread = [float(np.nanmean(curve.mean)) for curve in kinds if curve is not None]
+    dispersions = (spread[0], spread[1]) if len(spread) == 2 else None
     advice = [
         advise(
             each,
             curves.get(f"intra/attention/{each}"),
             curves.get(f"intra/hidden/{each}"),
             curves.get("share"),
-            steadier,
+            dispersions,
             depth,
         )
         for each in capabilities
@@ -91,19 +93,13 @@ def _capabilities(sums: Sums) -> list[str]:
 def _difference(larger: Curve, smaller: Curve) -> tuple[float, float | None, float | None]:
     """Mean over places of one curve minus that of another, with its band.
 
-    Where both are of the same scenes the draws are paired; else independent.
+    Only places count that both have. Where both are of the same scenes the draws are paired; else
+    independent.
     """
-    with np.errstate(invalid="ignore"):
-        gap = _level(larger) - _level(smaller)
+    places = np.isfinite(larger.mean) & np.isfinite(smaller.mean)
+    gap = (larger.draws[:, places] - smaller.draws[:, places]).mean(axis=1)
     low, high = (None, None) if min(larger.scenes, smaller.scenes) < 2 else band(gap[1:])
     return float(gap[0]), low, high
-
-
-def _level(curve: Curve) -> NDArray[np.float64]:
-    """Mean over the places that the estimate has, in every draw."""
-    places = np.isfinite(curve.mean)
-    level: NDArray[np.float64] = curve.draws[:, places].mean(axis=1)
-    return level
 
 
 def _lacks(sums: Sums, capabilities: list[str]) -> dict[str, tuple[str, ...]]:

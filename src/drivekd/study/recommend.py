@@ -32,6 +32,9 @@ CLEAR = 0.03
 NEAR = 0.15
 """… and so far below the highest layer it may lie: a peak in the noise below says nothing."""
 
+UNSTEADY = 0.1
+"""Attention that differs by more over paraphrases (mean 1 − cos) is left for steadier states."""
+
 SURE = 0.8
 """In so many of the bootstrap draws the rules must choose the same layers."""
 
@@ -155,23 +158,27 @@ def advise(
     attention: Curve | None,
     hidden: Curve | None,
     share: Curve | None,
-    steadier: bool | None,
+    dispersions: tuple[float, float] | None,
     depth: int,
 ) -> Advice | None:
-    """Layers and signal for one capability, with reason, margin and doubts.
+    """Layers and signal for one capability, with reason, margin and doubts [ours].
+
+    The signal is attention, as in the paper, unless it differs by more than UNSTEADY over
+    paraphrases and hidden states differ less.
 
     Args:
         capability: its name.
         attention: consistency of its attention profiles in blocks 1 … L, with draws.
         hidden: the same of hidden states.
         share: of attention that goes to images.
-        steadier: attention is steadier over paraphrases than hidden states; None: not measured.
+        dispersions: over paraphrases, of attention and of hidden states, mean over the layers; None
+            where they were not measured.
         depth: L.
 
     Returns:
         None where there is too little data and the paper has no choice either.
     """
-    states = steadier is False
+    states = dispersions is not None and dispersions[0] > max(UNSTEADY, dispersions[1])
     curve = hidden if states else attention
     part = None if states or share is None else looks_at_images(share.mean)
     found = find(curve.mean, part) if curve is not None else None
@@ -191,8 +198,11 @@ def advise(
         signal, layers = usual
     else:
         layers = found.layers
-    if steadier is None:
+    if dispersions is None:
         weak = (*weak, "no paraphrases, so attention was not compared with hidden states")
+    else:
+        told = "over paraphrases attention differs by {:.3f}, hidden states by {:.3f}"
+        reason = f"{reason}; {told.format(*dispersions)}"
     return Advice(capability, signal, layers, found, sure, weak, reason, paper)
 
 

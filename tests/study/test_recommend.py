@@ -123,8 +123,12 @@ STEADY = (0.01, 0.2)
 
 @pytest.mark.parametrize(
     ("attention", "hidden", "signal"),
-    [(0.02, 0.2, "text_to_vision"), (0.02, 0.001, "text_to_vision"), (0.3, 0.4, "text_to_vision")]
-    + [(0.3, 0.05, "hidden")],
+    [
+        (0.02, 0.2, "text_to_vision"),
+        (0.02, 0.001, "text_to_vision"),
+        (0.3, 0.4, "text_to_vision"),
+        (0.3, 0.05, "hidden"),
+    ],
 )
 def test_hidden_states_only_where_attention_is_unsteady_and_they_are_steadier(
     attention: float, hidden: float, signal: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from drivekd.study.recommend import Advice, named
 
@@ -15,7 +17,7 @@ def fragment(
     """The keys `capabilities` (and `student`) of a recipe, a comment above every choice.
 
     Args:
-        advices: one per capability.
+        advices: one per capability, at least one.
         teacher: path, hub id or `world:NAME`.
         depth: its layers.
         student: its name and layers, where known.
@@ -26,30 +28,29 @@ def fragment(
         "# recipe.fragment.yaml --set name=mine --set student=… --set 'data.train=[…]' --out …",
     ]
     if student is not None:
-        lines.append(f"student: {json.dumps(student[0], ensure_ascii=False)}")
-    if not advices:
-        return "\n".join([*lines, "# Not enough data for any capability.", "capabilities: {}", ""])
+        lines.append(_yaml({"student": student[0]}))
     lines.append("capabilities:")
     for each in advices:
-        own = named(each.layers, depth, student[1] if student else None)
-        lines += [f"  {json.dumps(each.capability, ensure_ascii=False)}:", *_comment(each)]
-        lines += [
-            f"    teacher: {json.dumps(teacher, ensure_ascii=False)}",
-            f"    student_layers: {own}",
-            f"    teacher_layers: {_of_teacher(each.layers, depth)}",
-            f"    signal: {each.signal}",
-        ]
+        keys = {
+            "teacher": teacher,
+            "student_layers": named(each.layers, depth, student[1] if student else None),
+            "teacher_layers": named(each.layers, depth, depth),
+            "signal": each.signal,
+        }
+        name, *rest = _yaml({each.capability: keys}).splitlines()
+        lines += [f"  {line}" for line in (name, *_comment(each), *rest)]
     return "\n".join([*lines, ""])
 
 
-def _of_teacher(layers: Sequence[int], depth: int) -> str:
-    return named(layers, depth, depth)
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=10_000)
+    return text.rstrip()
 
 
 def _comment(advice: Advice) -> list[str]:
     said = [advice.reason, advice.paper, *(f"weak: {doubt}" for doubt in advice.weak)]
     return [
-        f"    # {line}"
+        f"  # {line}"
         for sentence in said
         if sentence
         for line in textwrap.wrap(" ".join(sentence.split()), 92)

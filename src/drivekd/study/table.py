@@ -25,7 +25,7 @@ def table(content: Content) -> str:
     Args:
         content: what `prestudy.json` holds.
     """
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=110)
     console.print(_layers(content))
     console.print(_margins(content))
     console.print(_choices(content))
@@ -37,23 +37,26 @@ def table(content: Content) -> str:
 
 
 def _layers(content: Content) -> Table:
-    """A row per layer; states are shown at the block that they leave."""
+    """A row per layer; states are shown at the block that they leave.
+
+    att. and hid.: consistency of attention and of hidden states; disp.: their dispersion.
+    """
     curves = content["curves"]
     shown = {
         "in–out": ("adjacent", 0),
-        "vision–text": ("vision_text", 1),
-        "on images": ("share", 0),
+        "vision–\ntext": ("vision_text", 1),
+        "on\nimages": ("share", 0),
     }
     for kind in ("attention", "hidden"):
         start = f"intra/{kind}/"
         for name in (name for name in curves if name.startswith(start)):
-            shown[f"{kind} {name.removeprefix(start)[:4]}."] = (name, 0)
+            shown[f"{kind[:3]}.\n{name.removeprefix(start)[:4]}."] = (name, 0)
     shown |= {
-        "disp. att.": ("dispersion/attention/all", 0),
-        "disp. hid.": ("dispersion/hidden/all", 0),
+        "disp.\natt.": ("dispersion/attention/all", 0),
+        "disp.\nhid.": ("dispersion/hidden/all", 0),
     }
     shown = {title: each for title, each in shown.items() if each[0] in curves}
-    made = Table("layer", *shown, title=f"{content['teacher']['source']}: means", box=None)
+    made = Table("layer", *shown, title=f"{content['teacher']['source']}", box=None)
     for layer in range(content["layers"]):
         cells = [_cell(curves[name]["mean"], layer + first) for name, first in shown.values()]
         made.add_row(str(layer + 1), *cells)
@@ -79,7 +82,7 @@ def _choices(content: Content) -> Table:
     made = Table("capability", "signal", "teacher layers", "why", title="choice")
     for each in content["advice"]:
         said = [each["reason"], each["paper"], *(f"weak: {doubt}" for doubt in each["weak"])]
-        sure = f"{100 * each['sure']:.0f} % of bootstrap draws agree" if each["measured"] else ""
-        why = "; ".join(filter(None, [*said, sure]))
+        said += [f"{100 * each['sure']:.0f} % of bootstrap draws agree"] * (not each["weak"])
+        why = "; ".join(filter(None, said))
         made.add_row(each["capability"], each["signal"], each["teacher_layers"], why)
     return made

@@ -23,8 +23,6 @@ from drivekd.world.make import make
 SCENES = 100
 OUT = Path("out/prestudy")
 SHOWN = "planning"
-KEPT = ("teacher", "layers", "data", "general", "reading", "seed", "curves", "lacks")
-KEPT += ("differences", "advice")
 
 
 def main() -> None:
@@ -40,7 +38,7 @@ def main() -> None:
         )
         picture, _ = draw(content, folder)
         print(table(content))
-        found[capability] = {key: content[key] for key in KEPT}
+        found[capability] = content
         if capability == SHOWN and given.scenes == SCENES:
             copyfile(picture, Path("docs/pictures/prestudy.png"))
     name = "prestudy" if given.scenes == SCENES else "prestudy_quick"

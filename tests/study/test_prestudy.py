@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tests.runs import tiny_student, write_data
@@ -127,8 +128,20 @@ def test_the_same_seed_gives_the_same_study(tmp_path: Path, teacher: Path) -> No
             "d",
             "driving answers of two tokens or more: need 2, have 0",
         ),
+        (
+            lambda row: {**row, "messages": row["messages"][:1]},
+            "d",
+            "driving answers: need 2, have 0",
+        ),
     ],
-    ids=["no paraphrases", "a capability missing", "one sample", "text only", "one token"],
+    ids=[
+        "no paraphrases",
+        "a capability missing",
+        "one sample",
+        "text only",
+        "one token",
+        "no answers",
+    ],
 )
 def test_what_lacks_data_is_said_and_the_rest_is_there(
     tmp_path: Path, teacher: Path, change: Any, panel: str, said: str
@@ -152,6 +165,33 @@ def test_a_picture_that_cannot_be_read_ends_in_one_line_and_no_files(
     code, _, err = prestudy(capsys, "--teacher", teacher, "--data", data, "--out", out)
     assert code == 2 and "1_CAM_FRONT.png" in err and len(err.strip().splitlines()) == 1
     assert not (out / "prestudy.json").exists() and not (out / "recipe.fragment.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "--dtype bfloat16"),
+    ],
+    ids=["interrupt", "out of memory"],
+)
+def test_what_ends_a_reading_ends_in_one_line_and_no_files(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    teacher: Path,
+    error: BaseException,
+    expected: int,
+    said: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("drivekd.study.measuring.read_row", fail)
+    given = ("--teacher", teacher, "--data", write_data(tmp_path), "--out", tmp_path / "out")
+    code, _, err = prestudy(capsys, *given)
+    assert code == expected and said in err and len(err.strip().splitlines()) == 1
+    assert not list((tmp_path / "out").glob("*prestudy*"))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from drivekd.data.sample import Sample
 from drivekd.data.written import whole
 from drivekd.distill import teacher as teachers
 from drivekd.distill.order import scene_of, select
+from drivekd.distill.out_of_memory import happened
 from drivekd.models import vlm as vlms
 from drivekd.study.fragment import fragment
 from drivekd.study.general import draw_general
@@ -97,8 +98,16 @@ def _studied(
     vlm: vlms.Vlm, samples: Sequence[Sample], others: Sequence[Sample], reading: Reading, seed: int
 ) -> Panels:
     sums = Sums()
-    measure(vlm, samples, sums, reading)
-    measure_margins(vlm, others, sums)
+    try:
+        measure(vlm, samples, sums, reading)
+        measure_margins(vlm, others, sums)
+    except (RuntimeError, MemoryError) as error:
+        if not happened(error):
+            raise
+        raise RuntimeError(
+            "out of memory while reading the teacher; nothing was written. Take --dtype bfloat16, "
+            "another --device, or fewer samples (--max-samples)"
+        ) from error
     return panels(sums, len(vlms.decoder_layers(vlm)), seed)
 
 

@@ -34,6 +34,14 @@ def test_conversion_to_our_own_rows_keeps_them(tmp_path: Path) -> None:
     assert convert(path, tmp_path / "c.json", "sharegpt")["lost"]["paraphrases"] == 1
 
 
+def test_tags_in_other_wordings_are_converted_too(tmp_path: Path) -> None:
+    words = {"paraphrases": ["What is <c1,CAM_FRONT,0.5,0.5>?"]}
+    path = write(tmp_path / "a.jsonl", [row("<image>Name <c1,CAM_FRONT,0.5,0.5>.") | words])
+    convert(path, tmp_path / "b.jsonl", "jsonl", tags="pixel")
+    (sample,) = read(tmp_path / "b.jsonl")
+    assert "800" in sample.question and "800" in sample.paraphrases[0]
+
+
 @pytest.mark.parametrize("wrong", ["What?", [3], {"a": "b"}])
 def test_what_is_no_list_of_questions_is_an_error(tmp_path: Path, wrong: object) -> None:
     path = write(tmp_path / "a.jsonl", [row() | {"paraphrases": wrong}])

@@ -141,9 +141,11 @@ def test_hidden_states_only_where_attention_is_unsteady_and_they_are_steadier(
     assert "text_to_vision of first; consistency there 0.500, 0.400 lower" in found.paper
 
 
-def test_one_scene_is_weak_evidence() -> None:
-    found = advise("planning", curve_of(PEAK, scenes=1), None, curve_of(FLAT), STEADY, DEPTH)
-    assert found is not None and found.layers == (4,) and found.weak == ("a single scene",)
+@pytest.mark.parametrize(("scenes", "layers"), [(1, (4,)), (4, (4,)), (5, (3,))])
+def test_few_scenes_are_weak_evidence(scenes: int, layers: tuple[int, ...]) -> None:
+    found = advise("planning", curve_of(PEAK, scenes), None, curve_of(FLAT), STEADY, DEPTH)
+    assert found is not None and found.layers == layers
+    assert found.weak == (() if scenes == 5 else ("fewer than 5 scenes",))
 
 
 def test_a_capability_without_data_has_the_papers_choice_or_none() -> None:

@@ -75,7 +75,8 @@ def convert(
 
 def _in_unit(sample: Sample, unit: Unit) -> Sample:
     messages = [Message(m.role, in_unit(m.content, unit)) for m in sample.messages]
-    return replace(sample, messages=tuple(messages))
+    wordings = tuple(in_unit(words, unit) for words in sample.paraphrases)
+    return replace(sample, messages=tuple(messages), paraphrases=wordings)
 
 
 def _lost(sample: Sample, again: Sample) -> Iterator[str]:

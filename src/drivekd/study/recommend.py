@@ -38,6 +38,9 @@ UNSTEADY = 0.1
 SURE = 0.8
 """In so many of the bootstrap draws the rules must choose the same layers."""
 
+SCENES = 5
+"""Draws of fewer scenes say little."""
+
 Signal = Literal["text_to_vision", "full", "hidden"]
 Shape = Literal["even", "peak", "highest"]
 
@@ -218,9 +221,9 @@ def _agreement(curve: Curve, part: NDArray[np.bool_] | None, found: Found) -> fl
 def _doubts(curve: Curve, found: Found, sure: float) -> tuple[str, ...]:
     """Why the choice of layers may be chance."""
     doubts = []
-    if curve.scenes < 2:
-        doubts.append("a single scene")
-    elif sure < SURE:
+    if curve.scenes < SCENES:
+        doubts.append(f"fewer than {SCENES} scenes")
+    if curve.scenes > 1 and sure < SURE:
         doubts.append(f"only {100 * sure:.0f} % of bootstrap draws choose the same layers")
     if found.shape == "highest" and found.margin < CLEAR:
         doubts.append(f"no layer stands out by {CLEAR}")

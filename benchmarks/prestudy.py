@@ -5,15 +5,17 @@
 Arms: `forward` the teacher's decoder under SDPA, nothing kept; `prestudy` the same pass with all
 that the four panels need of it. Size and sample are those of benchmarks/step.py; visual features
 are given, so that the vision tower, which both would run, makes no ratio smaller. Every arm is a
-process of its own and both live at once; the rounds go through them in turn. Writes
+process of its own and both live at once; the rounds go through them in turn. Memory is weighed
+before, in further processes, in which glibc gives freed tensors back at once. Writes
 results/prestudy_cost.json, or prestudy_cost_quick.json where a setting is not that of
 `make prestudy-cost`; the last line of output is one JSON object {arm: {"seconds", "peak_mb"}}: the
-median over the rounds, and the peak of resident memory over the first pass minus that before it.
+median over the rounds, and the peak of resident memory over a pass minus that before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -41,6 +43,7 @@ from drivekd.study.reading import read_row
 
 ARMS = ("forward", "prestudy")
 ROUNDS = 15
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def make_pass(arm: str, size: step.Size, path: Path) -> Callable[[], Any]:
@@ -72,14 +75,24 @@ def prepared(arm: str, vlm: Vlm, sample: Sample) -> Callable[[], Any]:
     return plain
 
 
-def serve(pipe: Connection, arm: str, size: step.Size, sample: Path, threads: int) -> None:
-    """A worker: tells model and peak of its first pass, then times one pass per request."""
+def weigh(pipe: Connection, arm: str, size: step.Size, sample: Path, threads: int) -> None:
+    """A worker: tells resident memory before the pass and its peak above that [MB]."""
     torch.set_num_threads(threads)
+    # glibc keeps what is freed, more or less of it as blocks happen to lie; tensors of their own
+    # pages go back at once, so that the peak is what the pass holds.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     run = make_pass(arm, size, sample)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak that the kernel keeps
     before = step.resident("VmRSS")
     run()
     pipe.send((before, step.resident("VmHWM") - before))
+
+
+def serve(pipe: Connection, arm: str, size: step.Size, sample: Path, threads: int) -> None:
+    """A worker: times one pass per request, wall and processor [s]."""
+    torch.set_num_threads(threads)
+    run = make_pass(arm, size, sample)
+    run()
     while pipe.recv():
         start = time.perf_counter(), time.process_time()
         run()
@@ -87,28 +100,32 @@ def serve(pipe: Connection, arm: str, size: step.Size, sample: Path, threads: in
         pipe.send([b - a for a, b in zip(start, stop, strict=True)])
 
 
+def started(work: Callable[..., None], *given: Any) -> Connection:
+    """A worker in a process of its own: forked, so that everything is imported once."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    context.Process(target=work, args=(theirs, *given), daemon=True).start()
+    theirs.close()
+    return ours
+
+
 def measure(size: step.Size, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
     """Resident memory before [MB], peak above it [MB], wall and processor time [s] per round."""
-    context = multiprocessing.get_context("fork")
     found: dict[str, dict[str, list[float]]] = {}
-    pipes: dict[str, Connection] = {}
     with tempfile.TemporaryDirectory() as folder:
         sample = step.write_sample(size, Path(folder))
         for arm in ARMS:
-            pipes[arm], theirs = context.Pipe()
-            args = (theirs, arm, size, sample, threads)
-            context.Process(target=serve, args=args, daemon=True).start()
-            theirs.close()
-            before, peak = pipes[arm].recv()
+            before, peak = started(weigh, arm, size, sample, threads).recv()
             found[arm] = {"before_mb": [before], "peak_mb": [peak], "wall": [], "processor": []}
-    for _ in range(rounds):
-        for arm, pipe in pipes.items():
-            pipe.send(True)
-            wall, processor = pipe.recv()
-            found[arm]["wall"].append(wall)
-            found[arm]["processor"].append(processor)
-    for pipe in pipes.values():
-        pipe.send(False)
+        pipes = {arm: started(serve, arm, size, sample, threads) for arm in ARMS}
+        for _ in range(rounds):
+            for arm, pipe in pipes.items():
+                pipe.send(True)
+                wall, processor = pipe.recv()
+                found[arm]["wall"].append(wall)
+                found[arm]["processor"].append(processor)
+        for pipe in pipes.values():
+            pipe.send(False)
     return found
 
 

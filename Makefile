@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation refresh benchmark store checkpoint packing world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -50,6 +50,12 @@ study: setup ## arms over five seeds on the test scenes; writes results/study.js
 
 ablation: setup ## every row of the ablation tables, three seeds; writes results/ablation.json
 	$(BIN)/python benchmarks/ablation.py
+
+prestudy: setup ## four panels of the world's three teachers; writes results/prestudy.json
+	$(BIN)/python benchmarks/prestudy_world.py
+
+prestudy-cost: setup ## its pass beside a plain forward pass; writes results/prestudy_cost.json
+	$(BIN)/python benchmarks/prestudy.py
 
 refresh: setup ## kept coefficients beside exact ones over a run; writes results/refresh.json
 	$(BIN)/python benchmarks/refresh.py

@@ -25,6 +25,7 @@ VERBS = [
     "world make",
     "world show",
     "train",
+    "prestudy",
     "cache",
     "evaluate",
     "ask",

@@ -12,30 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from drivekd import __version__, ending
+from drivekd.cli_data import PLAIN, Format, Out, Root, data_app
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
 
-_PLAIN: dict[str, Any] = {
-    "add_completion": False,
-    "rich_markup_mode": None,  # plain help needs no rich and shows in half the time
-    "pretty_exceptions_enable": False,
-}
-
-app = typer.Typer(help="Distil driving vision-language models from several teachers.", **_PLAIN)
-data_app = typer.Typer(help="Look at data files, check, convert and corrupt them.", **_PLAIN)
-world_app = typer.Typer(help="Make and show scenes of the embedded world.", **_PLAIN)
+app = typer.Typer(help="Distil driving vision-language models from several teachers.", **PLAIN)
+world_app = typer.Typer(help="Make and show scenes of the embedded world.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
 
 Split = Literal["train", "student", "val", "demo", "transfer", "test"]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-Root = Annotated[Path | None, typer.Option("--root", help="Folder that image paths start from.")]
-DataFile = Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")]
-Format = Annotated[
-    Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"],
-    typer.Option(help="Of the file; auto tells it by the keys of its rows."),
-]
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
 Changes = Annotated[
     list[str] | None,
@@ -81,117 +68,6 @@ def demo(
     from drivekd.demo import run
 
     run(out, max_steps)
-
-
-@data_app.command("info", epilog="Example: drivekd data info train.json --json")
-def data_info(
-    path: DataFile,
-    format: Format = "auto",
-    root: Root = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Also draw samples into this PNG, of 12 kinds at most.")
-    ] = None,
-) -> None:
-    """Count the samples of a data file by capability, template, images and length."""
-    from drivekd.data.info import count, describe
-    from drivekd.data.readers import open_data
-    from drivekd.data.rows import line_count
-
-    if sheet is not None:
-        from drivekd.report.sheet import contact_sheet, refuse_other_files
-
-        refuse_other_files(sheet)
-    opened = open_data(path, format, root=root)
-    counts = {"format": opened.format, **count(opened.samples(), line_count(path))}
-    if sheet is not None:
-        contact_sheet(open_data(path, opened.format, root=root).samples(), sheet)
-    typer.echo(json.dumps(counts, indent=1) if as_json else describe(counts))
-
-
-@data_app.command(
-    "corrupt", epilog="Example: drivekd data corrupt val.json out/fog --name Fog --severity 3"
-)
-def data_corrupt(
-    path: Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")],
-    out: Annotated[Path, typer.Argument(help="New folder for the pictures and the questions.")],
-    name: Annotated[str, typer.Option(help="A corruption, or all; see docs/data.md.")],
-    severity: Annotated[
-        int | None, typer.Option(min=1, max=5, help="By default the one that DriveBench uses.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal pictures.")] = 0,
-    root: Root = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core.")
-    ] = None,
-) -> None:
-    """Write the pictures of a data file corrupted, and the same questions about them.
-
-    An interrupted run goes on where it stopped.
-    """
-    from drivekd.data.corrupt import corrupt_data
-
-    for questions in corrupt_data(path, out, name, severity, seed, root=root, workers=workers):
-        typer.echo(questions)
-
-
-@data_app.command(
-    "convert", epilog="Example: drivekd data convert train.json train.jsonl --to jsonl"
-)
-def data_convert(
-    path: DataFile,
-    out: Annotated[Path, typer.Argument(help="A new file: .jsonl for lines, else one list.")],
-    to: Annotated[
-        Literal["drivekd", "sharegpt", "jsonl"], typer.Option(help="jsonl holds everything.")
-    ],
-    format: Format = "auto",
-    root: Root = None,
-    labels: Annotated[
-        bool, typer.Option(help="Name the camera of each image in prompts that have no <image>.")
-    ] = True,
-    tags: Annotated[
-        Literal["pixel", "fraction"] | None, typer.Option(help="Write object tags in this unit.")
-    ] = None,
-) -> None:
-    """Write a data file in another format, and say what that format could not hold."""
-    from drivekd.data.convert import convert, describe
-
-    result = convert(path, out, to, format=format, root=root, labels=labels, tags=tags)
-    typer.echo(describe(result))
-
-
-@data_app.command(
-    "check", epilog="Example: drivekd data check train.json --test test.json --out out/check"
-)
-def data_check(
-    path: DataFile,
-    test: Annotated[
-        Path | None, typer.Option(help="A test file that training must not have seen.")
-    ] = None,
-    format: Format = "auto",
-    root: Root = None,
-    fix: Annotated[
-        Path | None,
-        typer.Option(help="Write a copy without failing rows here, and their list."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for check.json and check.html.")
-    ] = None,
-) -> None:
-    """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
-    from drivekd.data.check import check, make_room, table, write_json
-
-    if out is not None:
-        make_room(out, (path, test, fix))
-    report = check(path, test, format=format, root=root, fix=fix)
-    typer.echo(table(report))
-    if out is not None:
-        from drivekd.report.check_page import write_check_page
-
-        typer.echo(write_json(report, out / "check.json"))
-        typer.echo(write_check_page(report, out / "check.html"))
-    if report["errors"]:
-        raise typer.Exit(1)
 
 
 @world_app.command("make", epilog="Example: drivekd world make --scenes 100 --split train --out w")
@@ -276,6 +152,59 @@ def cache(
     from drivekd.distill.filling import fill
 
     _echo_once(str(fill(resolved)))
+
+
+@app.command(
+    epilog="Example: drivekd prestudy --teacher world:teacher_planning --data val.jsonl --out pre"
+)
+def prestudy(
+    teacher: Annotated[str, typer.Option(help="Folder, hub id or world:NAME.")],
+    data: Annotated[Path, typer.Option(help="Driving questions: JSON or JSONL, any known format.")],
+    out: Out,
+    student: Annotated[
+        str | None, typer.Option(help="Whose depth the layers are given for.")
+    ] = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="Questions that are not about driving; drawn where absent."),
+    ] = None,
+    format: Format = "auto",
+    root: Root = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many, drawn by the seed.")
+    ] = None,
+    reading: Annotated[
+        Literal["usual", "token_wise", "pooled"],
+        typer.Option(help="How tokens become features; see docs/prestudy.md."),
+    ] = "usual",
+    seed: Annotated[int, typer.Option(min=0, help="Of draws and bands.")] = 0,
+    device: Device = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the teacher's weights.")
+    ] = "float32",
+) -> None:
+    """Find which layers and which signal of a teacher to distil: four panels and a recipe."""
+    from drivekd.report.prestudy import draw
+    from drivekd.study.prestudy import run
+    from drivekd.study.table import table
+
+    content = run(
+        teacher,
+        data,
+        out,
+        student=student,
+        general=general,
+        format=format,
+        root=root,
+        max_samples=max_samples,
+        reading=reading,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    typer.echo(table(content))
+    for path in (*draw(content, out), out / "prestudy.json", out / "recipe.fragment.yaml"):
+        typer.echo(path)
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:

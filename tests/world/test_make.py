@@ -76,6 +76,7 @@ def test_rows_are_read_like_any_data_of_the_format(world: Path) -> None:
         assert sample.scene == sample.frame == f"w{sample.id[1:].split('-')[0]}"
         assert sample.template in TEMPLATES
         assert sample.answer
+        assert len({sample.question, *sample.paraphrases}) == 3  # in all the template's wordings
         for picture in sample.images.values():
             with Image.open(picture) as opened:
                 assert (opened.size, opened.mode) == ((96, 96), "RGB")

@@ -23,7 +23,7 @@ _ROLES: dict[str, Role] = {
 _IMAGE_PARTS = ("image", "image_url")
 _OURS = {
     "id", "messages", "conversations", "images", "image", "cameras", "question_type",
-    "capability", "template", "scene", "frame", "meta", "system",
+    "capability", "template", "scene", "frame", "meta", "system", "paraphrases",
 }  # fmt: skip
 
 
@@ -117,6 +117,7 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
         template=optional_text(row, "template") or template_of(asked[-1]),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
+        paraphrases=_paraphrases(row),
         source=row.where,
         meta={
             **rest,
@@ -124,6 +125,15 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
             **(meta if isinstance(meta, Mapping) else {"meta": meta}),
         },
     )
+
+
+def _paraphrases(row: Row) -> tuple[str, ...]:
+    found = row.value.get("paraphrases") or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise RowError(
+            f"{row.where}: `paraphrases` must be a list of questions, got {shown(found)}"
+        )
+    return tuple(found)
 
 
 def _image_texts(row: Row) -> list[str | Path]:

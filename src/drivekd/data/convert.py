@@ -21,7 +21,7 @@ from drivekd.data.tags import Unit, in_unit
 from drivekd.data.written import new_rows
 
 #: what a round trip may lose beside images; `source` is where a sample was read, and always another
-_FIELDS = ("id", "messages", "capability", "template", "scene", "frame", "meta")
+_FIELDS = ("id", "messages", "capability", "template", "scene", "frame", "meta", "paraphrases")
 _SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
@@ -75,7 +75,8 @@ def convert(
 
 def _in_unit(sample: Sample, unit: Unit) -> Sample:
     messages = [Message(m.role, in_unit(m.content, unit)) for m in sample.messages]
-    return replace(sample, messages=tuple(messages))
+    wordings = tuple(in_unit(words, unit) for words in sample.paraphrases)
+    return replace(sample, messages=tuple(messages), paraphrases=wordings)
 
 
 def _lost(sample: Sample, again: Sample) -> Iterator[str]:
@@ -118,6 +119,7 @@ def jsonl_row(sample: Sample, root: Path) -> dict[str, Any]:
         "template": sample.template,
         "scene": sample.scene,
         "frame": sample.frame,
+        "paraphrases": list(sample.paraphrases),
         "meta": dict(sample.meta),
     }
     return {key: value for key, value in row.items() if value not in (None, [], {})}

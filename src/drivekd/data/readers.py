@@ -7,7 +7,8 @@
 | `drivebench` | `question`, `answer`, `image_path`, `question_type` (list) | DriveBench |
 | `sharegpt` | `conversations`, `image` or `images` (list or JSONL) | ShareGPT, LLaVA |
 
-Our own JSONL is Drive-KD's row with `cameras`, `capability`, `template`, `scene`, `frame`, `meta`.
+Our own JSONL is Drive-KD's row with `cameras`, `capability`, `template`, `scene`, `frame`, `meta`,
+`paraphrases`.
 """
 
 from __future__ import annotations

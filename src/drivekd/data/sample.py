@@ -47,6 +47,7 @@ class Sample:
         template: the kind of question (`colour`, `safe_action`, …), where the source knows it.
         scene: the token of the drive; samples of one scene are never split over two sets.
         frame: the token of the key frame.
+        paraphrases: other wordings of the question, of which the answer is the same.
         source: file (and row) the sample was read from.
         meta: whatever else the source says; never read by training.
     """
@@ -58,6 +59,7 @@ class Sample:
     template: str | None = None
     scene: str | None = None
     frame: str | None = None
+    paraphrases: tuple[str, ...] = ()
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 

@@ -40,17 +40,18 @@ def select(
     """
     kept = list(samples)
     if max_scenes is not None:
-        scenes = sorted({_scene(sample) for sample in kept})
+        scenes = sorted({scene_of(sample) for sample in kept})
         drawn = stream(seed, "scenes").permutation(len(scenes))[:max_scenes]
         chosen = {scenes[i] for i in drawn}
-        kept = [sample for sample in kept if _scene(sample) in chosen]
+        kept = [sample for sample in kept if scene_of(sample) in chosen]
     if max_samples is not None and len(kept) > max_samples:
         places = stream(seed, "samples").permutation(len(kept))[:max_samples]
         kept = [kept[i] for i in sorted(places)]
     return kept
 
 
-def _scene(sample: Sample) -> str:
+def scene_of(sample: Sample) -> str:
+    """What a sample counts as a scene by: its token, its frame, or else its pictures."""
     return sample.scene or sample.frame or "|".join(str(path) for path in sample.images.values())
 
 

@@ -19,6 +19,9 @@ ARM/answers.jsonl (`drivekd.evaluate.answer.answers`)
 ARM/log.jsonl (`drivekd train`)
     one row per logged step: step, loss/ce, loss/attn/CAPABILITY (or loss/hidden/…, loss/kl/…),
     lambda/CAPABILITY, grad/….
+prestudy.json, or prestudy/prestudy.json (optional; `drivekd prestudy`)
+    the curves of a teacher's pre-study and the layers they speak for; alone it makes a page of its
+    own.
 attention/cases.json, attention/maps.npz (optional; `drivekd.looking.attention_cases`)
     [{"id", "capability", "template", "question", "expected", "rows": "answer" | "question",
     "images": {camera: path}, "tags": […], "arms": {ARM: {"reply", "correct", "layer", "layers",
@@ -39,6 +42,7 @@ from drivekd.data.sample import CAMERAS, CAPABILITIES
 from drivekd.data.written import writing
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels
+from drivekd.report.prestudy import as_address
 from drivekd.report.results import ARMS, Arm, Results, Row, read_results
 from drivekd.report.template import environment
 
@@ -56,7 +60,8 @@ def write_page(folder: Path) -> Path:
     results = read_results(folder)
     templates = environment()
     templates.filters["plain"] = _plain
-    text = templates.get_template("page.html.j2").render(**_context(results))
+    name = "page.html.j2" if results.of_a_run else "prestudy.html.j2"
+    text = templates.get_template(name).render(**_context(results))
     path = folder / "report.html"
     with writing(path):
         path.write_text(text, encoding="utf-8")
@@ -67,6 +72,8 @@ def _context(results: Results) -> dict[str, Any]:
     pictures: dict[Path, Image.Image | None] = {}
     return {
         "title": results.about.get("title", f"drivekd: {results.folder.resolve().name}"),
+        "prestudy": results.prestudy,
+        "picture": as_address(results.prestudy) if results.prestudy else "",
         "facts": results.about.get("facts", {}),
         "commands": results.about.get("commands", []),
         "seconds": (results.summary or {}).get("seconds"),

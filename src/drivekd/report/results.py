@@ -61,7 +61,13 @@ class Results:
     answers: Mapping[str, Sequence[Row]]
     scenes: Sequence[Row] | None
     cases: Sequence[Row] | None
+    prestudy: Row | None = None
     maps: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+
+    @property
+    def of_a_run(self) -> bool:
+        """Whether anything was trained or scored, not a teacher studied alone."""
+        return self.summary is not None or bool(self.scores or self.logs)
 
     @property
     def arms(self) -> list[Arm]:
@@ -95,12 +101,14 @@ def read_results(folder: Path) -> Results:
         answers=_found(own | arms, "answers.jsonl", _lines),
         scenes=_json(folder / "scenes.json", list),
         cases=cases,
+        prestudy=_json(folder / "prestudy.json", dict)
+        or _json(folder / "prestudy" / "prestudy.json", dict),
         maps=_arrays(folder / "attention" / "maps.npz") if cases else {},
     )
-    if results.summary is None and not (results.scores or results.logs):
+    if not results.of_a_run and results.prestudy is None:
         raise ValueError(
-            f"report of {folder}: no summary.json, scores.json or log.jsonl, here or one folder"
-            " below; expected the output folder of a run, such as out/demo"
+            f"report of {folder}: no summary.json, scores.json, log.jsonl or prestudy.json, here or"
+            " one folder below; expected the output folder of a run, such as out/demo"
         )
     return results
 

@@ -173,6 +173,7 @@ def make_one(job: Job, seed: int) -> int:
     truth["cells"] = labels.ravel().tolist()
     truth["questions"] = [
         _row(seed, f"q{i}", q.capability, q.template, q.text, q.answer)
+        | {"paraphrases": list(q.paraphrases)}
         for i, q in enumerate(ask(scene, seen, seed, wordings=job.wordings))
     ]
     truth["dense"] = [

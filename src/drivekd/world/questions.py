@@ -32,12 +32,13 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of a template with its short exact answer."""
+    """One question of a template with its short exact answer, and its other wordings."""
 
     template: str
     capability: str
     text: str
     answer: str
+    paraphrases: tuple[str, ...]
 
 
 TEMPLATES: dict[str, Template] = {
@@ -193,8 +194,11 @@ def ask(
             continue
         answer, objects = found
         tags = [s.tag(i) for i, s in enumerate(objects, 1)]
-        text = wording.format(*tags) if "{" in wording else wording
-        questions.append(Question(name, template.capability, text, answer))
+        text, *others = (
+            words.format(*tags) if "{" in words else words
+            for words in (wording, *(w for w in template.wordings if w != wording))
+        )
+        questions.append(Question(name, template.capability, text, answer, tuple(others)))
     return questions
 
 

@@ -1,0 +1,129 @@
+"""The pre-study's curves and bands from sums per scene: mathematics without model or file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from numpy.typing import NDArray
+
+LEVEL = 95.0
+"""Of the bands [percent]."""
+
+BINS = 10
+"""Of an answer's positions: the paper's panel has ten."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity at several places (layers, or positions of an answer), with its bootstrap draws.
+
+    Attributes:
+        draws: [1 + draws, places]; the first row is the estimate. NaN where nothing was seen.
+        n: samples that went in.
+        scenes: in which they lie.
+    """
+
+    draws: NDArray[np.float64]
+    n: int
+    scenes: int
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The estimate."""
+        row: NDArray[np.float64] = self.draws[0]
+        return row
+
+    @property
+    def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Lower and upper end of the 95 % band; None where one scene cannot tell how they vary."""
+        if self.scenes < 2:
+            return None
+        low, high = np.full((2, self.draws.shape[1]), np.nan)
+        for place in range(len(low)):
+            low[place], high[place] = band(self.draws[1:, place])
+        return low, high
+
+
+def band(values: Float[ndarray, " D"]) -> tuple[float, float]:
+    """The middle 95 % of draws; those in which nothing was seen do not count."""
+    seen = values[np.isfinite(values)]
+    if not len(seen):
+        return np.nan, np.nan
+    low, high = np.percentile(seen, ((100 - LEVEL) / 2, (100 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def draw_weights(scenes: int, draws: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """How often each scene is drawn: a row of ones (the data as it is), then bootstrap draws.
+
+    Every draw takes as many scenes as there are, with replacement; its weights w_s sum to their
+    number. [ours: the paper has no bands]
+    """
+    drawn = random.multinomial(scenes, np.full(scenes, 1 / scenes), size=draws)
+    return np.vstack([np.ones((1, scenes)), drawn]).astype(np.float64)
+
+
+def ratio(
+    sums: Float[ndarray, "S K"], counts: Float[ndarray, "S K"], weights: Float[ndarray, "D S"]
+) -> Float[ndarray, "D K"]:
+    """Mean over samples, Σ_s w_s·sum_s / Σ_s w_s·count_s, at every place; NaN where nothing is."""
+    total = weights @ counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, (weights @ sums) / total, np.nan)
+
+
+def pair_mean(
+    sums: Float[ndarray, "S d"], counts: Float[ndarray, " S"], weights: Float[ndarray, "D S"]
+) -> Float[ndarray, " D"]:
+    """Mean cosine over all pairs of different samples, from sums of their unit vectors.
+
+    With unit vectors φ̂_i, S_s = Σ_{i in scene s} φ̂_i and N_s of them:
+
+     (‖Σ_s w_s S_s‖² − Σ_s w_s² N_s) / ((Σ_s w_s N_s)² − Σ_s w_s² N_s)
+
+    With all w_s = 1 this is (‖Σφ̂_i‖² − N) / (N(N−1)), the mean over i ≠ j of cos(φ_i, φ_j)
+    [ours: METHOD panel b]. In a bootstrap draw a pair has the weight w_s·w_t, and a sample is never
+    paired with its own copy, whose cosine of 1 would lift every band [ours].
+
+    NaN where no two samples are drawn.
+    """
+    gram = sums @ sums.T
+    alone = weights**2 @ counts
+    pairs = (weights @ counts) ** 2 - alone
+    total = ((weights @ gram) * weights).sum(axis=1) - alone
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0.5, total / pairs, np.nan)
+
+
+def dispersion(vectors: Float[ndarray, "k L d"]) -> Float[ndarray, " L"]:
+    """Mean of 1 − cos over all pairs of k wordings of one question, in every layer [ours].
+
+    1 − (‖Σφ̂_i‖² − k) / (k(k−1)), k ≥ 2.
+    """
+    k = len(vectors)
+    assert k >= 2, "a single wording has no dispersion"
+    total = unit(vectors).sum(axis=0)
+    spread: NDArray[np.float64] = 1 - ((total**2).sum(axis=-1) - k) / (k * (k - 1))
+    return spread
+
+
+def unit(vectors: Float[ndarray, "*any d"]) -> Float[ndarray, "*any d"]:
+    """Vectors of length 1 in the same directions; zero vectors stay zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1.0)
+
+
+def bins(
+    margins: Float[ndarray, " T"],
+) -> tuple[Float[ndarray, " bins"], Float[ndarray, " bins"]]:
+    """Sum and count of the margins of an answer, one token or more, in ten bins of position.
+
+    Token j of T falls into bin ⌊10(j−1)/T⌋: an answer of one token lies in the first bin
+    altogether, one of five tokens in every second. [ours: METHOD panel d]
+    """
+    place = BINS * np.arange(len(margins)) // len(margins)
+    counts = np.bincount(place, minlength=BINS).astype(np.float64)
+    return np.bincount(place, weights=margins, minlength=BINS), counts

@@ -1,0 +1,123 @@
+"""Samples through a teacher, a row at a time, into the sums of the pre-study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from drivekd.data.paraphrases import paraphrased
+from drivekd.data.progress import track
+from drivekd.data.sample import Sample
+from drivekd.distill.order import group_rows, scene_of
+from drivekd.models.batch import split
+from drivekd.models.encode import Encoded, encode
+from drivekd.models.features import FeatureCache
+from drivekd.models.vlm import Vlm
+from drivekd.study.curves import bins, dispersion, unit
+from drivekd.study.reading import Array, Reading, Seen, read_margins, read_row
+from drivekd.study.sums import Sums
+
+SAMPLES_AT_ONCE = 16
+"""Samples with the same pictures whose features exist at a time."""
+
+OWN_TOKENS = 1024
+"""Tokens of a row behind its pictures: a longer row costs more attention than it saves."""
+
+
+def measure(vlm: Vlm, samples: Sequence[Sample], sums: Sums, reading: Reading = "usual") -> None:
+    """Adds driving samples to the sums, each in all its wordings; one pass for all panels.
+
+    Samples that share pictures and the text before them run behind one prefix; so do the wordings
+    of a question, which therefore cost little.
+
+    Args:
+        vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
+        samples: in any order; those of one frame should follow each other.
+        sums: what is filled.
+        reading: how tokens become features.
+    """
+    features, grid = FeatureCache(latest=True), None
+    for chunk in _chunks(track(samples, len(samples), "reading the teacher")):
+        wordings = [[_encoded(vlm, each) for each in paraphrased(sample)] for sample in chunk]
+        flat = [each for several in wordings for each in several]
+        grid = grid or next((each.grids[0] for each in flat if each.grids), None)
+        seen: dict[int, Seen] = {}
+        for row in _rows(flat):
+            found = read_row(
+                vlm, [flat[i] for i in row], features=features, reading=reading, grid=grid
+            )
+            seen |= zip(row, found, strict=True)
+        order = iter(range(len(flat)))
+        for sample, several in zip(chunk, wordings, strict=True):
+            add(sums, sample, [seen[next(order)] for _ in several])
+
+
+def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
+    """Adds the margins of general questions; nothing else is taken from them."""
+    features = FeatureCache(latest=True)
+    for chunk in _chunks(track(samples, len(samples), "reading general questions")):
+        flat = [_encoded(vlm, sample) for sample in chunk]
+        for row in _rows(flat):
+            found = read_margins(vlm, [flat[i] for i in row], features)
+            for i, margins in zip(row, found, strict=True):
+                _add_margins(sums, "general", chunk[i], margins)
+
+
+def add(sums: Sums, sample: Sample, wordings: Sequence[Seen]) -> None:
+    """Adds what was seen of one sample; its first wording is the question as it stands."""
+    seen, scene, capability = wordings[0], scene_of(sample), sample.capability
+    sums["adjacent"].add(scene, seen.adjacent)
+    if seen.vision_text is not None and seen.share is not None:
+        sums["vision_text"].add(scene, seen.vision_text)
+        sums["share"].add(scene, seen.share)
+    if capability is not None:
+        sums[f"intra/hidden/{capability}"].add(scene, unit(seen.hidden))
+        if seen.grid is not None:
+            sums[f"intra/attention/{capability}"].add(scene, unit(seen.grid))
+    _add_margins(sums, "driving", sample, seen.margins)
+    if len(wordings) > 1:
+        for group in ("all", *([capability] if capability else [])):
+            _add_dispersion(sums, scene, group, wordings)
+
+
+def _add_dispersion(sums: Sums, scene: str, group: str, wordings: Sequence[Seen]) -> None:
+    hidden = np.stack([each.hidden for each in wordings])
+    sums[f"dispersion/hidden/{group}"].add(scene, dispersion(hidden))
+    profiles = [each.attention for each in wordings if each.attention is not None]
+    if profiles:
+        sums[f"dispersion/attention/{group}"].add(scene, dispersion(np.stack(profiles)))
+
+
+def _add_margins(sums: Sums, group: str, sample: Sample, margins: Array) -> None:
+    if len(margins):
+        sums[f"margin/{group}"].add(scene_of(sample), *bins(margins))
+
+
+def _encoded(vlm: Vlm, sample: Sample) -> Encoded:
+    return encode(vlm, sample, add_answer=sample.answer is not None)
+
+
+def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Consecutive samples with the same pictures, not too many at a time."""
+    for _, group in groupby(samples, key=lambda sample: tuple(sample.images.values())):
+        chunk: list[Sample] = []
+        for sample in group:
+            chunk.append(sample)
+            if len(chunk) == SAMPLES_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+
+def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Indices of samples that run as one row: the same prefix, and not too long behind it."""
+    # Without a prefix nothing is shared, and samples of one row would be told apart in vain.
+    keys = [tuple(e.input_ids[: e.prefix].tolist()) or i for i, e in enumerate(encoded)]
+    for group in group_rows(keys):
+        prefix = encoded[group[0]].prefix
+        own = [len(encoded[i].input_ids) - prefix for i in group]
+        for part in split(own, prefix, prefix + OWN_TOKENS):
+            yield list(group[part])

@@ -1,0 +1,135 @@
+"""The pre-study of a teacher: four panels, which layers and signal they speak for, in files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from drivekd.data.lock import locked
+from drivekd.data.readers import read
+from drivekd.data.sample import Sample
+from drivekd.data.written import whole
+from drivekd.distill import teacher as teachers
+from drivekd.distill.order import scene_of, select
+from drivekd.distill.out_of_memory import happened
+from drivekd.models import vlm as vlms
+from drivekd.study.fragment import fragment
+from drivekd.study.general import draw_general
+from drivekd.study.measuring import measure, measure_margins
+from drivekd.study.panels import Panels, as_json, panels
+from drivekd.study.reading import Reading
+from drivekd.study.recommend import Advice, named
+from drivekd.study.sums import Sums
+
+GENERAL_PICTURES = 40
+"""Drawn where no file of general questions is given; four questions each."""
+
+
+def run(
+    teacher: str,
+    data: Path,
+    out: Path,
+    *,
+    student: str | None = None,
+    general: Path | None = None,
+    format: str = "auto",
+    root: Path | None = None,
+    max_samples: int | None = None,
+    reading: Reading = "usual",
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> dict[str, Any]:
+    """Read a teacher on a data file and write `prestudy.json` and `recipe.fragment.yaml`.
+
+    Args:
+        teacher: folder, hub id or `world:NAME`.
+        data: driving questions with answers.
+        out: folder for the results.
+        student: whose depth the recommended layers are given for.
+        general: questions that are not about driving; drawn by us where absent.
+        format: of both files.
+        root: folder that relative image paths start from.
+        max_samples: use only so many, drawn by the seed.
+        reading: how tokens become features, see `drivekd.study.reading.Reading`.
+        seed: of that draw, of the drawn questions, and of the bootstrap.
+        device: where the teacher runs.
+        dtype: of its weights.
+
+    Returns:
+        What `prestudy.json` holds.
+
+    Raises:
+        OSError, ValueError: the data, a model, or states that are not finite.
+    """
+    rows = list(read(data, format, root=root))
+    samples = select(rows, seed=seed, max_scenes=None, max_samples=max_samples)
+    pupil = (student, teachers.depth(student)) if student else None
+    with locked(out):
+        others = list(read(general, format)) if general else _drawn(out, seed)
+        vlm = teachers.freeze(vlms.load(teacher, device=device, dtype=getattr(torch, dtype)))
+        depth = len(vlms.decoder_layers(vlm))
+        found = _studied(vlm, samples, others, reading, seed)
+        content = {
+            "teacher": teachers.identity(vlm),
+            "layers": depth,
+            "student": student,
+            "data": _counts(data.name, samples),
+            "general": _counts(general.name if general else "drawn", others),
+            "reading": reading,
+            "seed": seed,
+            "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
+            **as_json(found),
+            "advice": [_advice(each, depth) for each in found.advice],
+        }
+        _write(out / "recipe.fragment.yaml", fragment(found.advice, teacher, depth, pupil))
+        _write(out / "prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return content
+
+
+def _studied(
+    vlm: vlms.Vlm, samples: Sequence[Sample], others: Sequence[Sample], reading: Reading, seed: int
+) -> Panels:
+    sums = Sums()
+    try:
+        measure(vlm, samples, sums, reading)
+        measure_margins(vlm, others, sums)
+    except (RuntimeError, MemoryError) as error:
+        if not happened(error):
+            raise
+        raise RuntimeError(
+            "out of memory while reading the teacher; nothing was written. Take --dtype bfloat16, "
+            "another --device, or fewer samples (--max-samples)"
+        ) from error
+    return panels(sums, len(vlms.decoder_layers(vlm)), seed)
+
+
+def _drawn(out: Path, seed: int) -> list[Sample]:
+    return draw_general(out / "general", GENERAL_PICTURES, seed)
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _counts(file: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What was read."""
+    capabilities = Counter(sample.capability or "none" for sample in samples)
+    return {
+        "file": file,
+        "samples": len(samples),
+        "scenes": len({scene_of(sample) for sample in samples}),
+        "capabilities": dict(sorted(capabilities.items())),
+    }
+
+
+def _advice(advice: Advice, depth: int) -> dict[str, Any]:
+    return {**asdict(advice), "teacher_layers": named(advice.layers, depth, depth)}

@@ -75,7 +75,9 @@ def ask(
     if attention is not None and attention.suffix.lower() != ".png":
         raise ValueError(f"attention {attention}: expected a file name ending in .png")
     sample = _sample(images, question)
-    vlm = model if isinstance(model, Vlm) else load(model, device=device)
+    vlm = (
+        model if isinstance(model, Vlm) else load(model, device=device, answering=attention is None)
+    )
     sample = _pointed(vlm, sample)
     features = FeatureCache()
     reply = generate(vlm, [sample], max_new_tokens=max_new_tokens, features=features)[0].strip()

@@ -41,7 +41,7 @@ def evaluate(
     samples = list(read(data, format, root=root))
     out.mkdir(parents=True, exist_ok=True)
     given = answers(
-        load(model, device=device),
+        load(model, device=device, answering=True),
         samples,
         images,
         out / "answers.jsonl",

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from drivekd.data.sample import Sample
+from drivekd.models import crossed
 from drivekd.models.batch import embed, prefix_positions
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
@@ -69,6 +70,13 @@ def generate_ids(
         if value < 1:
             raise ValueError(f"generate: {name} is {value}, expected at least 1")
     encoded = [encode(vlm, sample, add_answer=False) for sample in samples]
+    if vlm.family.crossed:
+        shown = features or FeatureCache()
+        with evaluating(vlm.model):
+            return [
+                crossed.continuation(vlm, each, shown.image_mode, shown.other, max_new_tokens)
+                for each in encoded
+            ]
     answers: list[list[int]] = [[] for _ in samples]
     with torch.no_grad(), evaluating(vlm.model):
         for group in _groups(encoded):

@@ -52,6 +52,8 @@ def token_grid(vlm: Vlm, path: Path) -> tuple[int, int]:
 
     The file is opened only where the family adapts to the size of the picture.
     """
+    if vlm.family.crossed:
+        return 1, 1
     if vlm.family.one_size:
         config = vlm.model.config
         (height, width), patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -104,14 +106,15 @@ def processed(
     Raises:
         ValueError: as `pixels`.
     """
-    picture = _picture(vlm, path, image_mode, other)
-    output = vlm.image_processor(images=[picture], return_tensors="pt")
+    shown = picture(vlm, path, image_mode, other)
+    output = vlm.image_processor(images=[shown], return_tensors="pt")
     return {name: output[name] for name in ("pixel_values", "image_grid_thw") if name in output}
 
 
-def _picture(
+def picture(
     vlm: Vlm, path: Path, image_mode: ImageMode, other: Mapping[Path, Path] | None
 ) -> Image.Image:
+    """What a model is shown of a file; arguments and errors as for `pixels`."""
     if image_mode == "real":
         return read_image(path)
     if image_mode == "grey":
@@ -126,8 +129,8 @@ def _picture(
             f"image {path}: image mode 'other' needs a stand-in for every file and has none for "
             "this one; complete the mapping `other`"
         )
-    picture = read_image(other[path])
-    return picture if vlm.family.one_size else picture.resize(image_size(path))
+    stand_in = read_image(other[path])
+    return stand_in if vlm.family.one_size else stand_in.resize(image_size(path))
 
 
 class _Key:

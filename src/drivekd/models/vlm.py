@@ -42,6 +42,8 @@ class Family:
         vision: modules that turn pixels into visual tokens, in order.
         rope_axes: 1 for plain positions, 3 for time, height and width.
         one_size: True where every image is resized to one square and takes equally many tokens.
+        crossed: True where decoder layers of their own attend to images, which then are one token
+            each in the sequence: such models answer (models/crossed.py), nothing else.
     """
 
     name: str
@@ -55,8 +57,10 @@ class Family:
     vision: tuple[str, ...]
     rope_axes: int
     one_size: bool
+    crossed: bool = False
 
 
+#: What is trained, and teaches.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -102,11 +106,21 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-#: Why models of a known type cannot be trained here; to be told at once, not in the first step.
-REFUSED: dict[str, str] = {
-    "mllama": "Llama-3.2-Vision is not supported for training: its image tokens lie outside the "
-    "sequence, in cross-attention layers, so no text row of its self-attention reaches an image",
-}
+#: What is asked and scored only, for comparison.
+LLAMA = Family(  # Llama-3.2-Vision
+    name="llama3_2_vision",
+    model_type="mllama",
+    image_start="",
+    image_token="<|image|>",  # noqa: S106
+    image_end="",
+    image_processor="MllamaImageProcessorPil",
+    processor="MllamaProcessor",
+    video_processor="",
+    vision=("model.vision_model", "model.multi_modal_projector"),
+    rope_axes=1,
+    one_size=False,
+    crossed=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +153,7 @@ def load(
     num_layers: int | None = None,
     max_image_tokens: int = 256,
     head: bool = True,
+    answering: bool = False,
 ) -> Vlm:
     """Load a model, its tokenizer and its image processor, in evaluation mode.
 
@@ -154,13 +169,14 @@ def load(
             the image; without it Qwen2.5-VL spends 1,222 on a 1600x900 camera [ours].
         head: refuse a checkpoint without language-model head; transformers would fill it with
             random numbers [ours]. A teacher of attention needs none.
+        answering: the model is only asked, so it may be of a family that cannot be trained.
 
     Raises:
         ValueError: for a source that is no model, an unsupported family, a layer count that the
             model does not have, or a head that is not there.
     """
-    place, config = locate(source), config_of(source)
-    family = family_of(config, str(source))
+    place, config = locate(source), config_of(source, answering=answering)
+    family = family_of(config, str(source), answering=answering)
     if num_layers is not None:
         cut_layers(config.text_config, num_layers, str(source))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
@@ -225,6 +241,9 @@ def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | Non
     vlm.tokenizer.save_pretrained(folder)
     vlm.image_processor.save_pretrained(folder)
     processor: dict[str, Any] = {"processor_class": vlm.family.processor}
+    if not vlm.family.video_processor:
+        _write_json(folder / "processor_config.json", processor)
+        return
     video: dict[str, Any] = {"video_processor_type": vlm.family.video_processor}
     if vlm.family.one_size:
         processor["image_seq_length"] = vlm.model.config.image_seq_length
@@ -233,8 +252,11 @@ def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | Non
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             video[name] = getattr(vlm.image_processor, name)
     for name, content in (("processor_config", processor), ("video_preprocessor_config", video)):
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        _write_json(folder / f"{name}.json", content)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def locate(source: str | Path) -> str:
@@ -256,19 +278,24 @@ def locate(source: str | Path) -> str:
     return str(folder)
 
 
-def family_of(config: Any, source: str) -> Family:
-    """The row of `FAMILIES` that a model configuration belongs to.
+def family_of(config: Any, source: str, *, answering: bool = False) -> Family:
+    """The row of `FAMILIES` that a model configuration belongs to, or `LLAMA` where it may.
 
     Raises:
-        ValueError: for a family that is not supported.
+        ValueError: for a family that is not supported, or only to answer.
     """
     for family in FAMILIES.values():
         if config.model_type == family.model_type:
             return family
     supported = ", ".join(f.model_type for f in FAMILIES.values())
-    if config.model_type in REFUSED:
+    if config.model_type == LLAMA.model_type:
+        if answering:
+            return LLAMA
         raise ValueError(
-            f"model {source!r}: {REFUSED[config.model_type]}; use a model of one of {supported}"
+            f"model {source!r}: Llama-3.2-Vision is not supported for training, and its attention "
+            "cannot be read: its image tokens lie outside the sequence, in cross-attention layers, "
+            "so no text row of its self-attention reaches an image. It can be asked and evaluated; "
+            f"here use a model of one of {supported}"
         )
     raise ValueError(
         f"model {source!r}: model_type {config.model_type!r} is not supported; expected one of "
@@ -305,7 +332,7 @@ def vision_parts(vlm: Vlm) -> list[nn.Module]:
     return [vlm.model.get_submodule(name) for name in vlm.family.vision]
 
 
-def config_of(source: str | Path) -> Any:
+def config_of(source: str | Path, *, answering: bool = False) -> Any:
     """The configuration of a model of a supported family.
 
     Raises:
@@ -320,7 +347,7 @@ def config_of(source: str | Path) -> Any:
             f"model {str(source)!r} cannot be read; expected a folder with config.json, a hub id "
             f"or world:NAME ({first})"
         ) from error
-    family_of(config, str(source))
+    family_of(config, str(source), answering=answering)
     return config
 
 
@@ -342,6 +369,8 @@ def cut_layers(text_config: Any, num_layers: int, source: str) -> None:
 
 def _single_tile(image_processor: Any, family: Family, config: Any, max_image_tokens: int) -> None:
     """One tile per image at the tower's own size, or a cap on the number of visual tokens."""
+    if family.crossed:  # its tiles take no room in the sequence
+        return
     if family.one_size:
         image_processor.crop_to_patches = False
         image_processor.size = type(image_processor)(size=_square(config)).size

@@ -122,12 +122,6 @@ def test_other_families_are_refused_by_name(tmp_path):
         vlm.load(tmp_path)
 
 
-def test_cross_attention_to_images_cannot_be_trained(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama"}))
-    with pytest.raises(ValueError, match=r"not supported for training: its image tokens lie outs"):
-        vlm.load(tmp_path)
-
-
 def test_tokens_per_image_are_capped(tmp_path, pictures):
     vlm.save(tiny.tiny_vlm("qwen2_5_vl", image_size=448, patch_size=14), tmp_path)
     camera = pictures("camera", (1600, 900))

@@ -141,7 +141,7 @@ def _loading(folder: Path) -> str:
 
 def evaluation_commands(recipe: Mapping[str, Any], folder: Path) -> list[str]:
     """The commands that score a model: one per file of `data.eval`, or one for the user's own."""
-    files: list[str | None] = [each for each in recipe["data"]["eval"] if isinstance(each, str)]
+    files: list[str | None] = [e for e in recipe["data"]["eval"] if isinstance(e, str)]
     out = f"evaluation-{folder.name}"  # a folder of the run's, where `drivekd report` looks
     names = [out] if len(files) < 2 else [f"{out}-{n}" for n in range(1, len(files) + 1)]
     places = [folder.parent / name for name in names]

@@ -241,9 +241,6 @@ def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | Non
     vlm.tokenizer.save_pretrained(folder)
     vlm.image_processor.save_pretrained(folder)
     processor: dict[str, Any] = {"processor_class": vlm.family.processor}
-    if not vlm.family.video_processor:
-        _write_json(folder / "processor_config.json", processor)
-        return
     video: dict[str, Any] = {"video_processor_type": vlm.family.video_processor}
     if vlm.family.one_size:
         processor["image_seq_length"] = vlm.model.config.image_seq_length
@@ -252,11 +249,8 @@ def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | Non
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             video[name] = getattr(vlm.image_processor, name)
     for name, content in (("processor_config", processor), ("video_preprocessor_config", video)):
-        _write_json(folder / f"{name}.json", content)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def locate(source: str | Path) -> str:

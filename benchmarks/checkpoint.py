@@ -31,7 +31,7 @@ from provenance import write_result
 from drivekd.distill import plan as plans
 from drivekd.distill import train
 from drivekd.distill.order import windows
-from drivekd.distill.run import initial_state, save
+from drivekd.distill.run import initial_state, prepare, save
 
 SIZE, ROUNDS, KEPT = "M", 15, 2
 GOAL = 1.5
@@ -58,7 +58,7 @@ def measure(size: steps.Size, rounds: int, where: Path) -> tuple[int, dict[str, 
     recipe = steps.recipe_of("sft", steps.write_sample(size, where))
     limited = recipe.train.model_copy(update={"save_total_limit": KEPT})
     recipe = recipe.model_copy(update={"train": limited})
-    run = train.prepare(plans.build(recipe, steps.model(size.student, 0), {}))
+    run = prepare(plans.build(recipe, steps.model(size.student, 0), {}))
     train.step(run, next(iter(windows(run.plan.order, 0, 1))))
     state, out, plain = initial_state(run, "none"), where / "run", where / "plain"
     found: dict[str, list[float]] = {"checkpoint": [], "plain": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 import runs
 from drivekd.ask import ask
 from drivekd.data.readers import read
+from drivekd.data.sample import Sample
 from drivekd.distill.train import train
 from drivekd.evaluate.run import evaluate
 from drivekd.models import vlm as vlms
@@ -71,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     size = {"height": 28, "width": 28}
     processor = transformers.MllamaImageProcessorPil(size=size, max_image_tiles=2)
-    made = tmp_path_factory.mktemp("llama")
+    made: Path = tmp_path_factory.mktemp("llama")
     for part in (model, tokenizer, processor):
         part.save_pretrained(made)
     return made
@@ -82,11 +84,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.write_data(tmp_path_factory.mktemp("data"))
 
 
-def by_transformers(vlm: Vlm, sample: runs.Any) -> list[int]:
+def by_transformers(vlm: Vlm, sample: Sample) -> list[int]:
     """The processor's own way from pictures and text to tokens."""
     encoded = encode(vlm, sample, add_answer=False)
     shown = [picture(vlm, path, "real", None) for path in encoded.images]
-    processor = object.__new__(transformers.MllamaProcessor)
+    processor: Any = object.__new__(transformers.MllamaProcessor)
     processor.image_processor, processor.tokenizer = vlm.image_processor, vlm.tokenizer
     processor.image_token, processor.image_token_id = LLAMA.image_token, vlm.image_token_id
     processor.bos_token = processor.chat_template = None
@@ -95,8 +97,9 @@ def by_transformers(vlm: Vlm, sample: runs.Any) -> list[int]:
     inputs = processor(images=[shown], text=[text], return_tensors="pt", add_special_tokens=False)
     ids = inputs["input_ids"]
     assert ids[0].tolist() == encoded.input_ids.tolist()
-    made = vlm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-    return made[0, ids.shape[1] :].tolist()
+    model: Any = vlm.model
+    made = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    return [int(token) for token in made[0, ids.shape[1] :]]
 
 
 def test_answers_are_those_of_its_own_processor_and_hang_on_the_pictures(

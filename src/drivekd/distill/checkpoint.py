@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def save(
 
     def fill(target: Path) -> None:
         write_model(target, vlm, state.recipe, weights)
-        torch.save(dict(optimizer), target / "optimizer.pt")
+        with _without_checksums():
+            torch.save(dict(optimizer), target / "optimizer.pt")
         if bridges:
             save_file({name: weight.detach() for name, weight in bridges.items()}, target / BRIDGES)
         if lora.parameters(vlm):
@@ -71,6 +73,20 @@ def save(
             if _step(old) != state.best_global_step:
                 _drop(old)
     return written
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Leave CRC-32 out of what torch saves.
+
+    `torch.load` compares none, and to compute them takes longer than to write the numbers.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def drop_after(folder: Path, step: int) -> None:

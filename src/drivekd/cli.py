@@ -173,6 +173,10 @@ def prestudy(
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Use only so many, drawn by the seed.")
     ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(help="Teachers that --student is probed with; may be repeated."),
+    ] = None,
     reading: Annotated[
         Literal["usual", "token_wise", "pooled"],
         typer.Option(help="How tokens become features; see docs/prestudy.md."),
@@ -185,9 +189,12 @@ def prestudy(
 ) -> None:
     """Find which layers and which signal of a teacher to distil: four panels and a recipe."""
     from drivekd.report.prestudy import draw
+    from drivekd.study import capacity
     from drivekd.study.prestudy import run
     from drivekd.study.table import table
 
+    if candidate and student is None:
+        raise ValueError("--candidate compares teachers for a student: name it with --student")
     content = run(
         teacher,
         data,
@@ -205,6 +212,9 @@ def prestudy(
     typer.echo(table(content))
     for path in (*draw(content, out), out / "prestudy.json", out / "recipe.fragment.yaml"):
         typer.echo(path)
+    if candidate and student is not None:
+        found = capacity.run(student, candidate, data, out, format=format, root=root, seed=seed)
+        typer.echo(f"{capacity.table(found)}\n{out / 'capacity.json'}")
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:

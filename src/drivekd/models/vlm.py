@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils import logging
 
+from drivekd.models import hub
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WORLD = "world:"
 
@@ -175,7 +177,7 @@ def load(
         ValueError: for a source that is no model, an unsupported family, a layer count that the
             model does not have, or a head that is not there.
     """
-    place, config = locate(source), config_of(source, answering=answering)
+    config, place = config_of(source, answering=answering), hub.at_hand(locate(source))
     family = family_of(config, str(source), answering=answering)
     if num_layers is not None:
         cut_layers(config.text_config, num_layers, str(source))
@@ -332,7 +334,7 @@ def config_of(source: str | Path, *, answering: bool = False) -> Any:
     Raises:
         ValueError: the source is no model, or of another family.
     """
-    place = locate(source)
+    place = hub.at_hand(locate(source))
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -78,6 +78,25 @@ def test_what_is_saved_is_read_back(
     assert torch.equal(fresh.state_dict()["state"][0]["exp_avg"], before)
 
 
+def test_torch_saves_with_checksums_again_behind_a_checkpoint(
+    tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own files do without; what a caller saves otherwise is not touched, faults included."""
+    seen, save = [], torch.save
+
+    def noted(*given: object) -> None:
+        seen.append(torch.serialization.get_crc32_options())
+        save(*given)
+
+    monkeypatch.setattr(torch, "save", noted)
+    given = {"vlm": vlm, "optimizer": optimizer.state_dict(), "keep": 2}
+    checkpoint.save(tmp_path, state=state(), **given)
+    with small_disk(1000), pytest.raises(OSError):
+        checkpoint.save(tmp_path, state=state(3), **given)
+    assert seen == [False]
+    assert torch.serialization.get_crc32_options()
+
+
 def test_other_tools_find_the_keys_of_hugging_face(
     tmp_path: Path, vlm: Vlm, optimizer: torch.optim.Optimizer
 ) -> None:

@@ -22,8 +22,13 @@ NEW = 5
 
 
 def distilled(family: str, data: Path, out: Path) -> Path:
-    """Four steps, or what is left of them; Qwen's layers are grouped in proportion."""
-    how = {"grouping": "proportional"} if family.startswith("qwen") else {}
+    """Four steps, or what is left of them.
+
+    A Qwen student is deeper than its teachers of four layers, as Qwen2.5-VL-3B is deeper than 7B:
+    its layers are grouped in proportion. The others' students have three.
+    """
+    qwen = family.startswith("qwen")
+    how = {"grouping": "proportional"} if qwen else {}
     capabilities = {
         "perception": runs.capability("perception", "first", "text_to_vision", **how),
         "reasoning": runs.capability("reasoning", "1..penultimate", "full", **how),
@@ -31,7 +36,7 @@ def distilled(family: str, data: Path, out: Path) -> Path:
     }
     settings = {"max_steps": 4, "save_steps": 2, "num_train_epochs": 4}
     recipe = runs.recipe(data, out, capabilities=capabilities, train=settings)
-    student = runs.tiny_student(family=family, initializer_range=0.15)
+    student = runs.tiny_student(family=family, initializer_range=0.15, text_layers=5 if qwen else 3)
     teachers = runs.tiny_teachers(family=family)
     return train(recipe, resume=True, student=student, teachers=teachers)
 

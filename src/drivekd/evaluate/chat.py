@@ -4,8 +4,8 @@
                             key_env="DEEPSEEK_API_KEY") as chat:
         reply = await chat.complete([{"role": "user", "content": "Hello"}], temperature=0.0)
 
-`complete` may be awaited by any number of tasks of one event loop; `concurrency` of them talk to the
-server at a time. A message's content is text, or the protocol's list of text and image parts.
+`complete` may be awaited by any number of tasks of one event loop; `concurrency` of them talk to
+the server at a time. A message's content is text, or the protocol's list of text and image parts.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import tenacity
 RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 #: statuses that tell of the whole endpoint (key, payment, address), not of one request
 HOPELESS = frozenset({401, 402, 403, 404, 405})
-#: first wait before another try, doubled each time [s]
+#: longest first wait before another try, drawn below it and doubled each time [s]
 FIRST_WAIT = 0.5
 
 Kind = Literal["transport", "endpoint", "request", "reply"]
@@ -186,7 +186,7 @@ class ChatEndpoint:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.wait if isinstance(error, _Again) else None
         if asked is None:
-            asked = tenacity.wait_exponential_jitter(FIRST_WAIT, jitter=FIRST_WAIT)(state)
+            asked = tenacity.wait_random_exponential(FIRST_WAIT, self.longest_wait)(state)
         return min(asked, self.longest_wait)
 
     def _error(self, kind: Kind, why: str) -> ChatError:

@@ -154,7 +154,9 @@ async def _all(items: Sequence[_Item], session: _Session) -> list[Verdict]:
     runs = session.settings.runs
     verdicts: dict[tuple[int, int], Verdict] = {}
     jobs = [(item, run) for item in items for run in range(runs)]
-    queue = iter(track(jobs, label="judging", status=lambda: f"spent {session.budget.spent:.4f}"))
+    priced = session.settings.price is not None
+    status = (lambda: f"spent {session.budget.spent:.4f}") if priced else str
+    queue = iter(track(jobs, label="judging", status=status))
 
     async def work(queue: Iterator[tuple[_Item, int]]) -> None:
         for item, run in queue:
@@ -177,10 +179,15 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
     if sheet is None:
         return _unscored(item, run, "no_sheet", f"no sheet for capability {item.answer.capability}")
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": item.prompt}]
+    asked: list[str] = []
+    marker = key_of(session.judge.identity, messages, run) + " unscored"
+    if session.settings.retry_unscored and (given_up := session.store.get(marker)) is not None:
+        session.store.drop([*json.loads(given_up.text), marker])
     reason = ""
     for attempt in range(2):
+        asked.append(key_of(session.judge.identity, messages, run))
         try:
-            kept = await _reply(item, messages, run, session)
+            kept = await _reply(asked[-1], item, messages, session)
         except ChatError as error:
             if error.kind == "endpoint":
                 raise
@@ -188,7 +195,8 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
         if kept is None:
             return _unscored(item, run, "over_budget", "the request could exceed the cost limit")
         if kept.error:
-            return _unscored(item, run, "bad_reply", kept.error)
+            reason = kept.error
+            break
         points = read_points(kept.text, sheet, item.mark)
         reason = points if isinstance(points, str) else contradiction(item, points)
         if not reason and isinstance(points, Points):
@@ -198,18 +206,17 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
             again = f"Your sheet cannot be used: {reason}. Give the whole sheet again, corrected."
             messages.append({"role": "assistant", "content": kept.text})
             messages.append({"role": "user", "content": again + "\n" + _ending(sheet, item.mark)})
+    session.store.put(marker, Kept(json.dumps(asked), reason))
     return _unscored(item, run, "bad_reply", reason)
 
 
 async def _reply(
-    item: _Item, messages: Sequence[Mapping[str, str]], run: int, session: _Session
+    key: str, item: _Item, messages: Sequence[Mapping[str, str]], session: _Session
 ) -> Kept | None:
     """A kept reply, or a new one, kept before it is returned; None beyond the cost limit."""
     judge, budget = session.judge, session.budget
     assert item.sheet is not None
-    key = key_of(judge.identity, messages, run)
-    kept = session.store.get(key)
-    if kept is not None and not (session.settings.retry_unscored and _unreadable(item, kept)):
+    if (kept := session.store.get(key)) is not None:
         return kept
     prompt = "".join(message["content"] for message in messages)
     reserved = budget.reserve(prompt)
@@ -228,13 +235,6 @@ async def _reply(
         budget.settle(reserved, prompt, reply)
     session.store.put(key, kept)
     return kept
-
-
-def _unreadable(item: _Item, kept: Kept) -> bool:
-    if kept.error or item.sheet is None:
-        return True
-    points = read_points(kept.text, item.sheet, item.mark)
-    return isinstance(points, str) or bool(contradiction(item, points))
 
 
 def _unscored(item: _Item, run: int, status: Status, reason: str) -> Verdict:
@@ -273,13 +273,15 @@ def _item(answer: Answer, place: int, sample: Sample, settings: Settings) -> _It
 def prompt_of(answer: Answer, sheet: Sheet, description: str) -> tuple[str, str | None]:
     """The prompt that asks for a sheet, and the mark of the request.
 
-    The fence around the answer is a hash over all of the prompt's parts, the answer among them: the
-    same question has the same prompt, and no answer can close its own fence. A user's rubric is
+    The fence around the answer and the mark of the sheet are hashes over all of the prompt's parts,
+    the answer among them: the same question has the same prompt, no answer can close its own fence
+    or know its mark, and a judge that quotes the fence has not quoted the mark. A user's rubric is
     filled in as it is, the answer fenced, and has no mark.
     """
     parts = (answer.question, answer.expected, answer.reply, description, sheet.name)
-    mark = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    fenced = f"<<<{mark}\n{_plain(answer.reply)}\n{mark}>>>"
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    fence, mark = digest[:16], digest[16:32]
+    fenced = f"<<<{fence}\n{_plain(answer.reply)}\n{fence}>>>"
     description = description or "not given"
     if sheet.template is not None:
         filled = {"{QUESTION}": answer.question, "{GT}": answer.expected, "{DESC}": description}
@@ -293,7 +295,7 @@ def prompt_of(answer: Answer, sheet: Sheet, description: str) -> tuple[str, str 
             f"Question:\n{answer.question}",
             f"Reference answer:\n{answer.expected}",
             f"Objects in the scene, as people described them:\n{description}",
-            f"Answer to be graded, between <<<{mark} and {mark}>>>:\n{fenced}",
+            f"Answer to be graded, inside its fence:\n{fenced}",
             "Criteria, each from 0 to its points; in doubt give fewer:",
             *rows,
             *([sheet.note] if sheet.note else []),

@@ -91,7 +91,7 @@ class ScriptedJudge:
     def ready(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext()
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:
+    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:  # noqa: ARG002
         return ChatReply(self.script(str(messages[-1]["content"])))
 
 
@@ -120,7 +120,7 @@ class LocalJudge:
             self._loaded = _load(self.model, self.device)
         return nullcontext()
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:
+    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:  # noqa: ARG002
         return await asyncio.to_thread(self._generate, list(messages))
 
     def _generate(self, messages: list[Mapping[str, Any]]) -> ChatReply:
@@ -147,6 +147,7 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(name).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(name)
     except OSError as error:
         raise ValueError(f"local judge {name}: cannot be loaded ({error})") from None
+    return tokenizer, model.to(device).eval()

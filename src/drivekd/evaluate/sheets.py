@@ -18,7 +18,9 @@ import yaml
 from drivekd.data.sample import Sample
 
 #: a line of a rubric's score sheet: number, name and points
-_LINE = re.compile(r"^[ \t]*(\d{1,2})\.[ \t]*([^\n(]{1,80}?)[ \t]*\((\d{1,3})[ \t]points?\)", re.M)
+_LINE = re.compile(
+    r"^[ \t]*(\d{1,2})\.[ \t]*([^\n(]{1,80}?)[ \t]*\((\d{1,3})[ \t]points?\)", re.MULTILINE
+)
 _YES_NO = re.compile(r"\s*(?:yes|no)\b", re.IGNORECASE)
 
 

@@ -16,8 +16,10 @@ from drivekd.evaluate.sheets import Sheet
 
 _NUMBER = r"(\d{1,4}(?:\.\d{1,4})?)(?:[ \t]*/[ \t]*(\d{1,4}))?(?![\w.]*\d|[ \t]*[-–][ \t]*\d)"
 _START = r"^[ \t*#>_-]*"
-_ROW = re.compile(rf"{_START}(\d{{1,2}})[.)][^\n:]{{0,160}}:[ \t*_]*{_NUMBER}", re.M)
-_TOTAL = re.compile(rf"{_START}total\b[^\n:]{{0,60}}:[ \t*_]*{_NUMBER}", re.M | re.I)
+_ROW = re.compile(rf"{_START}(\d{{1,2}})[.)][^\n:]{{0,160}}:[ \t*_]*{_NUMBER}", re.MULTILINE)
+_TOTAL = re.compile(
+    rf"{_START}total\b[^\n:]{{0,60}}:[ \t*_]*{_NUMBER}", re.MULTILINE | re.IGNORECASE
+)
 #: sums of points with decimals
 _CLOSE = 1e-6
 
@@ -48,6 +50,8 @@ def read_points(reply: str, sheet: Sheet, mark: str | None) -> Points | str:
         if parsed is not None and parsed.get("mark") == mark:
             return _checked(parsed.get("scores"), parsed.get("total"), sheet)
         reply = reply.rpartition(mark)[2]
+        end = _TOTAL.search(reply)  # what a judge quotes behind its sheet is no part of it
+        reply = reply[: end.end()] if end is not None else reply
     rows: dict[int, set[float]] = {}
     for number, value, most in _ROW.findall(reply):
         if not most or _points(sheet, int(number)) == int(most):

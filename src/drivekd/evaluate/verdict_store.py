@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ class VerdictStore:
         self.connection.execute(
             "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, kept.text, kept.error)
         )
+
+    def drop(self, keys: Iterable[str]) -> None:
+        self.connection.executemany("DELETE FROM replies WHERE key = ?", ((k,) for k in keys))
 
 
 @contextmanager

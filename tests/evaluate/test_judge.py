@@ -22,7 +22,6 @@ from drivekd.evaluate.descriptions import describe, read_descriptions
 from drivekd.evaluate.judge import Settings, judge_answers, prompt_of
 from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
 from drivekd.evaluate.sheets import SHEETS, read_rubric
-
 from evaluate.chat_server import Server, answered, fill, planned, serving
 
 PLANNING = SHEETS["planning"]

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from drivekd.evaluate.chat import ChatEndpoint, ChatReply
 
 Messages = Sequence[Mapping[str, Any]]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Replies to a conversation.
 

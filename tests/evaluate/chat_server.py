@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,8 @@ def serving(say: Callable[[str], str], plan: Plan = lambda n, body: "ok") -> Ite
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)  # client and server take turns for every message
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()
     try:
@@ -115,13 +118,14 @@ def serving(say: Callable[[str], str], plan: Plan = lambda n, body: "ok") -> Ite
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)
         loop.close()
+        sys.setswitchinterval(usual)
 
 
 def fill(prompt: str, share: float = 0.5) -> str:
     """What a judge says that gives every criterion this share of its points."""
     mark = re.findall(r'"mark": "(\w+)"', prompt)[-1]
-    rows = re.findall(r"^(\d+)\. ([^\n(:]+)(?: \((\d+) points\):|: NUMBER)", prompt, re.MULTILINE)
-    points = {int(n): (name, int(most) * share) for n, name, most in rows if most}
+    rows = re.findall(r"^(\d+)\. ([^\n(:]+) \((\d+) points\):", prompt, re.MULTILINE)
+    points = {int(n): (name, int(most) * share) for n, name, most in rows}
     lines = [f"{n}. {name}: {value:g}" for n, (name, value) in points.items()]
     return "\n".join((mark, *lines, f"Total: {sum(value for _, value in points.values()):g}"))
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivekd.evaluate.judge import judge_answers, prompt_of
@@ -73,6 +73,7 @@ def test_a_rubric_with_two_totals_is_not_read() -> None:
     assert read_points(reply, SHEET, None) == "two different totals"
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=300))
 def test_any_text_is_points_or_a_reason(text: str) -> None:
     found = read_points("m4\n" + text, SHEET, "m4")

@@ -308,7 +308,9 @@ def prompt_of(answer: Answer, sheet: Sheet, description: str) -> tuple[str, str 
 def _ending(sheet: Sheet, mark: str | None) -> str:
     if mark is None:
         return "Fill in every line of the scoring sheet with one number, then the Total Score."
-    blank = "\n".join(f"{i}. {c.name}: NUMBER" for i, c in enumerate(sheet.criteria, 1))
+    blank = "\n".join(
+        f"{i}. {c.name} ({c.points} points): NUMBER" for i, c in enumerate(sheet.criteria, 1)
+    )
     return (
         f'Reply with JSON {{"mark": "{mark}", "scores": [one number per criterion], "total": their '
         f"sum}}, or with this sheet, nothing behind it:\n{mark}\n{blank}\nTotal: SUM"

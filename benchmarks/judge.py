@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from provenance import write_result
+
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate.answer import answer_of
 from drivekd.evaluate.judge import judge_answers
@@ -52,6 +54,7 @@ def main() -> None:
             verdicts = judge_answers(answers, samples, ScriptedJudge(script), Path(folder))
             found[f"{name}_per_s"] = round(count / (time.perf_counter() - started), 1)
             assert all(verdict.total == 100 for verdict in verdicts)
+    print(write_result("judge", {"verdicts": found | {"answers": count}}))
     print(json.dumps(found | {"answers": count}))
 
 

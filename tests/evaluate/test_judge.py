@@ -132,6 +132,13 @@ def test_many_requests_with_a_fifth_of_faults(total: int, tmp_path: Path) -> Non
         assert len(server.bodies) == asked and statuses(last) == {"scored": total}
 
 
+def test_at_least_three_hundred_verdicts_a_second_without_a_network(tmp_path: Path) -> None:
+    answers, samples = planned(600)
+    started = time.perf_counter()
+    judge_answers(answers, samples, ScriptedJudge(fill), tmp_path)
+    assert 600 / (time.perf_counter() - started) >= 300
+
+
 def test_a_refused_key_stops_everything_and_keeps_what_was_paid(tmp_path: Path) -> None:
     answers, samples = planned(50)
     with serving(fill, lambda number, body: "ok" if number < 10 else "401") as server:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-import httpx2
+import httpx
 import tenacity
 
 #: statuses that may pass; any other one would come again
@@ -98,7 +98,7 @@ class ChatEndpoint:
     tries: int = 6
     longest_wait: float = 60.0
     usage: Usage = field(default_factory=Usage)
-    _client: httpx2.AsyncClient | None = field(default=None, repr=False)
+    _client: httpx.AsyncClient | None = field(default=None, repr=False)
     _gate: asyncio.Semaphore | None = field(default=None, repr=False)
     _key: str = field(default="", repr=False)
 
@@ -115,8 +115,8 @@ class ChatEndpoint:
     async def __aenter__(self) -> ChatEndpoint:
         self._key = read_key(self.key_env)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx2.Limits(max_connections=self.concurrency)
-        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None)
+        limits = httpx.Limits(max_connections=self.concurrency)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
         self._gate = asyncio.Semaphore(self.concurrency)
         return self
 
@@ -161,7 +161,7 @@ class ChatEndpoint:
                 )
         except TimeoutError:
             raise _Again(f"no complete reply within {self.timeout:g} s") from None
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
         if answer.status_code in RETRIED:
             wait = retry_after(answer.headers.get("Retry-After"))
@@ -171,7 +171,7 @@ class ChatEndpoint:
             raise self._error(kind, f"status {answer.status_code}: {answer.text[:300]}")
         return self._read(answer)
 
-    def _read(self, answer: httpx2.Response) -> ChatReply:
+    def _read(self, answer: httpx.Response) -> ChatReply:
         kind = answer.headers.get("Content-Type", "none")
         try:
             reply = read_reply(json.loads(answer.content))
@@ -202,8 +202,8 @@ def checked_url(url: str) -> str:
         ValueError: no http(s) address, or one that carries a user, a password or a query.
     """
     try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError) as error:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as error:
         raise ValueError(f"{url!r:.100}: no address ({error})") from None
     if parsed.userinfo or parsed.query:
         raise ValueError(

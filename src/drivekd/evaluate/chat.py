@@ -116,7 +116,7 @@ class ChatEndpoint:
         self._key = read_key(self.key_env)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=self.timeout)
         self._gate = asyncio.Semaphore(self.concurrency)
         return self
 
@@ -159,7 +159,7 @@ class ChatEndpoint:
                     content=content,
                     headers={"Content-Type": "application/json"},
                 )
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             raise _Again(f"no complete reply within {self.timeout:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Again(f"{type(error).__name__}: {error}") from None

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from drivekd.data.readers import read
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
@@ -303,6 +304,17 @@ def test_descriptions_of_the_public_benchmark(real_data: Path) -> None:
     assert describe(sample, table) == "<c2,CAM_FRONT_RIGHT>: Vehicle, Moving, Blue sedan."
     prompt, _ = prompt_of(answered(sample, "r"), PLANNING, describe(sample, table))
     assert "Blue sedan." in prompt
+
+
+@pytest.mark.real_data
+def test_every_question_of_the_challenge_has_a_sheet(real_data: Path, tmp_path: Path) -> None:
+    """The references as answers, and a judge that gives everything: nothing contradicts it."""
+    samples = list(read(real_data / "drivelm" / "test_eval.json"))
+    answers = [answered(sample, sample.answer or "") for sample in samples]
+    judge = ScriptedJudge(lambda prompt: fill(prompt, 1.0))
+    verdicts = judge_answers(answers, samples, judge, tmp_path)
+    assert len(verdicts) == 66
+    assert [(v.id, v.reason) for v in verdicts if v.total != 100] == []
 
 
 def test_a_file_that_holds_no_descriptions(tmp_path: Path) -> None:

@@ -84,6 +84,12 @@ def test_nonsense_is_unscored_with_a_reason_and_asked_again_only_when_told(tmp_p
     assert statuses(again) == {"scored": 1}
 
 
+def test_half_a_surrogate_pair_in_a_reply_or_an_answer_is_survived(tmp_path: Path) -> None:
+    with serving(lambda prompt: "\ud800\n" + fill(prompt)) as server:
+        verdict = judge_answers(*planned(1, "Stop \ud83d."), judge_at(server), tmp_path)[0]
+    assert verdict.total == 50
+
+
 def test_another_answer_judge_or_run_is_asked_anew(tmp_path: Path) -> None:
     asked: list[str] = []
 

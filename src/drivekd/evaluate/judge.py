@@ -226,7 +226,7 @@ async def _reply(
     form = schema(item.sheet, item.mark) if judge.wants_json and item.mark else None
     try:
         reply = await judge.reply(messages, form)
-        kept = Kept(reply.text)
+        kept = Kept(reply.text.encode("utf-8", "replace").decode())  # half a surrogate pair
     except ChatError as error:
         if error.kind not in ("request", "reply"):
             raise

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from provenance import write_result
-from study import OUT, POOL, worlds
 from torch import Tensor
 
 from drivekd.data.progress import track
@@ -29,6 +28,7 @@ from drivekd.distill.order import Window, windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.train import Run, prepare, step
 from drivekd.recipe import to_yaml
+from study import OUT, POOL, worlds
 
 EVERY = (2, 4, 8, 16)
 

@@ -30,7 +30,6 @@ from typing import Any
 import step as steps
 import torch
 from provenance import write_result
-from study import VALIDATION, worlds
 
 from drivekd.demo import arm_recipe
 from drivekd.distill import plan as plans
@@ -40,6 +39,7 @@ from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.store_format import packed_bytes
 from drivekd.recipe import Cache, Recipe
+from study import VALIDATION, worlds
 
 ARMS = ("live", "stored", "given")
 DTYPES = ("float32", "float16", "uint8")

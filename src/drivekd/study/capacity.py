@@ -97,31 +97,18 @@ def run(
                 train(here, student=pupil, teachers=models)
             after[name].append(gap(pupil, models[name], encoded))
         figures = {name: _figures(before[name], after[name]) for name in candidates}
-        layers = len(vlms.decoder_layers(pupil))
-        content = _content(student, layers, held_out, steps, seed, figures)
+        content = {
+            "student": student,
+            "layers": len(vlms.decoder_layers(pupil)),
+            "held_out": {"samples": len(held_out), "scenes": len({scene_of(s) for s in held_out})},
+            "steps": steps,
+            "seeds": [seed + k for k in range(SEEDS)],
+            "candidates": figures,
+            "advice": _advice(figures),
+        }
         with whole(out / "capacity.json") as draft:
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
-
-
-def _content(
-    student: str,
-    layers: int,
-    held_out: Sequence[Sample],
-    steps: int,
-    seed: int,
-    figures: dict[str, Any],
-) -> dict[str, Any]:
-    """What `capacity.json` holds."""
-    return {
-        "student": student,
-        "layers": layers,
-        "held_out": {"samples": len(held_out), "scenes": len({scene_of(s) for s in held_out})},
-        "steps": steps,
-        "seeds": [seed + k for k in range(SEEDS)],
-        "candidates": figures,
-        "advice": _advice(figures),
-    }
 
 
 def _held_out(samples: Sequence[Sample], seed: int) -> list[Sample]:

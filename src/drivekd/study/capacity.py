@@ -27,7 +27,6 @@ from drivekd.distill.train import train
 from drivekd.distill.trained import load_student
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
-from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, parse
 from drivekd.study.gap import Gap, gap
 
@@ -78,28 +77,20 @@ def run(
     held_out = _held_out(samples, seed)
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates {', '.join(candidates)}: one is named twice")
-    jobs = [(name, seed + k) for name in candidates for k in range(SEEDS)]
-    before: dict[str, Gap] = {}
-    after: dict[str, list[Gap]] = {name: [] for name in candidates}
-    models: dict[str, Vlm] = {}
     with locked(out):
-        for name, probe in track(jobs, len(jobs), "probing teachers"):
-            recipe = _recipe(student, name, data, root, held_out, samples, probe, steps)
-            pupil = load_student(recipe)
-            if name not in models:  # one at a time in memory
-                models = {name: teachers.freeze(vlms.load(name, device=str(pupil.device)))}
-            encoded = [encode(pupil, sample) for sample in held_out]
-            if name not in before:
-                agreement.check_agreement(pupil, models[name], "the probe", encoded)
-                before[name] = gap(pupil, models[name], encoded)
-            with tempfile.TemporaryDirectory() as folder:
-                here = recipe.model_copy(update={"output_dir": folder})
-                train(here, student=pupil, teachers=models)
-            after[name].append(gap(pupil, models[name], encoded))
-        figures = {name: _figures(before[name], after[name]) for name in candidates}
+        figures: dict[str, dict[str, dict[str, Any]]] = {}
+        depth = 0
+        for name in track(candidates, len(candidates), "probing teachers"):
+            recipes = [
+                _recipe(student, name, data, root, held_out, samples, seed + k, steps)
+                for k in range(SEEDS)
+            ]
+            before, after = _probed(recipes, name, held_out)
+            figures[name] = _figures(before, after)
+            depth = len(next(iter(before.values())))
         content = {
             "student": student,
-            "layers": len(vlms.decoder_layers(pupil)),
+            "layers": depth,
             "held_out": {"samples": len(held_out), "scenes": len({scene_of(s) for s in held_out})},
             "steps": steps,
             "seeds": [seed + k for k in range(SEEDS)],
@@ -109,6 +100,24 @@ def run(
         with whole(out / "capacity.json") as draft:
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
+
+
+def _probed(
+    recipes: Sequence[Recipe], candidate: str, held_out: Sequence[Sample]
+) -> tuple[Gap, list[Gap]]:
+    """The distance from one candidate before training, and after each probe."""
+    pupil = load_student(recipes[0])
+    vlm = teachers.freeze(vlms.load(candidate, device=str(pupil.device)))
+    encoded = [encode(pupil, sample) for sample in held_out]
+    agreement.check_agreement(pupil, vlm, "the probe", encoded)
+    before, after = gap(pupil, vlm, encoded), []
+    for recipe in recipes:
+        pupil = load_student(recipe)
+        with tempfile.TemporaryDirectory() as folder:
+            here = recipe.model_copy(update={"output_dir": folder})
+            train(here, student=pupil, teachers={candidate: vlm})
+        after.append(gap(pupil, vlm, encoded))
+    return before, after
 
 
 def _held_out(samples: Sequence[Sample], seed: int) -> list[Sample]:

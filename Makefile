@@ -25,8 +25,8 @@ demo: setup ## distil a student on the embedded world; writes out/demo
 test: setup lint type ## style, types and the default test suite
 	$(BIN)/pytest
 
-test-faults: setup ## what a training run must survive: kills, full disks, damaged data
-	$(BIN)/pytest -m faults tests/faults
+test-faults: setup ## what runs and judges must survive: kills, full disks, damaged data, bad servers
+	$(BIN)/pytest -m faults tests/faults tests/evaluate
 
 lint: setup ## ruff: style and format
 	$(BIN)/ruff check .

@@ -42,8 +42,19 @@ def test_tags_in_other_wordings_are_converted_too(tmp_path: Path) -> None:
     assert "800" in sample.question and "800" in sample.paraphrases[0]
 
 
-@pytest.mark.parametrize("wrong", ["What?", [3], {"a": "b"}])
+@pytest.mark.parametrize(
+    "wrong", ["What?", "", {}, {"a": "b"}, [3], [""], [" "], ["<image>What?"], ["What?"] * 65]
+)
 def test_what_is_no_list_of_questions_is_an_error(tmp_path: Path, wrong: object) -> None:
-    path = write(tmp_path / "a.jsonl", [row() | {"paraphrases": wrong}])
-    with pytest.raises(ValueError, match="`paraphrases` must be a list of questions"):
+    path = write(tmp_path / "a.jsonl", [row(), row() | {"paraphrases": wrong}])
+    with pytest.raises(ValueError, match="row 2: `paraphrases` must be a list of at most 64 quest"):
+        list(read(path))
+
+
+def test_a_question_before_its_picture_has_no_place_for_other_wordings(tmp_path: Path) -> None:
+    asked = row("What is here? <image>")
+    path = write(tmp_path / "a.jsonl", [asked | {"paraphrases": []}])
+    assert next(iter(read(path))).paraphrases == ()
+    write(path, [asked | {"paraphrases": WORDS}])
+    with pytest.raises(ValueError, match="row 1: `paraphrases` take the place of what stands beh"):
         list(read(path))

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,8 @@ def _response(fault: str, server: Server, body: dict[str, Any]) -> bytes:
 async def _serve(
     server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    try:
+    left = (asyncio.IncompleteReadError, ConnectionError)  # clients go when they like
+    with closing(writer), suppress(*left):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = int(re.search(r"content-length: (\d+)", head, re.IGNORECASE)[1])  # type: ignore[index]
@@ -68,24 +69,30 @@ async def _serve(
             server.headers.append(head)
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
-            await asyncio.sleep(0)
-            fault = server.plan(number, body)
-            if fault == "slow":  # a byte at a time, for ever
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-                for _ in range(100):
-                    writer.write(b"{")
-                    await writer.drain()
-                    await asyncio.sleep(0.02)
+            try:
+                await asyncio.sleep(0)
+                fault = server.plan(number, body)
+                await _answer(fault, server, body, writer)
+            finally:
+                server.busy -= 1
             if fault == "cut":
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
-                return
-            writer.write(_response(fault, server, body))
+                break
+
+
+async def _answer(
+    fault: str, server: Server, body: dict[str, Any], writer: asyncio.StreamWriter
+) -> None:
+    if fault == "cut":
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+        return
+    if fault == "slow":  # a byte at a time, longer than anybody waits
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"{")
             await writer.drain()
-            server.busy -= 1
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
+            await asyncio.sleep(0.02)
+    writer.write(_response(fault, server, body))
+    await writer.drain()
 
 
 @contextmanager

@@ -21,6 +21,8 @@ _ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 _IMAGE_PARTS = ("image", "image_url")
+#: other wordings that a row may have
+_WORDINGS = 64
 _OURS = {
     "id", "messages", "conversations", "images", "image", "cameras", "question_type",
     "capability", "template", "scene", "frame", "meta", "system", "paraphrases",
@@ -117,7 +119,7 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
         template=optional_text(row, "template") or template_of(asked[-1]),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
-        paraphrases=_paraphrases(row),
+        paraphrases=_paraphrases(row, asked[-1]),
         source=row.where,
         meta={
             **rest,
@@ -127,13 +129,26 @@ def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
     )
 
 
-def _paraphrases(row: Row) -> tuple[str, ...]:
-    found = row.value.get("paraphrases") or []
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+def _paraphrases(row: Row, asked: str) -> tuple[str, ...]:
+    """Other wordings of what stands behind the last image of the last user turn."""
+    found = row.value.get("paraphrases")
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(map(_is_wording, found)) or len(found) > _WORDINGS:
         raise RowError(
-            f"{row.where}: `paraphrases` must be a list of questions, got {shown(found)}"
+            f"{row.where}: `paraphrases` must be a list of at most {_WORDINGS} questions in words, "
+            f"without {IMAGE_PLACEHOLDER}, got {shown(found)}"
+        )
+    if found and not asked.rpartition(IMAGE_PLACEHOLDER)[2].strip():
+        raise RowError(
+            f"{row.where}: `paraphrases` take the place of what stands behind the last "
+            f"{IMAGE_PLACEHOLDER}, but nothing does: put the question there"
         )
     return tuple(found)
+
+
+def _is_wording(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and IMAGE_PLACEHOLDER not in text
 
 
 def _image_texts(row: Row) -> list[str | Path]:

@@ -28,6 +28,7 @@ KINDS = (
     Kind("objects_around", "perception", "what are objects to"),
     Kind("any_around", "perception", "are there "),
     Kind("first_second_third", "reasoning", "notice first"),
+    Kind("traffic_signal", "planning", "traffic signal that the ego"),  # before "traffic sign"
     Kind("sign_or_barrier", "reasoning", "traffic sign or a road barrier"),
     Kind("sign", "reasoning", "traffic sign"),
     Kind("occluded", "reasoning", "likely to be occluded by"),
@@ -49,7 +50,6 @@ KINDS = (
     Kind("safe_actions", "planning", "safe actions to take"),
     Kind("dangerous_actions", "planning", "dangerous actions to take"),
     Kind("target_action", "planning", "target action of the ego"),
-    Kind("traffic_signal", "planning", "traffic signal that the ego"),
 )
 
 

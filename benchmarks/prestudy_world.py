@@ -43,7 +43,7 @@ def main() -> None:
         found[capability] = content
         if capability == SHOWN and given.scenes == SCENES:
             copyfile(picture, Path("docs/pictures/prestudy.png"))
-    nearness = capacity.run(STUDENT, CANDIDATES, questions, OUT)
+    nearness = capacity.run(capacity.prepare(STUDENT, CANDIDATES, questions), OUT)
     print(capacity.table(nearness))
     suffix = "" if given.scenes == SCENES else "_quick"
     print(write_result(f"prestudy{suffix}", {"teachers": found}))

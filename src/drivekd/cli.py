@@ -193,8 +193,13 @@ def prestudy(
     from drivekd.study.prestudy import run
     from drivekd.study.table import table
 
-    if candidate and student is None:
-        raise ValueError("--candidate compares teachers for a student: name it with --student")
+    probes = None
+    if candidate:
+        if student is None:
+            raise ValueError("--candidate compares teachers for a student: name it with --student")
+        probes = capacity.prepare(
+            student, candidate, data, format=format, root=root, max_samples=max_samples, seed=seed
+        )
     content = run(
         teacher,
         data,
@@ -212,9 +217,8 @@ def prestudy(
     typer.echo(table(content))
     for path in (*draw(content, out), out / "prestudy.json", out / "recipe.fragment.yaml"):
         typer.echo(path)
-    if candidate and student is not None:
-        found = capacity.run(student, candidate, data, out, format=format, root=root, seed=seed)
-        typer.echo(f"{capacity.table(found)}\n{out / 'capacity.json'}")
+    if probes is not None:
+        typer.echo(f"{capacity.table(capacity.run(probes, out))}\n{out / 'capacity.json'}")
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:

@@ -188,6 +188,75 @@ def test_a_jsonl_folder_with_paths(tmp_path: Path, datasets: Any) -> None:
     assert [s.images["image_0"] for s in found] == [tmp_path / "set" / "a.jpg"] * 2
 
 
+def test_columns_of_mixed_types_are_what_the_file_says(tmp_path: Path, datasets: Any) -> None:
+    """Text in one turn and a list of parts in another, one picture here and a list there."""
+    parts = datafiles.row([{"type": "image"}, {"type": "text", "text": "Where?"}], id="a")
+    given = [parts, datafiles.row("<image>Who?", id="b")]
+    path = datafiles.write(tmp_path / "set" / "train.jsonl", given)
+    found = list(hub.read(str(path.parent), title=TITLE, pictures=tmp_path / "pictures"))
+    assert [plain(each) for each in found] == [plain(each) for each in read(path)]
+
+
+def test_cameras_that_only_other_rows_have_are_none(tmp_path: Path, datasets: Any) -> None:
+    given = [
+        {
+            "scene_token": "s",
+            "frame_token": f"f{camera}",
+            "question_type": "perception",
+            "question": "What?",
+            "answer": "It.",
+            "tag": [2],
+            "image_path": {camera: f"nuscenes/samples/{camera}/1.jpg"},
+        }
+        for camera in ("CAM_FRONT", "CAM_BACK")
+    ]
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(given).to_parquet(str(tmp_path / "set/train-0.parquet"))
+    found = hub.read(str(tmp_path / "set"), title=TITLE, pictures=tmp_path / "pictures")
+    assert [list(sample.images) for sample in found] == [["CAM_FRONT"], ["CAM_BACK"]]
+
+
+def test_a_slice_of_a_file_is_taken_or_refused(tmp_path: Path, datasets: Any) -> None:
+    path = datafiles.write(tmp_path / "a.jsonl", [datafiles.row(f"<image>{n}?") for n in range(4)])
+    asked = {"title": TITLE, "split": "train[:3]", "pictures": tmp_path / "pictures"}
+    assert len(list(hub.read(str(path), streaming=False, **asked))) == 3
+    with pytest.raises(ValueError, match=r"Bad split: train\[:3\]"):
+        list(hub.read(str(path), **asked))
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [("a.jsonl", b""), ("set/a.jsonl.gz", b"\x1f\x8b\x08\x00cut"), ("set/a.zip", b"PK\x03\x04")],
+)
+def test_files_that_are_none_are_one_line(
+    tmp_path: Path, datasets: Any, name: str, held: bytes
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(held)
+    asked = str(path if name == "a.jsonl" else path.parent)
+    with pytest.raises(ValueError, match=r"the package datasets cannot read it") as caught:
+        list(hub.read(asked, title=TITLE, pictures=tmp_path / "pictures"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reason_is_told_that_stands_behind_the_error(tmp_path: Path, datasets: Any) -> None:
+    path = datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
+    path.write_text(path.read_text() + "{cut")
+    asked = {"title": TITLE, "streaming": False, "pictures": tmp_path / "pictures"}
+    with pytest.raises(ValueError, match=r"cannot read it \((?!DatasetGenerationError)"):
+        list(hub.read(str(path.parent), **asked))
+
+
+def test_a_picture_that_was_cut_off_is_written_anew(tmp_path: Path, rows: list[Any]) -> None:
+    rows[:] = [datafiles.row(images=[{"bytes": content()}])]
+    (first,) = samples(tmp_path)
+    (path,) = first.images.values()
+    path.write_bytes(b"")
+    samples(tmp_path)
+    assert path.read_bytes() == content()
+
+
 @pytest.mark.parametrize("asked", [{"split": "nope"}, {"path": "not/there"}])
 def test_what_the_package_refuses_is_one_line(
     tmp_path: Path, datasets: Any, asked: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -187,6 +187,16 @@ def test_the_longest_comes_first_and_lengths_do_not_fall_from_step_to_step() -> 
     assert 20 < falls < 48
 
 
+@pytest.mark.parametrize("count", [7, 9, 11, 17, 195])  # the last pool would be a short step
+def test_the_longest_comes_first_whatever_is_left_over(count: int) -> None:
+    for seed in range(30):
+        sizes = tuple((0, 10 + 7 * i) for i in range(count))
+        rows = tuple((i,) for i in range(count))
+        found = Order(rows, seed, 4, 1, sizes=sizes, by_length=True)
+        first = next(windows(found, 0, 1)).batches[0]
+        assert count - 1 in first
+
+
 def test_any_step_by_length_can_be_the_first_and_processes_do_not_move_it() -> None:
     whole = list(windows(lengthy(batches_per_step=2), 0, 80))
     assert list(windows(lengthy(batches_per_step=2), 41, 80)) == whole[41:]

@@ -79,9 +79,12 @@ def test_a_probe_closes_the_gap_and_the_nearer_teacher_is_named(
 ) -> None:
     monkeypatch.setattr(capacity, "SEEDS", 2)
     names = [places["other"], places["same"]]
-    found = capacity.run(places["student"], names, data, tmp_path / "out", steps=8)
+    monkeypatch.chdir(data.parent)
+    probes = capacity.prepare(places["student"], names, Path(data.name), steps=8)
+    found = capacity.run(probes, tmp_path / "out")
     assert found == json.loads((tmp_path / "out/capacity.json").read_text())
-    assert (found["layers"], found["held_out"]) == (3, {"samples": 10, "scenes": 2})
+    assert found["measured"] == {"samples": 10, "scenes": 2}
+    assert found["trained"] == {"samples": 20, "scenes": 4}
     other, same = (found["candidates"][name] for name in names)
     for name in capacity.PAPER:
         assert np.shape(other[name]["after"]) == (2, 3)
@@ -96,10 +99,8 @@ def test_the_same_seeds_find_the_same(
     data: Path, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "SEEDS", 2)
-    found = [
-        capacity.run(places["student"], [places["other"]], data, tmp_path / name, steps=2)
-        for name in ("one", "two")
-    ]
+    probes = capacity.prepare(places["student"], [places["other"]], data, steps=2)
+    found = [capacity.run(probes, tmp_path / name) for name in ("one", "two")]
     assert found[0] == found[1]
     assert found[0]["advice"]["planning"]["weak"]  # there is no other
 
@@ -120,26 +121,51 @@ def test_weak_is_what_probes_do_not_agree_on() -> None:
     assert near["perception"]["weak"]
 
 
-@pytest.mark.parametrize(
-    ("scenes", "drop", "words"),
-    [(2, "", "about 2 scenes: expected 3 or more"), (3, "frame", "has no frame token")],
-)
-def test_what_cannot_be_held_out_is_refused(
-    tmp_path: Path, places: dict[str, str], scenes: int, drop: str, words: str
+def test_questions_are_held_out_by_scene_and_drawn_from_each_capability(
+    data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = write_data(tmp_path, scenes=scenes)
+    monkeypatch.setattr(capacity, "MEASURED", 1)
+    found = capacity.prepare("s", ["t"], data, seed=3)
+    assert sorted(str(each.capability) for each in found.measured) == sorted(capacity.PAPER)
+    held_out = {each.scene for each in found.measured}
+    assert held_out.isdisjoint(each.scene for each in found.trained)
+    assert len({each.scene for each in found.trained}) == 4
+    assert len(found.trained) == 20  # what is held out and not measured is nowhere
+    fewer = capacity.prepare("s", ["t"], data, max_samples=25)
+    assert len(fewer.trained) < 20
+
+
+def test_what_is_of_no_capability_is_left_out(
+    data: Path, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "SEEDS", 2)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if key != drop} for row in rows]
+    rows[0]["question_type"] = "robust_qas"
+    other = data.with_name("other.jsonl")
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    probes = capacity.prepare(places["student"], [places["other"]], other, steps=1)
+    assert len(probes.trained) + len(probes.measured) == 29
+    assert set(capacity.run(probes, tmp_path)["candidates"][places["other"]]) == set(capacity.PAPER)
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
+    data = write_data(tmp_path, scenes=2)
+    with pytest.raises(ValueError, match="about 2 scenes: expected 3 or more"):
+        capacity.prepare("s", ["t"], data)
+    with pytest.raises(ValueError, match="one is named twice"):
+        capacity.prepare("s", ["t", "t"], data)
+    data = write_data(tmp_path / "apart", scenes=3)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    kept = [rows[0], rows[6], rows[12]]  # perception, reasoning, planning: a scene each
     data.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    with pytest.raises(ValueError, match=words):
-        capacity.run(places["student"], [places["other"]], data, tmp_path / "out", steps=1)
+    with pytest.raises(ValueError, match="no capability has questions about both parts"):
+        capacity.prepare("s", ["t"], data)
 
 
 def test_a_teacher_that_reads_otherwise_is_refused(
     data: Path, places: dict[str, str], tmp_path: Path
 ) -> None:
     save(tiny_student(family="qwen2_5_vl"), tmp_path / "qwen")
+    probes = capacity.prepare(places["student"], [str(tmp_path / "qwen")], data, steps=1)
     with pytest.raises(ValueError, match="both must be of one family"):
-        capacity.run(places["student"], [str(tmp_path / "qwen")], data, tmp_path / "out", steps=1)
-    with pytest.raises(ValueError, match="one is named twice"):
-        capacity.run(places["student"], [places["other"]] * 2, data, tmp_path / "out", steps=1)
+        capacity.run(probes, tmp_path / "out")

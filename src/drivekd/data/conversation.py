@@ -161,12 +161,17 @@ def _image_texts(row: Row) -> list[str | Path]:
     return texts
 
 
+def _camera(text: str | Path) -> str | None:
+    """The camera that a path names; where a made file lies says nothing of what it shows."""
+    return None if isinstance(text, Path) else camera_of(text)
+
+
 def _images(row: Row, texts: list[str | Path]) -> dict[str, Path]:
     """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
     cameras = row.value.get("cameras")
     if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
         raise RowError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
-    names = [str(c) for c in cameras] if cameras else [camera_of(str(text)) for text in texts]
+    names = [str(c) for c in cameras] if cameras else [_camera(text) for text in texts]
     if None in names or len(set(names)) < len(names):
         names = [f"image_{number}" for number in range(len(texts))]
     files = (t if isinstance(t, Path) else resolve(t, row.folder, row.where) for t in texts)

@@ -77,7 +77,6 @@ def _refuse_paths(sample: Sample, pictures: Path) -> None:
 def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) -> Iterator[Any]:
     import datasets
 
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     number = 0
     try:
         rows = iter(_opened(datasets, path, name, split, streaming))
@@ -87,9 +86,10 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
                 return
             number += 1
             yield row
-    except failures as error:
+    except Exception as error:  # of pyarrow, archives, clients: whatever stands behind `datasets`
         place = f"{title}, behind row {number}" if number else title
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = error.__cause__ or error
+        said = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
         raise ValueError(
             f"{place}: the package datasets cannot read it ({said}); check path, name and split"
         ) from error
@@ -101,13 +101,27 @@ def _opened(
     """A dataset whose pictures stay undecoded."""
     options: dict[str, Any] = {"name": name, "split": split, "streaming": streaming}
     if Path(path).is_file() and Path(path).suffix in _BUILDERS:
-        options["data_files"] = {split: path}
+        options["data_files"] = {split.partition("[")[0]: path}
         path = _BUILDERS[Path(path).suffix]
     found = datasets.load_dataset(path, **options)
     if not streaming:
         found = found.to_iterable_dataset()
-    rows: Iterable[Mapping[str, Any]] = found if found.features is None else found.decode(False)
+    rows: Iterable[Mapping[str, Any]] = found
+    if not found.features:
+        return rows
+    features = {name: _undecoded(datasets, each) for name, each in found.features.items()}
+    rows = found.cast(datasets.Features(features))
     return rows
+
+
+def _undecoded(datasets: Any, feature: Any) -> Any:
+    """The feature with pictures, sounds and the like as they are stored; JSON is no such thing."""
+    if isinstance(feature, dict):
+        return {name: _undecoded(datasets, each) for name, each in feature.items()}
+    if hasattr(feature, "feature"):  # of lists
+        return replace(feature, feature=_undecoded(datasets, feature.feature))
+    stored = hasattr(feature, "decode") and not isinstance(feature, getattr(datasets, "Json", ()))
+    return replace(feature, decode=False) if stored else feature
 
 
 def _placed(rows: Iterable[Any], title: str, pictures: Path) -> Iterator[Placed]:
@@ -124,7 +138,7 @@ def _with_files(row: Any, where: str, pictures: Path) -> Any:
     """A row without the empty columns of its table, its pictures as files or paths."""
     if not isinstance(row, Mapping):
         return row
-    value = {key: each for key, each in row.items() if each is not None}
+    value = {key: _filled(each) for key, each in row.items() if each is not None}
     held = value.pop("images", value.pop("image", []))
     held = held if isinstance(held, list) else [held]
     if not held:
@@ -135,6 +149,13 @@ def _with_files(row: Any, where: str, pictures: Path) -> Any:
         value.setdefault("cameras", cameras)
     files = [_file(each, f"{where}: image {k}", pictures) for k, each in enumerate(held, 1)]
     return value | {"images": files}
+
+
+def _filled(value: Any) -> Any:
+    """A mapping without the keys that only other rows of its column have."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: each for key, each in value.items() if each is not None}
 
 
 def _file(held: Any, where: str, pictures: Path) -> str | Path:
@@ -165,7 +186,7 @@ def _kept(content: bytes, where: str, pictures: Path) -> Path:
             f"{where} holds {len(content)} bytes that are no picture file", "image_path"
         ) from None
     path = pictures / f"{hashlib.sha256(content).hexdigest()}.{kind}"
-    if not path.exists():
+    if not path.exists() or path.stat().st_size != len(content):  # cut off by a power failure
         draft = path.with_name(f".{uuid4().hex}.partial")
         with writing(path, draft):
             try:

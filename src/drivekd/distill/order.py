@@ -228,10 +228,12 @@ def _alike(order: Order, epoch: int, visits: list[Row]) -> list[Row]:
     [ours] As transformers' sampler does: shuffled rows are sorted by length within pools, and the
     longest comes first, so that memory runs out at once or never. Besides, the windows are
     shuffled: the lengths of a pool would fall from step to step, and the kinds of questions with
-    them. A short window stays the last.
+    them. A short window stays the last, of rows that were sorted with others.
     """
     size = order.rows_per_step
     pools = _cut(visits, size * max(1, min(POOL, len(visits) // (4 * size))))
+    if len(pools) > 1 and len(pools[-1]) < size:
+        pools[-2:] = [[*pools[-2], *pools[-1]]]
     sorted_ = [row for pool in pools for row in sorted(pool, key=lambda row: -_length(order, row))]
     windows = _cut(sorted_, size)
     short = [windows.pop()] if len(windows[-1]) < size else []

@@ -120,7 +120,7 @@ class FeatureCache:
         known = self._known(vlm, sum(p._version for p in weights))
         asked = {self._key(vlm, p): p for p in paths}
         missing = {key: path for key, path in asked.items() if key not in known}
-        if self.latest and missing:
+        if self.latest and list(asked) != list(known):  # a group of others rounds otherwise
             known.clear()
             missing = asked
         keys, files = list(missing), list(missing.values())

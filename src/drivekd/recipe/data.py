@@ -97,7 +97,7 @@ class Data(Part):
     @field_validator("train", "eval", "exclude_frames", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | dict) else value
+        return (value,) if isinstance(value, str | dict | HubData) else value
 
     @model_validator(mode="after")
     def _mixture_of_questions(self) -> Data:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
+from drivekd.data.convert import jsonl_row
 from drivekd.data.lock import locked
 from drivekd.data.progress import track
 from drivekd.data.readers import read
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.data.written import whole
+from drivekd.data.written import new_rows, whole
 from drivekd.distill import agreement
 from drivekd.distill import teacher as teachers
 from drivekd.distill.layers import resolve
-from drivekd.distill.order import scene_of, stream
+from drivekd.distill.order import scene_of, select, stream
 from drivekd.distill.train import train
 from drivekd.distill.trained import load_student
 from drivekd.models import vlm as vlms
@@ -37,63 +39,114 @@ PAPER = {
 }
 """Layers and signal of each capability [paper]."""
 
-SEEDS, STEPS, HELD_OUT = 3, 60, 200
-"""Probes of each teacher, their steps, and the most questions that distances are measured on."""
+SEEDS, STEPS, MEASURED = 3, 60, 60
+"""Probes of each teacher, their steps, and the most questions of a capability that are measured."""
 
 
-def run(
+@dataclass(frozen=True)
+class Probes:
+    """What is to be compared, on which questions.
+
+    Attributes:
+        student: folder, hub id or `world:NAME`.
+        candidates: the same of teachers.
+        trained: questions that probes are trained on.
+        measured: questions about other scenes, on which distances are measured.
+        root: folder of all their pictures.
+        seed: of the first probe.
+        steps: of a probe.
+    """
+
+    student: str
+    candidates: tuple[str, ...]
+    trained: tuple[Sample, ...]
+    measured: tuple[Sample, ...]
+    root: Path
+    seed: int
+    steps: int
+
+
+def prepare(
     student: str,
     candidates: Sequence[str],
     data: Path,
-    out: Path,
     *,
     format: str = "auto",
     root: Path | None = None,
+    max_samples: int | None = None,
     seed: int = 0,
     steps: int = STEPS,
-) -> dict[str, Any]:
-    """Probe every candidate and write `capacity.json`.
-
-    A third of the scenes is held out: distances are measured there, before and after. A probe is a
-    short run of `drivekd train` with the paper's layers and signals and one candidate in all
-    roles, from the same start, on the same questions in the same order for every candidate; the
-    seed of a probe draws that order.
+) -> Probes:
+    """Read the questions and hold a third of the scenes out, before any model is loaded.
 
     Args:
         student: folder, hub id or `world:NAME`.
         candidates: the same of teachers; at least one.
-        data: driving questions with answers, frames and pictures.
-        out: folder for the results.
+        data: driving questions with answers and pictures.
         format: of the file.
         root: folder that relative image paths start from.
-        seed: of the split; probes have the seeds from there on.
+        max_samples: use only so many, drawn by the seed.
+        seed: of the draws; probes have the seeds from there on.
         steps: of a probe.
 
     Raises:
-        OSError, ValueError: the data or a model, or a teacher that reads otherwise than the
-            student.
+        OSError, ValueError: the data, or a candidate that is named twice.
     """
-    samples = [each for each in read(data, format, root=root) if each.capability in PAPER]
-    held_out = _held_out(samples, seed)
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates {', '.join(candidates)}: one is named twice")
+    folder = (data.parent if root is None else root).absolute()
+    known = [s for s in read(data, format, root=folder) if s.capability in PAPER and s.images]
+    samples = select(known, seed=seed, max_scenes=None, max_samples=max_samples)
+    scenes = sorted({scene_of(sample) for sample in samples})
+    if len(scenes) < 3:
+        raise ValueError(
+            f"{data} has questions of {', '.join(PAPER)} with pictures about {len(scenes)} scenes: "
+            "expected 3 or more, a third of which is held out"
+        )
+    order = stream(seed, "capacity").permutation(len(scenes))
+    held_out = {scenes[i] for i in order[: len(scenes) // 3]}
+    trained = tuple(sample for sample in samples if scene_of(sample) not in held_out)
+    taught = {sample.capability for sample in trained}
+    left = [s for s in samples if scene_of(s) in held_out and s.capability in taught]
+    if not left:
+        raise ValueError(f"{data}: no capability has questions about both parts of its scenes")
+    drawn = tuple(_drawn(left, seed))
+    return Probes(student, tuple(candidates), trained, drawn, folder, seed, steps)
+
+
+def _drawn(samples: Sequence[Sample], seed: int) -> Iterator[Sample]:
+    """At most `MEASURED` questions of each capability, in the order of the file."""
+    for name in PAPER:
+        own = [sample for sample in samples if sample.capability == name]
+        places = stream(seed, f"measured {name}").permutation(len(own))[:MEASURED]
+        yield from (own[i] for i in sorted(places))
+
+
+def run(probes: Probes, out: Path) -> dict[str, Any]:
+    """Probe every candidate and write `capacity.json`.
+
+    Distances are measured before and after. A probe is a short run of `drivekd train`, on the
+    device where that would train, with the paper's layers and signals and one candidate in all
+    roles; from the same start, on the same questions in the same order for every candidate; the
+    seed of a probe draws that order.
+
+    Returns:
+        What `capacity.json` holds.
+
+    Raises:
+        OSError, ValueError: a model cannot be loaded, or a teacher reads otherwise than the
+            student.
+    """
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
     with locked(out):
-        figures: dict[str, dict[str, dict[str, Any]]] = {}
-        depth = 0
-        for name in track(candidates, len(candidates), "probing teachers"):
-            recipes = [
-                _recipe(student, name, data, root, held_out, samples, seed + k, steps)
-                for k in range(SEEDS)
-            ]
-            before, after = _probed(recipes, name, held_out)
-            figures[name] = _figures(before, after)
-            depth = len(next(iter(before.values())))
+        for name in track(probes.candidates, len(probes.candidates), "probing teachers"):
+            figures[name] = _figures(*_probed(probes, name))
         content = {
-            "student": student,
-            "layers": depth,
-            "held_out": {"samples": len(held_out), "scenes": len({scene_of(s) for s in held_out})},
-            "steps": steps,
-            "seeds": [seed + k for k in range(SEEDS)],
+            "student": probes.student,
+            "trained": _counts(probes.trained),
+            "measured": _counts(probes.measured),
+            "steps": probes.steps,
+            "seeds": [probes.seed + k for k in range(SEEDS)],
             "candidates": figures,
             "advice": _advice(figures),
         }
@@ -102,56 +155,32 @@ def run(
     return content
 
 
-def _probed(
-    recipes: Sequence[Recipe], candidate: str, held_out: Sequence[Sample]
-) -> tuple[Gap, list[Gap]]:
+def _counts(samples: Sequence[Sample]) -> dict[str, int]:
+    return {"samples": len(samples), "scenes": len({scene_of(each) for each in samples})}
+
+
+def _probed(probes: Probes, candidate: str) -> tuple[Gap, list[Gap]]:
     """The distance from one candidate before training, and after each probe."""
-    pupil = load_student(recipes[0])
-    vlm = teachers.freeze(vlms.load(candidate, device=str(pupil.device)))
-    encoded = [encode(pupil, sample) for sample in held_out]
-    agreement.check_agreement(pupil, vlm, "the probe", encoded)
-    before, after = gap(pupil, vlm, encoded), []
-    for recipe in recipes:
-        pupil = load_student(recipe)
-        with tempfile.TemporaryDirectory() as folder:
-            here = recipe.model_copy(update={"output_dir": folder})
-            train(here, student=pupil, teachers={candidate: vlm})
-        after.append(gap(pupil, vlm, encoded))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with new_rows(folder / "train.jsonl") as rows:
+            for sample in probes.trained:
+                rows.add(jsonl_row(sample, probes.root))
+        recipes = [_recipe(probes, candidate, folder, probes.seed + k) for k in range(SEEDS)]
+        pupil = load_student(recipes[0])
+        vlm = teachers.freeze(vlms.load(candidate, device=str(pupil.device), head=False))
+        encoded = [encode(pupil, sample) for sample in probes.measured]
+        agreement.check_agreement(pupil, vlm, "the probe", encoded)
+        before, after = gap(pupil, vlm, encoded), []
+        for recipe in recipes:
+            pupil = load_student(recipe)
+            train(recipe, student=pupil, teachers={candidate: vlm})
+            after.append(gap(pupil, vlm, encoded))
     return before, after
 
 
-def _held_out(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """A third of the scenes, with a frame token each, so that training can leave them out."""
-    scenes = sorted({scene_of(sample) for sample in samples})
-    if len(scenes) < 3:
-        raise ValueError(
-            f"questions about {len(scenes)} scenes: expected 3 or more, a third is held out"
-        )
-    order = stream(seed, "capacity").permutation(len(scenes))
-    chosen = {scenes[i] for i in order[: len(scenes) // 3]}
-    found = [s for s in samples if scene_of(s) in chosen and s.images]
-    without = next((sample for sample in found if not sample.frame), None)
-    if without is not None:
-        raise ValueError(
-            f"{without.source}: sample {without.id!r} has no frame token, by which held-out "
-            "questions are kept out of training; write `frame` into the file"
-        )
-    return found[:HELD_OUT]
-
-
-def _recipe(
-    student: str,
-    candidate: str,
-    data: Path,
-    root: Path | None,
-    held_out: Sequence[Sample],
-    samples: Sequence[Sample],
-    seed: int,
-    steps: int,
-) -> Recipe:
-    scenes = {scene_of(sample) for sample in held_out}
-    frames = sorted({str(s.frame) for s in samples if scene_of(s) in scenes})
-    owners = {sample.capability for sample in samples if scene_of(sample) not in scenes}
+def _recipe(probes: Probes, candidate: str, folder: Path, seed: int) -> Recipe:
+    taught = {sample.capability for sample in probes.trained}
     capabilities = {
         name: {
             "teacher": candidate,
@@ -160,21 +189,17 @@ def _recipe(
             "grouping": "proportional",
         }
         for name, (layers, signal) in PAPER.items()
-        if name in owners
+        if name in taught
     }
     return parse(
         {
             "name": "probe",
-            "student": student,
-            "output_dir": "probe",
+            "student": probes.student,
+            "output_dir": str(folder / f"probe{seed}"),
             "seed": seed,
-            "data": {
-                "train": [str(data)],
-                "root": None if root is None else str(root),
-                "exclude_frames": frames,
-            },
+            "data": {"train": [str(folder / "train.jsonl")], "root": str(probes.root)},
             "capabilities": capabilities,
-            "train": {"max_steps": steps, "save_steps": steps, "report_to": "none"},
+            "train": {"max_steps": probes.steps, "save_steps": probes.steps, "report_to": "none"},
         }
     )
 

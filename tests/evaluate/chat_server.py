@@ -50,6 +50,9 @@ def _response(fault: str, server: Server, body: dict[str, Any]) -> bytes:
         return _http("200 OK", good[:-20])
     if fault == "html":
         return _http("200 OK", b"<html>busy</html>", kind="text/html")
+    if fault.startswith("body "):  # "body 200 {}": a status and what is said with it
+        _, status, text = fault.split(" ", 2)
+        return _http(f"{status} X", text.encode())
     if fault.startswith("429"):
         return _http("429 Too Many", b"{}", f"Retry-After: {fault.partition(' ')[2]}")
     return _http(f"{fault} X", json.dumps({"error": server.headers[-1]}).encode())

@@ -111,17 +111,64 @@ def test_the_key_is_sent_and_never_shown(
     assert "sk-secret" not in shown
 
 
+@pytest.mark.parametrize("status", ["200", "400"])
+@pytest.mark.parametrize("key", ["sk-secret0123456789", "a/b+c0123456789"])
+def test_no_part_of_the_key_is_left_where_a_body_is_cut(
+    monkeypatch: pytest.MonkeyPatch, status: str, key: str
+) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    for place in (180, 284):
+        for form in {key, key.replace("/", "\\/")}:
+            text = '{"error": "' + "." * place + form + '"}'
+            plan = first(f"body {status} {text}")
+            with serving(str.upper, plan) as server, pytest.raises(ChatError) as caught:
+                ask(server, key_env="A_KEY")
+            said = str(caught.value)
+            assert key[:4] not in said and form[:4] not in said and len(said) < 400
+
+
+def test_before_each_try_somebody_is_asked_who_may_end_it() -> None:
+    tries: list[str] = []
+
+    def before_try() -> None:
+        if len(tries) == 2:
+            raise LookupError("enough")
+        tries.append("one")
+
+    async def once(url: str) -> None:
+        async with ChatEndpoint(url, "m", tries=5) as endpoint:
+            await endpoint.complete([{"role": "user", "content": "x"}], before_try)
+
+    with serving(str.upper, first(*["503"] * 5)) as server, pytest.raises(LookupError):
+        asyncio.run(once(server.url))
+    assert len(server.bodies) == 2
+
+
 def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A_KEY", raising=False)
     with serving(str.upper) as server, pytest.raises(ValueError, match="A_KEY is not set"):
         ask(server, key_env="A_KEY")
 
 
-@pytest.mark.parametrize("url", ["ftp://x/v1", "x/v1", "http://u:p@x/v1", "http://x/v1?key=1"])
-def test_addresses_that_are_refused(url: str) -> None:
-    with pytest.raises(ValueError) as caught:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x/v1",
+        "x/v1",
+        "http://u:hidden@x/v1",
+        "ftp://u:hidden@x:notaport/v1",
+        "u:hidden@x/v1",
+        "http://x/v1?key=hidden",
+        "http://x:notaport/v1?key=hidden",
+        "http://x/v1?",
+        "http://x/v1#hidden",
+        "http://x:notaport/v1#hidden",
+    ],
+)
+def test_addresses_that_are_refused_and_not_quoted_where_they_may_hold_a_secret(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected an address|carries a password") as caught:
         ChatEndpoint(url, "m")
-    assert "u:p" not in str(caught.value) and "key=1" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://h/v1", "http://h/v1/", "http://h/v1/chat/completions"])

@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,6 +29,8 @@ RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 HOPELESS = frozenset({401, 402, 403, 404, 405})
 #: longest first wait before another try, drawn below it and doubled each time [s]
 FIRST_WAIT = 0.5
+#: most characters of what went wrong, a server's own words among them
+_QUOTED = 300
 
 Kind = Literal["transport", "endpoint", "request", "reply"]
 
@@ -126,8 +128,18 @@ class ChatEndpoint:
         self._client = self._gate = None
         self._key = ""
 
-    async def complete(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> ChatReply:
-        """One reply to a conversation; `params` go into the request as they are.
+    async def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        before_try: Callable[[], None] | None = None,
+        **params: Any,
+    ) -> ChatReply:
+        """One reply to a conversation.
+
+        Args:
+            messages: of the conversation.
+            before_try: called before each try; what it raises ends the tries and is passed on.
+            params: go into the request as they are.
 
         Raises:
             ChatError: see its kinds. Only statuses 408, 409, 429 and 5xx, time-outs and broken
@@ -144,13 +156,15 @@ class ChatEndpoint:
         )
         async with self._gate:
             try:
-                return await retrying(self._once, content)
+                return await retrying(self._once, content, before_try)
             except _Again as error:
                 tries = "1 try" if self.tries == 1 else f"{self.tries} tries"
                 raise self._error("transport", f"{error}, after {tries}") from None
 
-    async def _once(self, content: bytes) -> ChatReply:
+    async def _once(self, content: bytes, before_try: Callable[[], None] | None) -> ChatReply:
         assert self._client is not None
+        if before_try is not None:
+            before_try()
         self.usage.requests += 1
         try:
             async with asyncio.timeout(self.timeout):
@@ -168,7 +182,7 @@ class ChatEndpoint:
             raise _Again(f"status {answer.status_code}", wait)
         if not answer.is_success:
             kind: Kind = "endpoint" if answer.status_code in HOPELESS else "request"
-            raise self._error(kind, f"status {answer.status_code}: {answer.text[:300]}")
+            raise self._error(kind, f"status {answer.status_code}: {answer.text}")
         return self._read(answer)
 
     def _read(self, answer: httpx.Response) -> ChatReply:
@@ -191,27 +205,32 @@ class ChatEndpoint:
 
     def _error(self, kind: Kind, why: str) -> ChatError:
         """An error that names the server; a server that repeats the key is not quoted with it."""
-        text = f"{self.model} at {self.url}: {why}"
-        return ChatError(kind, text.replace(self._key, "[key]") if self._key else text)
+        # Before the text is cut: half a key is a secret too. As it is, and as JSON may escape it.
+        for form in {self._key, json.dumps(self._key)[1:-1], self._key.replace("/", "\\/")} - {""}:
+            why = why.replace(form, "[key]")
+        return ChatError(kind, f"{self.model} at {self.url}: {why:.{_QUOTED}}")
 
 
 def checked_url(url: str) -> str:
     """The address without a last slash and without `/chat/completions`.
 
     Raises:
-        ValueError: no http(s) address, or one that carries a user, a password or a query.
+        ValueError: no http(s) address, or one that carries a user, a password, a query or a
+            fragment; an address that may hold a secret is not quoted.
     """
+    secret = any(sign in str(url) for sign in "@?#")
+    shown = "an address with @, ? or #, not shown here" if secret else f"{url!r:.100}"
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise ValueError(f"{url!r:.100}: no address ({error})") from None
-    if parsed.userinfo or parsed.query:
-        raise ValueError(
-            f"the address of {parsed.host} carries a password or a query: name the environment"
-            " variable that holds the key instead"
-        )
+    except (httpx.InvalidURL, TypeError):
+        parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url!r:.100}: expected an address such as http://127.0.0.1:8000/v1")
+        raise ValueError(f"{shown}: expected an address such as http://127.0.0.1:8000/v1")
+    if parsed.userinfo or "?" in url or "#" in url:
+        raise ValueError(
+            f"the address of {parsed.host} carries a password, a query or a fragment: give it"
+            " without; a key belongs in an environment variable, which you name"
+        )
     return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
 
 
@@ -255,7 +274,7 @@ def read_reply(body: Any) -> ChatReply:
         choice = body["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        raise ValueError(f"expected choices[0].message.content, got {body!r:.200}") from None
+        raise ValueError(f"expected choices[0].message.content, got {body!r}") from None
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the reply has no text (finish_reason {choice.get('finish_reason')!r})")
     usage = body.get("usage")

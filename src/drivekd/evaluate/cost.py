@@ -11,6 +11,10 @@ from drivekd.evaluate.chat import ChatReply
 CHARACTERS_PER_TOKEN = 3.0
 
 
+class OverBudget(RuntimeError):  # noqa: N818 - the plan worked, nothing is broken
+    """One more try could exceed the limit, and was not made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a user says a judge costs, per million tokens, in any currency."""
@@ -29,14 +33,14 @@ class Price:
 
 @dataclass(slots=True)
 class Budget:
-    """Money spent and set aside; a request that could exceed the limit is not made.
+    """Money spent and set aside; a try that could exceed the limit is not made.
 
     Attributes:
         price: per million tokens.
         limit: the most that may be spent; None for no limit.
         longest: most tokens of a reply.
         spent: by what the server counted, or estimated where it did not count.
-        reserved: for requests on their way.
+        reserved: for tries on their way.
     """
 
     price: Price
@@ -48,22 +52,43 @@ class Budget:
     def worst(self, prompt: str) -> float:
         return self.price.of(len(prompt) / CHARACTERS_PER_TOKEN, self.longest)
 
-    def reserve(self, prompt: str) -> float | None:
-        """Sets the worst case aside; None where it would exceed the limit."""
-        worst = self.worst(prompt)
-        if self.limit is not None and self.spent + self.reserved + worst > self.limit:
-            return None
-        self.reserved += worst
-        return worst
 
-    def settle(self, reserved: float, prompt: str, reply: ChatReply | None) -> None:
+@dataclass(slots=True)
+class Bill:
+    """What one request costs, each of its tries set aside before it is made.
+
+    Attributes:
+        budget: that pays.
+        prompt: all that is sent.
+        reserved: for the try on its way.
+    """
+
+    budget: Budget
+    prompt: str
+    reserved: float = 0.0
+
+    def before_try(self) -> None:
+        """Sets the worst case of one more try aside; the one before it failed.
+
+        Raises:
+            OverBudget: it would exceed the limit.
+        """
+        self.settle(None)
+        budget, worst = self.budget, self.budget.worst(self.prompt)
+        if budget.limit is not None and budget.spent + budget.reserved + worst > budget.limit:
+            raise OverBudget
+        budget.reserved += worst
+        self.reserved = worst
+
+    def settle(self, reply: ChatReply | None) -> None:
         """What was set aside becomes what it cost; without a reply, the worst is assumed."""
-        self.reserved -= reserved
+        budget, reserved, self.reserved = self.budget, self.reserved, 0.0
+        budget.reserved -= reserved
         if reply is None:
-            self.spent += reserved
+            budget.spent += reserved
             return
         asked, said = reply.prompt_tokens, reply.completion_tokens
-        self.spent += self.price.of(
-            len(prompt) / CHARACTERS_PER_TOKEN if asked is None else asked,
+        budget.spent += budget.price.of(
+            len(self.prompt) / CHARACTERS_PER_TOKEN if asked is None else asked,
             len(reply.text) / CHARACTERS_PER_TOKEN if said is None else said,
         )

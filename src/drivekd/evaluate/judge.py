@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from drivekd.data.sample import Sample
 from drivekd.data.written import whole
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.chat import ChatError
-from drivekd.evaluate.cost import Budget, Price
+from drivekd.evaluate.cost import Bill, Budget, OverBudget, Price
 from drivekd.evaluate.descriptions import describe
 from drivekd.evaluate.judges import Judge
 from drivekd.evaluate.metrics import read_option, yes_no
@@ -73,7 +74,7 @@ class Settings:
         sheets: see `evaluate/sheets.py`.
         descriptions: of objects, see `evaluate/descriptions.py`.
         price: per million tokens, for the estimate and the running total.
-        max_cost: no request is made that could exceed it; needs a price.
+        max_cost: no try is made that could exceed it; needs a price.
         retry_unscored: ask again where a reply could not be read.
     """
 
@@ -99,10 +100,19 @@ class _Item:
 
 @dataclass(slots=True)
 class _Session:
+    """One call's judge, store and money.
+
+    Attributes:
+        locks: by key: of equal requests one is made, and the others wait for its reply.
+        retried: markers of what was given up earlier and is asked again, once in a session.
+    """
+
     judge: Judge
     store: VerdictStore
     budget: Budget
     settings: Settings
+    locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    retried: set[str] = field(default_factory=set)
 
 
 def judge_answers(
@@ -181,19 +191,22 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": item.prompt}]
     asked: list[str] = []
     marker = key_of(session.judge.identity, messages, run) + " unscored"
-    if session.settings.retry_unscored and (given_up := session.store.get(marker)) is not None:
-        session.store.drop([*json.loads(given_up.text), marker])
+    if session.settings.retry_unscored and marker not in session.retried:
+        session.retried.add(marker)
+        if (given_up := session.store.get(marker)) is not None:
+            session.store.drop([*json.loads(given_up.text), marker])
     reason = ""
     for attempt in range(2):
         asked.append(key_of(session.judge.identity, messages, run))
         try:
-            kept = await _reply(asked[-1], item, messages, session)
+            async with session.locks[asked[-1]]:
+                kept = await _reply(asked[-1], item, messages, session)
+        except OverBudget:
+            return _unscored(item, run, "over_budget", "one more try could exceed the cost limit")
         except ChatError as error:
             if error.kind == "endpoint":
                 raise
             return _unscored(item, run, "transport", str(error))
-        if kept is None:
-            return _unscored(item, run, "over_budget", "the request could exceed the cost limit")
         if kept.error:
             reason = kept.error
             break
@@ -212,27 +225,24 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
 
 async def _reply(
     key: str, item: _Item, messages: Sequence[Mapping[str, str]], session: _Session
-) -> Kept | None:
-    """A kept reply, or a new one, kept before it is returned; None beyond the cost limit."""
-    judge, budget = session.judge, session.budget
+) -> Kept:
+    """A kept reply, or a new one, kept before it is returned."""
+    judge = session.judge
     assert item.sheet is not None
     if (kept := session.store.get(key)) is not None:
         return kept
-    prompt = "".join(message["content"] for message in messages)
-    reserved = budget.reserve(prompt)
-    if reserved is None:
-        return None
+    bill = Bill(session.budget, "".join(message["content"] for message in messages))
     reply = None
     form = schema(item.sheet, item.mark) if judge.wants_json and item.mark else None
     try:
-        reply = await judge.reply(messages, form)
+        reply = await judge.reply(messages, form, bill.before_try)
         kept = Kept(reply.text.encode("utf-8", "replace").decode())  # half a surrogate pair
     except ChatError as error:
         if error.kind not in ("request", "reply"):
             raise
         kept = Kept("", str(error))
     finally:
-        budget.settle(reserved, prompt, reply)
+        bill.settle(reply)
     session.store.put(key, kept)
     return kept
 

@@ -36,8 +36,10 @@ class Judge(Protocol):
     def ready(self) -> AbstractAsyncContextManager[Any]:
         """What has to be open while it is asked."""
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:
-        """One reply, or a ChatError."""
+    async def reply(
+        self, messages: Messages, form: Mapping[str, Any] | None, before_try: Callable[[], None]
+    ) -> ChatReply:
+        """One reply, or a ChatError; `before_try` is called before each try, and may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,11 @@ class ChatJudge:
     def ready(self) -> AbstractAsyncContextManager[Any]:
         return self.endpoint
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:
+    async def reply(
+        self, messages: Messages, form: Mapping[str, Any] | None, before_try: Callable[[], None]
+    ) -> ChatReply:
         extra = {} if form is None else {"response_format": form}
-        return await self.endpoint.complete(messages, **self._params, **extra)
+        return await self.endpoint.complete(messages, before_try, **self._params, **extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,13 @@ class ScriptedJudge:
     def ready(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext()
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:  # noqa: ARG002
+    async def reply(
+        self,
+        messages: Messages,
+        form: Mapping[str, Any] | None,  # noqa: ARG002
+        before_try: Callable[[], None],
+    ) -> ChatReply:
+        before_try()
         return ChatReply(self.script(str(messages[-1]["content"])))
 
 
@@ -121,7 +131,13 @@ class LocalJudge:
             self._loaded = _load(self.model, self.device)
         return nullcontext()
 
-    async def reply(self, messages: Messages, form: Mapping[str, Any] | None) -> ChatReply:  # noqa: ARG002
+    async def reply(
+        self,
+        messages: Messages,
+        form: Mapping[str, Any] | None,  # noqa: ARG002
+        before_try: Callable[[], None],
+    ) -> ChatReply:
+        before_try()
         return await asyncio.to_thread(self._generate, list(messages))
 
     def _generate(self, messages: list[Mapping[str, Any]]) -> ChatReply:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivekd.evaluate import chat
+from drivekd.evaluate.chat import ChatEndpoint
+from drivekd.evaluate.cost import Price
+from drivekd.evaluate.judge import Settings, judge_answers
+from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
+from evaluate.chat_server import Server, fill, planned, serving
+
+PRICE = Price(1.0, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.001)
+
+
+def judge_at(server: Server, timeout: float = 30, **more: Any) -> ChatJudge:
+    return ChatJudge(ChatEndpoint(server.url, "m", timeout=timeout, **more))
+
+
+def worst_of(server: Server) -> float:
+    """The most that one try with the first prompt can cost."""
+    sent = sum(len(message["content"]) for message in server.bodies[0]["messages"])
+    return PRICE.of(sent / 3, 512)
+
+
+@pytest.mark.parametrize("fault", ["503", "slow", "cut"])
+def test_the_cost_limit_holds_over_tries_that_fail(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = Settings(price=PRICE, max_cost=0.004)
+    with serving(fill, lambda number, body: fault) as server:
+        judge = judge_at(server, 0.1, tries=6)
+        verdict = judge_answers(*planned(1), judge, tmp_path, limited)[0]
+    assert verdict.status == "over_budget"
+    assert len(server.bodies) == int(0.004 / worst_of(server)) == 2
+    assert f"judging cost {2 * worst_of(server):.4f}" in capsys.readouterr().err
+
+
+def test_a_try_that_failed_is_paid_beside_the_one_that_did_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(fill, lambda number, body: "ok" if number else "503") as server:
+        verdict = judge_answers(*planned(1), judge_at(server), tmp_path, Settings(price=PRICE))[0]
+    assert verdict.total == 50 and len(server.bodies) == 2
+    spent = worst_of(server) + PRICE.of(100, 20)
+    assert f"judging cost {spent:.4f}" in capsys.readouterr().err
+
+
+def test_equal_answers_under_way_together_share_one_request_and_its_verdict(tmp_path: Path) -> None:
+    answers, samples = planned(1)
+    shares = iter((0.5, 0.25, 0.75))  # a judge that would say something else each time
+
+    def say(prompt: str) -> str:
+        time.sleep(0.02)
+        return fill(prompt, next(shares))
+
+    with serving(say) as server:
+        first = judge_answers(answers * 3, samples, judge_at(server), tmp_path)
+        again = judge_answers(answers * 3, samples, judge_at(server), tmp_path)
+    assert [verdict.total for verdict in first] == [50] * 3
+    assert again == first and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_what_equal_answers_gave_up_is_asked_again_once(concurrency: int, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def script(prompt: str) -> str:
+        asked.append(prompt)
+        return "10 of 10"
+
+    answers, samples = planned(1)
+    judge = ScriptedJudge(script, concurrency=concurrency)
+    for calls in (2, 4):
+        verdicts = judge_answers(
+            answers * 3, samples, judge, tmp_path, Settings(retry_unscored=True)
+        )
+        assert {verdict.status for verdict in verdicts} == {"bad_reply"} and len(asked) == calls

@@ -22,7 +22,7 @@ from drivekd.evaluate.cost import Price
 from drivekd.evaluate.descriptions import describe, read_descriptions
 from drivekd.evaluate.judge import Settings, judge_answers, prompt_of
 from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
-from drivekd.evaluate.sheets import SHEETS, read_rubric
+from drivekd.evaluate.sheets import SHEETS, Criterion, Sheet, read_rubric
 from evaluate.chat_server import Server, answered, fill, planned, serving
 
 PLANNING = SHEETS["planning"]
@@ -84,10 +84,13 @@ def test_nonsense_is_unscored_with_a_reason_and_asked_again_only_when_told(tmp_p
     assert statuses(again) == {"scored": 1}
 
 
-def test_half_a_surrogate_pair_in_a_reply_or_an_answer_is_survived(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_a_reply_an_answer_or_an_id_is_survived(tmp_path: Path) -> None:
     with serving(lambda prompt: "\ud800\n" + fill(prompt)) as server:
-        verdict = judge_answers(*planned(1, "Stop \ud83d."), judge_at(server), tmp_path)[0]
+        answers, samples = planned(1, "Stop \ud83d.")
+        answers, samples = [replace(answers[0], id="\ud83d")], [replace(samples[0], id="\ud83d")]
+        verdict = judge_answers(answers, samples, judge_at(server), tmp_path)[0]
     assert verdict.total == 50
+    assert json.loads((tmp_path / "verdicts.jsonl").read_text())["id"] == "\ud83d"
 
 
 def test_another_answer_judge_or_run_is_asked_anew(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_the_cost_limit_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert 0 < count["scored"] < 40 and count["scored"] + count["over_budget"] == 40
     assert spent <= 0.006
     said = capsys.readouterr().err
-    assert "at most about 0." in said and f"judging cost {spent:.4f}" in said
+    assert "if every reply is at its longest" in said and f"judging cost {spent:.4f}" in said
     with pytest.raises(ValueError, match="needs the judge's prices"):
         judge_answers(answers, samples, ScriptedJudge(fill), tmp_path, Settings(max_cost=1))
 
@@ -222,6 +225,20 @@ def test_points_for_an_option_that_was_not_taken_do_not_count(tmp_path: Path) ->
     assert wrong.status == "bad_reply" and "takes 'A'" in wrong.reason
     half = judge_answers(*choice("B"), ScriptedJudge(fill, name="half"), tmp_path)[0]
     assert half.status == "bad_reply" and "all or nothing" in half.reason
+
+
+@pytest.mark.parametrize(
+    "options", [{"AB": "red"}, ["red", "blue"], {"A": 1}, {"a": "x", "A": "y"}]
+)
+def test_options_that_are_none_are_told_before_anything_is_asked(
+    options: Any, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    answers, samples = planned(1)
+    more, bad = choice("B", meta={"options": options})
+    with pytest.raises(ValueError, match=r"sample 'c': options"):
+        judge_answers([*answers, *more], [*samples, *bad], ScriptedJudge(asked.append), tmp_path)  # type: ignore[arg-type]
+    assert asked == []
 
 
 def test_json_replies_and_their_schema(tmp_path: Path) -> None:
@@ -268,11 +285,17 @@ def test_a_rubric_in_a_python_file_is_read_and_never_run(tmp_path: Path) -> None
     assert sheets["perception_open"] is SHEETS["perception_open"]
 
 
+PLACES = "{QUESTION} {GT} {PRED}\n\n"
+TWICE = "\n\n".join(f"{row} points)" for row in ("1. A (60", "2. B (40", "1. A (90"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
         ("a.yaml", "planing: x", "'planing'"),
         ("a.yaml", "planning: no places", "no {QUESTION}, {GT}, {PRED}"),
+        ("a.yaml", f"planning: '{PLACES} 1. A (50 points)'", "planning: its points are 50 = 50"),
+        ("a.yaml", f"planning: '{PLACES} {TWICE}'", "criterion 1 has 60 points as 'A' and 90"),
         ("a.yaml", "planning: '{QUESTION} {GT} {PRED}'", "numbered from 1"),
         ("a.yaml", "- x", "names of sheets"),
         ("a.yaml", "planning: [1]", "expected a text"),
@@ -290,14 +313,16 @@ def test_rubrics_that_are_refused(tmp_path: Path, name: str, text: str, match: s
 
 
 def test_sheets_are_out_of_a_hundred() -> None:
-    totals = {name: sheet.total for name, sheet in SHEETS.items()}
-    assert set(totals.values()) == {100}, totals
+    with pytest.raises(ValueError, match=r"sheet own: its points are 60 \+ 50 = 110, expected 100"):
+        Sheet("own", (Criterion("a", 60), Criterion("b", 50)))
 
 
 def test_a_store_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "verdicts.sqlite").write_text("x" * 5000)
-    with pytest.raises(ValueError, match=r"verdicts\.sqlite"):
-        judge_answers(*planned(1), ScriptedJudge(fill), tmp_path)
+    (tmp_path / "folder" / "verdicts.sqlite").mkdir(parents=True)
+    for out in (tmp_path, tmp_path / "folder", tmp_path / "verdicts.sqlite"):
+        with pytest.raises(ValueError, match=r"verdicts\.sqlite"):
+            judge_answers(*planned(1), ScriptedJudge(fill), out)
 
 
 @pytest.mark.real_data

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint
-from drivekd.evaluate.cost import Price
+from drivekd.evaluate.cost import CHARACTERS_PER_TOKEN, Price
 from drivekd.evaluate.judge import Settings, judge_answers
 from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
 from evaluate.chat_server import Server, fill, planned, serving
@@ -52,6 +53,20 @@ def test_a_try_that_failed_is_paid_beside_the_one_that_did_not(
     assert verdict.total == 50 and len(server.bodies) == 2
     spent = worst_of(server) + PRICE.of(100, 20)
     assert f"judging cost {spent:.4f}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("good", "place"), [(True, 0), (False, 1)])
+def test_what_is_told_before_the_start_is_the_worst_that_comes(
+    good: bool, place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that does not count its tokens, and replies as long as they may be."""
+    longest = "x" * int(512 * CHARACTERS_PER_TOKEN)
+    judge = ScriptedJudge(lambda p: (longest + fill(p))[-len(longest) :] if good else longest)
+    judge_answers(*planned(3), judge, tmp_path, Settings(runs=2, price=Price(1000, 2000)))
+    said = capsys.readouterr().err
+    told = [float(value) for value in re.findall(r"(\d+\.\d+) if every", said)]
+    (spent,) = re.findall(r"judging cost (\S+)", said)
+    assert 0.9 * told[place] < float(spent) <= told[place] + 1e-4
 
 
 def test_equal_answers_under_way_together_share_one_request_and_its_verdict(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ HABITS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("turn\u00a0left,\u3000then\u2009stop", "turn left, then stop"),
+        (
+            "turn\rleft\r\nthen\u2028stop\u2029now\x85or\x0bnever",
+            "turn\nleft\nthen\nstop\nnow\nor\nnever",
+        ),
+        ("a\tb\nc", "a\tb\nc"),
+        ("st\u200bop\u202e\x1b\x00", "stop"),
+    ],
+)
+def test_words_and_lines_stay_apart_and_what_is_not_seen_is_left_out(text: str, shown: str) -> None:
+    prompt, _ = prompt_of(planned(1, text)[0][0], SHEETS["planning"], "")
+    assert fenced(prompt)[20:-20] == shown
+
+
 def test_there_are_enough_injections() -> None:
     assert len(set(INJECTED)) >= 30
 

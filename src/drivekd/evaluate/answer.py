@@ -151,6 +151,28 @@ def is_correct(reply: str, expected: str, options: Mapping[str, str] | None = No
     return same_words and match_tags(read_tags(reply), tags).f1 == 1.0
 
 
+def options_given(sample: Sample) -> dict[str, str]:
+    """The options that a sample states beside its question, {} for none.
+
+    Raises:
+        ValueError: they are no letters with their texts.
+    """
+    options = sample.meta.get("options")
+    if not options:
+        return {}
+    pairs = options.items() if isinstance(options, Mapping) else [("", options)]
+    if not all(isinstance(word, str) for pair in pairs for word in pair):
+        raise ValueError(
+            f"sample {sample.id!r}: options {options!r:.60}, expected letters with their texts,"
+            ' such as {"A": "red", "B": "blue"}'
+        )
+    try:
+        read_option("", options)
+    except ValueError as error:
+        raise ValueError(f"sample {sample.id!r}: {error}") from None
+    return dict(options)
+
+
 def other_scenes(samples: Sequence[Sample]) -> dict[Path, Path]:
     """Gives every picture a stand-in: the same camera in the next scene that has it.
 
@@ -235,13 +257,7 @@ def _check(samples: Sequence[Sample], image_mode: str) -> None:
             " with; leave them out of the evaluation"
         )
     for sample in samples:
-        options = sample.meta.get("options")
-        pairs = options.items() if isinstance(options, Mapping) else [("", options)]
-        if options and not all(isinstance(word, str) for pair in pairs for word in pair):
-            raise ValueError(
-                f"sample {sample.id!r}: options {options!r:.60}, expected letters with their texts,"
-                ' such as {"A": "red", "B": "blue"}'
-            )
+        options_given(sample)
     seen: set[str] = set()
     twice = next((s.id for s in samples if s.id in seen or seen.add(s.id)), None)  # type: ignore[func-returns-value]
     if twice is not None:

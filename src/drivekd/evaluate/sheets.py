@@ -35,12 +35,24 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """The criteria of one kind of question; `template` is the prompt of a user's rubric."""
+    """The criteria of one kind of question; `template` is the prompt of a user's rubric.
+
+    Raises:
+        ValueError: the points are not 100 in all.
+    """
 
     name: str
     criteria: tuple[Criterion, ...]
     note: str = ""
     template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.total != 100:
+            points = " + ".join(str(criterion.points) for criterion in self.criteria)
+            raise ValueError(
+                f"sheet {self.name}: its points are {points} = {self.total}, expected 100 in all,"
+                " for verdicts are out of 100"
+            )
 
     @property
     def total(self) -> int:
@@ -152,7 +164,8 @@ def read_rubric(path: Path) -> dict[str, Sheet]:
     {PRED}, may hold {DESC}, and lists its criteria as `1. Name (50 points):`.
 
     Raises:
-        ValueError: the file cannot be read, or a prompt lacks one of these.
+        ValueError: the file cannot be read, a prompt lacks one of these, gives one criterion two
+            different points, or its points are not 100 in all.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -189,10 +202,20 @@ def _own(path: Path, name: str, prompt: object) -> Sheet:
     lacks = [part for part in ("{QUESTION}", "{GT}", "{PRED}") if part not in prompt]
     if lacks:
         raise ValueError(f"rubric {path}, {name}: the prompt has no {', '.join(lacks)}")
-    rows = {int(number): Criterion(what, int(most)) for number, what, most in _LINE.findall(prompt)}
+    rows: dict[int, Criterion] = {}
+    for number, what, most in _LINE.findall(prompt):
+        first = rows.setdefault(int(number), Criterion(what, int(most)))
+        if first.points != int(most):
+            raise ValueError(
+                f"rubric {path}, {name}: criterion {number} has {first.points} points as"
+                f" {first.name!r} and {most} as {what!r}; expected one number"
+            )
     if sorted(rows) != list(range(1, len(rows) + 1)) or not rows:
         raise ValueError(
             f"rubric {path}, {name}: expected criteria `1. Name (50 points):` numbered from 1,"
             f" got {sorted(rows)}"
         )
-    return Sheet(name, tuple(rows[number] for number in sorted(rows)), template=prompt)
+    try:
+        return Sheet(name, tuple(rows[number] for number in sorted(rows)), template=prompt)
+    except ValueError as error:
+        raise ValueError(f"rubric {path}, {error}") from None

@@ -45,10 +45,13 @@ def opened(path: Path) -> Iterator[VerdictStore]:
     """The store in a file, made where there is none.
 
     Raises:
-        ValueError: the file is no such store, or cannot be written.
+        ValueError: the file is no such store, or cannot be read or written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30)  # every put is committed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=30)  # puts are committed
+    except (OSError, sqlite3.Error) as error:
+        raise _no_store(path, error) from error
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -58,11 +61,16 @@ def opened(path: Path) -> Iterator[VerdictStore]:
         )
         yield VerdictStore(connection)
     except sqlite3.Error as error:
-        raise ValueError(
-            f"verdicts {path}: {error}; expected a file that an earlier judging wrote, and room"
-        ) from error
+        raise _no_store(path, error) from error
     finally:
         connection.close()
+
+
+def _no_store(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"verdicts {path}: {error}; expected a file that an earlier judging wrote, or a folder to"
+        " write one in, and room"
+    )
 
 
 def key_of(identity: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], run: int) -> str:

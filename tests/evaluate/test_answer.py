@@ -150,10 +150,10 @@ def test_other_scenes_keep_the_camera(samples: list[Sample]) -> None:
 
 def test_fingerprint_follows_the_weights(vlm: Vlm) -> None:
     twin = tiny_vlm(initializer_range=0.15, image_size=48)
-    assert fingerprint(vlm) == fingerprint(twin)
+    assert fingerprint(vlm.model) == fingerprint(twin.model)
     with torch.no_grad():
         twin.model.get_input_embeddings().weight.mul_(1 + 1e-6)
-    assert fingerprint(vlm) != fingerprint(twin)
+    assert fingerprint(vlm.model) != fingerprint(twin.model)
 
 
 def test_questions_that_cannot_be_scored_are_refused(vlm: Vlm, samples: list[Sample]) -> None:

@@ -69,6 +69,18 @@ def test_what_is_told_before_the_start_is_the_worst_that_comes(
     assert 0.9 * told[place] < float(spent) <= told[place] + 1e-4
 
 
+def test_runs_that_may_all_be_alike_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(fill) as server:
+        endpoint = ChatEndpoint(server.url, "m")
+        for temperature, runs in ((0, 1), (0.2, 2), (0, 2)):
+            assert "may all be alike" not in capsys.readouterr().err
+            judge = ChatJudge(endpoint, temperature=temperature)
+            judge_answers(*planned(1), judge, tmp_path, Settings(runs=runs))
+    assert "the 2 runs may all be alike" in capsys.readouterr().err
+
+
 def test_equal_answers_under_way_together_share_one_request_and_its_verdict(tmp_path: Path) -> None:
     answers, samples = planned(1)
     shares = iter((0.5, 0.25, 0.75))  # a judge that would say something else each time

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.judge import judge_answers
-from drivekd.evaluate.judges import ChatJudge, LocalJudge
+from drivekd.evaluate.judges import ChatJudge, LocalJudge, _rendered
 from drivekd.models.tiny import build_tokenizer
 from evaluate.chat_server import planned
 
@@ -51,9 +51,68 @@ def test_nonsense_of_a_local_model_is_unscored_with_reasons(
     assert judge_answers(answers, samples, judge, tmp_path) == verdicts
 
 
-def test_a_local_model_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="local judge"):
-        judge_answers(*planned(1), LocalJudge(str(tmp_path / "none")), tmp_path)
+def test_a_local_model_that_is_none_is_named(text_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "none such"}')
+    damaged = shutil.copytree(text_model, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"x" * 100)
+    for folder in ("none", "other", "damaged"):
+        with pytest.raises(ValueError, match=f"local judge .*{folder}"):
+            judge_answers(*planned(1), LocalJudge(str(tmp_path / folder)), tmp_path)
+    with pytest.raises(ValueError, match="on nowhere"):
+        judge_answers(*planned(1), LocalJudge(str(text_model), device="nowhere"), tmp_path)
+
+
+def test_another_model_in_the_same_folder_is_asked_anew(text_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_model, tmp_path / "model")
+
+    def identity() -> object:
+        return LocalJudge(str(folder)).identity()
+
+    first = identity()
+    assert identity() == first == LocalJudge(str(text_model)).identity()
+    model = Qwen2ForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data[0, 0] += 1
+    model.save_pretrained(folder)
+    second = identity()
+    assert second != first
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    assert identity() not in (first, second)
+
+
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + PLAIN
+)
+
+
+def test_a_template_without_a_system_role_gets_its_text_before_the_question(
+    text_model: Path, tmp_path: Path
+) -> None:
+    seen = []
+    for name, template in (("plain", PLAIN), ("strict", STRICT)):
+        folder = shutil.copytree(text_model, tmp_path / name)
+        (folder / "chat_template.jinja").write_text(template)
+        judge = LocalJudge(str(folder), longest=4)
+        assert judge_answers(*planned(1), judge, tmp_path)[0].status == "bad_reply"
+        tokenizer, _, _ = judge._open()
+        turns = [{"role": "system", "content": "Grade."}, {"role": "user", "content": "This."}]
+        ids = _rendered(tokenizer, turns, name)["input_ids"]
+        seen.append(tokenizer.decode(ids[0]))
+    assert seen == ["system: Grade.\nuser: This.\n", "user: Grade.\n\nThis.\n"]
+
+
+def test_a_template_that_takes_nothing_is_named(text_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_model, tmp_path / "never")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
+    with pytest.raises(ValueError, match=r"never: its chat template takes no conversation"):
+        judge_answers(*planned(1), LocalJudge(str(folder)), tmp_path)
+
+
+def test_a_local_model_is_asked_one_thing_at_a_time(text_model: Path) -> None:
+    with pytest.raises(TypeError):
+        LocalJudge(str(text_model), concurrency=2)  # type: ignore[call-arg]
 
 
 def test_nonsense_of_transformers_serve_is_unscored_with_reasons(

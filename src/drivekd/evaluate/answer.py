@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
@@ -89,7 +90,7 @@ def answers(
     other = other_scenes(samples) if image_mode == "other" else None
     mark = Mark({}, {})
     if out is not None:
-        run: dict[str, str | int] = {"model": fingerprint(vlm), "images": image_mode}
+        run: dict[str, str | int] = {"model": fingerprint(vlm.model), "images": image_mode}
         run["max_new_tokens"] = max_new_tokens
         mark = Mark(run, shown(samples, other or {}))
     known = _resume(out, samples, mark) if out is not None else {}
@@ -222,14 +223,14 @@ def shown(samples: Sequence[Sample], other: Mapping[Path, Path]) -> dict[str, st
     return digests
 
 
-def fingerprint(vlm: Vlm) -> str:
+def fingerprint(model: nn.Module) -> str:
     """A short name for the weights: the same folder may hold another model tomorrow.
 
     Hashes every name and shape and about 4,096 evenly spaced entries of each tensor, so that a
     large model takes no longer than a small one.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, weight in vlm.model.state_dict().items():
+    for name, weight in model.state_dict().items():
         entries = weight.detach().flatten()[:: max(1, weight.numel() // 4096)]
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(entries.to("cpu", torch.float64).numpy().tobytes())

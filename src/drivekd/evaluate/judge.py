@@ -147,6 +147,8 @@ def judge_answers(
     items = [_item(a, i, known[a.id], settings) for i, a in enumerate(answers)]
     budget = Budget(settings.price or Price(0, 0), settings.max_cost, judge.longest)
     tell(_estimate(items, settings, budget))
+    if settings.runs > 1 and judge.identity().get("temperature") == 0:
+        tell(f"at temperature 0 the {settings.runs} runs may all be alike, and each is asked for")
     with opened(out / "verdicts.sqlite") as store:
         verdicts = asyncio.run(_all(items, _Session(judge, store, budget, settings)))
     if settings.price is not None:
@@ -207,14 +209,14 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
         return _unscored(item, run, "no_sheet", f"no sheet for capability {item.answer.capability}")
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": item.prompt}]
     asked: list[str] = []
-    marker = key_of(session.judge.identity, messages, run) + " unscored"
+    marker = key_of(session.judge.identity(), messages, run) + " unscored"
     if session.settings.retry_unscored and marker not in session.retried:
         session.retried.add(marker)
         if (given_up := session.store.get(marker)) is not None:
             session.store.drop([*json.loads(given_up.text), marker])
     reason = ""
     for attempt in range(2):
-        asked.append(key_of(session.judge.identity, messages, run))
+        asked.append(key_of(session.judge.identity(), messages, run))
         try:
             async with session.locks[asked[-1]]:
                 kept = await _reply(asked[-1], item, messages, session)

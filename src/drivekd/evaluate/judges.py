@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,20 +20,20 @@ class Judge(Protocol):
     """Replies to a conversation.
 
     Attributes:
-        identity: all that its replies depend on besides the conversation; part of the cache's key.
         concurrency: conversations at a time.
         longest: most tokens of a reply.
         wants_json: whether `form`, a JSON schema, is to be given.
     """
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
-    @property
     def concurrency(self) -> int: ...
     @property
     def longest(self) -> int: ...
     @property
     def wants_json(self) -> bool: ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that its replies depend on besides the conversation; part of the cache's key."""
 
     def ready(self) -> AbstractAsyncContextManager[Any]:
         """What has to be open while it is asked."""
@@ -52,7 +54,6 @@ class ChatJudge:
     longest: int = 512
     wants_json: bool = False
 
-    @property
     def identity(self) -> Mapping[str, Any]:
         end = self.endpoint
         return {"url": end.url, "model": end.model, "json": self.wants_json, **self._params}
@@ -81,7 +82,12 @@ class ChatJudge:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedJudge:
-    """Says what a function of the last message returns; costs nothing."""
+    """Says what a function of the last message returns; costs nothing.
+
+    Attributes:
+        script: the function.
+        name: stands for the function in the store; another function needs another name there.
+    """
 
     script: Callable[[str], str]
     name: str = "scripted"
@@ -89,7 +95,6 @@ class ScriptedJudge:
     longest: int = 512
     wants_json: bool = False
 
-    @property
     def identity(self) -> Mapping[str, Any]:
         return {"model": f"script:{self.name}"}
 
@@ -114,21 +119,31 @@ class LocalJudge:
     device: str = "cpu"
     temperature: float = 0.0
     longest: int = 512
-    concurrency: int = 1
-    wants_json: bool = False
-    _loaded: Any = field(default=None, repr=False)
+    _loaded: tuple[Any, Any, str] | None = field(default=None, repr=False)
 
-    @property
     def identity(self) -> Mapping[str, Any]:
+        """By what the model holds: the same folder may hold another one tomorrow."""
         return {
-            "model": f"local:{self.model}",
+            "model": f"local:{self._open()[2]}",
             "temperature": self.temperature,
             "max_tokens": self.longest,
         }
 
-    def ready(self) -> AbstractAsyncContextManager[Any]:
+    @property
+    def concurrency(self) -> int:
+        return 1
+
+    @property
+    def wants_json(self) -> bool:
+        return False
+
+    def _open(self) -> tuple[Any, Any, str]:
         if self._loaded is None:
             self._loaded = _load(self.model, self.device)
+        return self._loaded
+
+    def ready(self) -> AbstractAsyncContextManager[Any]:
+        self._open()
         return nullcontext()
 
     async def reply(
@@ -141,11 +156,9 @@ class LocalJudge:
         return await asyncio.to_thread(self._generate, list(messages))
 
     def _generate(self, messages: list[Mapping[str, Any]]) -> ChatReply:
-        tokenizer, model = self._loaded
+        tokenizer, model, _ = self._open()
         if tokenizer.chat_template:
-            ids = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+            ids = _rendered(tokenizer, messages, self.model)
         else:
             text = "\n\n".join(str(message["content"]) for message in messages)
             ids = tokenizer(text, return_tensors="pt")
@@ -159,12 +172,49 @@ class LocalJudge:
         return ChatReply(text, start, out.shape[1] - start)
 
 
-def _load(name: str, device: str) -> tuple[Any, Any]:
+def _rendered(tokenizer: Any, messages: list[Mapping[str, Any]], name: str) -> Any:
+    """The conversation by the model's template, which may know no role for a system.
+
+    Where it does not, what the system says opens the user's turn.
+
+    Raises:
+        ValueError: the template takes neither.
+    """
+    from jinja2 import TemplateError
+
+    system, user, *rest = messages
+    joined = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+    why: TemplateError | None = None
+    for turns in (messages, [joined, *rest]):
+        try:
+            return tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            why = error
+    raise ValueError(f"local judge {name}: its chat template takes no conversation ({why})")
+
+
+def _load(name: str, device: str) -> tuple[Any, Any, str]:
+    """Tokenizer, model, and a hash of all of both that replies depend on."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from drivekd.evaluate.answer import fingerprint
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model: Any = AutoModelForCausalLM.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"local judge {name}: cannot be loaded ({error})") from None
-    return tokenizer, model.to(device).eval()
+        model = model.to(device).eval()
+    except Exception as error:  # damaged weights, another kind of model, no such device: any kind
+        raise ValueError(
+            f"local judge {name} on {device}: cannot be loaded, expected a text model of"
+            f" transformers, in a folder or on the hub ({type(error).__name__}: {error})"
+        ) from error
+    parts = (
+        fingerprint(model),
+        model.generation_config.to_json_string(),
+        str(tokenizer.chat_template),
+        tokenizer.get_vocab(),
+    )
+    text = json.dumps(parts, sort_keys=True)
+    return tokenizer, model, hashlib.sha256(text.encode()).hexdigest()

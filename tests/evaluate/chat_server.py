@@ -44,7 +44,7 @@ def completion(text: str) -> bytes:
 
 def _response(fault: str, server: Server, body: dict[str, Any]) -> bytes:
     good = completion(server.say(str(body["messages"][-1]["content"])))
-    if fault == "ok":
+    if fault in ("ok", "late"):
         return _http("200 OK", good)
     if fault == "truncated":
         return _http("200 OK", good[:-20])
@@ -88,6 +88,8 @@ async def _answer(
     if fault == "cut":
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
         return
+    if fault == "late":
+        await asyncio.sleep(0.01)
     if fault == "slow":  # a byte at a time, longer than anybody waits
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(100):

@@ -106,11 +106,10 @@ def _opened(
     found = datasets.load_dataset(path, **options)
     if not streaming:
         found = found.to_iterable_dataset()
-    rows: Iterable[Mapping[str, Any]] = found
-    if not found.features:
-        return rows
-    features = {name: _undecoded(datasets, each) for name, each in found.features.items()}
-    rows = found.cast(datasets.Features(features))
+    features = {n: _undecoded(datasets, each) for n, each in (found.features or {}).items()}
+    rows: Iterable[Mapping[str, Any]] = (
+        found.cast(datasets.Features(features)) if features else found
+    )
     return rows
 
 

@@ -56,7 +56,7 @@ def run(
         student: whose depth the recommended layers are given for.
         general: questions that are not about driving; drawn by us where absent.
         format: of both files.
-        root: folder that relative image paths start from.
+        root: folder that relative image paths of `data` start from.
         max_samples: use only so many, drawn by the seed.
         reading: how tokens become features, see `drivekd.study.reading.Reading`.
         seed: of that draw, of the drawn questions, and of the bootstrap.

@@ -92,6 +92,7 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
         said = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
         raise ValueError(
             f"{place}: the package datasets cannot read it ({said}); check path, name and split"
+            f"{' (a slice needs streaming: false)' if '[' in split else ''}"
         ) from error
 
 

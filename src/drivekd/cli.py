@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -193,13 +194,8 @@ def prestudy(
     from drivekd.study.prestudy import run
     from drivekd.study.table import table
 
-    probes = None
-    if candidate:
-        if student is None:
-            raise ValueError("--candidate compares teachers for a student: name it with --student")
-        probes = capacity.prepare(
-            student, candidate, data, format=format, root=root, max_samples=max_samples, seed=seed
-        )
+    asked = partial(capacity.prepare, format=format, root=root, max_samples=max_samples, seed=seed)
+    probes = asked(student, candidate, data) if candidate else None
     content = run(
         teacher,
         data,

@@ -30,7 +30,7 @@ def run(app: typer.Typer, given: list[str]) -> NoReturn:
     try:
         sys.exit(_run(app, given))
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command continues where that is possible", INTERRUPTED)
+        _fail("interrupted; what was complete by then is kept", INTERRUPTED)
     except _USAGE as error:
         _fail(_usage(error), USER_MISTAKE)
     except OSError as error:

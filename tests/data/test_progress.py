@@ -39,6 +39,19 @@ def test_a_status_stands_at_the_end_of_the_line(
     ]
 
 
+def test_what_is_gone_on_with_counts_from_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    list(track(range(4), 10, "training", before=6))
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 8/10, 0.2/s, 10s left",
+        "training: 10/10, 0.2/s, done in 20s",
+        "training: 10/10, 0.2/s, done in 25s",
+    ]
+
+
 def test_without_a_total_there_is_a_rate_but_no_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

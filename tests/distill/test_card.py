@@ -134,3 +134,13 @@ def test_a_run_leaves_a_card_and_a_summary(tmp_path: Path) -> None:
     assert said[-1].strip().startswith(f"drivekd evaluate --model {final} --data {other} --out")
     with pytest.raises(ValueError, match="not a checkpoint"):
         summary.text(tmp_path)
+
+
+def test_a_run_that_was_logged_once_shows_no_course(tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "logging_steps": 10}
+    data = runs.write_data(tmp_path / "data")
+    recipe = runs.recipe(data, tmp_path / "run", capabilities={}, train=settings)
+    said = summary.text(train(recipe, student=runs.tiny_student()))
+    (loss,) = (f"{line['loss/ce']:.4g}" for line in runs.lines(tmp_path / "run"))
+    assert f"loss/ce        {loss}\n" in said
+    assert "→" not in said

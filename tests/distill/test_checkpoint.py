@@ -72,6 +72,9 @@ def test_what_is_saved_is_read_back(
     )
     assert found == checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
     assert read_state(found) == saved
+    (tmp_path / "usual").touch()  # whoever may read other files may read the weights
+    modes = {path.stat().st_mode for path in [tmp_path / "usual", *found.iterdir()]}
+    assert len(modes) == 1
     before = optimizer.state_dict()["state"][0]["exp_avg"].clone()
     fresh = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
     fresh.load_state_dict(checkpoint.read_optimizer(found))

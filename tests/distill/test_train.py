@@ -171,6 +171,12 @@ def test_held_out_samples_are_not_trained_on(data: Path, tmp_path: Path) -> None
         train(recipe, student=runs.tiny_student())
 
 
+def test_a_data_file_that_is_not_there_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    recipe = runs.recipe(tmp_path / "gone.jsonl", tmp_path, capabilities={})
+    with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.jsonl: check data\.train"):
+        train(recipe)
+
+
 def test_a_capability_that_no_sample_has_is_refused(
     data: Path, teachers: dict[str, Vlm], tmp_path: Path
 ) -> None:

@@ -66,7 +66,9 @@ def test_a_mixture_by_length_is_resumed_bit_by_bit(tmp_path: Path, data: Path, s
 
 def test_samples_without_a_share_are_named(tmp_path: Path, data: Path) -> None:
     shares = {"perception": 1, "reasoning": 2}
-    with pytest.raises(ValueError, match=r"s0q2 \(planning\), .*without a share in data.mixture"):
+    with pytest.raises(
+        ValueError, match=r"s0q2 \(planning\), .*without a share in data.mixture \("
+    ):
         trained(data, tmp_path, data={"pack": False, "mixture": shares})
 
 

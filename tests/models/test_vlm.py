@@ -154,3 +154,5 @@ def test_a_device_that_is_not_there_is_one_line(vlm_saved, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device cuda: this PyTorch sees no GPU"):
         vlm.load(vlm_saved[1], device="cuda")
+    with pytest.raises(ValueError, match="device 'foo' is unknown to PyTorch: choose cpu or cuda"):
+        vlm.load(vlm_saved[1], device="foo")

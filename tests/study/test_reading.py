@@ -210,6 +210,19 @@ def test_states_that_are_not_finite_name_the_samples(samples: list[Sample]) -> N
         read_row(vlm, [encode(vlm, samples[0])])
 
 
+def test_logits_that_are_not_finite_name_the_samples(samples: list[Sample]) -> None:
+    from drivekd.study.reading import read_margins
+
+    vlm = freeze(teacher())
+    head: Any = vlm.model.get_submodule("lm_head")
+    with torch.no_grad():
+        head.weight[0, 0] = torch.nan
+    encoded = [encode(vlm, samples[0])]
+    for run in (read_row, read_margins):
+        with pytest.raises(ValueError, match=r"logits are not finite on samples 's0q0'"):
+            run(vlm, encoded)
+
+
 def test_hooks_and_taps_are_gone_afterwards(samples: list[Sample]) -> None:
     vlm = freeze(teacher())
     encoded = [encode(vlm, samples[0])]

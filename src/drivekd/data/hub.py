@@ -92,6 +92,7 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
         said = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
         raise ValueError(
             f"{place}: the package datasets cannot read it ({said}); check path, name and split"
+            f"{' (a slice needs streaming: false)' if '[' in split else ''}"
         ) from error
 
 
@@ -106,11 +107,10 @@ def _opened(
     found = datasets.load_dataset(path, **options)
     if not streaming:
         found = found.to_iterable_dataset()
-    rows: Iterable[Mapping[str, Any]] = found
-    if not found.features:
-        return rows
-    features = {name: _undecoded(datasets, each) for name, each in found.features.items()}
-    rows = found.cast(datasets.Features(features))
+    features = {n: _undecoded(datasets, each) for n, each in (found.features or {}).items()}
+    rows: Iterable[Mapping[str, Any]] = (
+        found.cast(datasets.Features(features)) if features else found
+    )
     return rows
 
 

@@ -21,6 +21,7 @@ def track(
     total: int | None = None,
     label: str = "",
     status: Callable[[], str] = str,
+    before: int = 0,
 ) -> Iterator[T]:
     """Yield the items and show on stderr how many are done and how long the rest will take.
 
@@ -32,6 +33,7 @@ def track(
             count and the rate are shown, but no time left.
         label: what is being done, e.g. `rendering scenes`.
         status: says what else there is to show, asked whenever something is shown.
+        before: of the total, those that an earlier call went through.
 
     Yields:
         The items, unchanged and in order.
@@ -41,7 +43,7 @@ def track(
     if total is None and isinstance(items, Sized):
         total = len(items)
     shown = _bar if sys.stderr.isatty() else _lines
-    return shown(items, total, label, status)
+    return shown(items, total, label, status, before)
 
 
 def tell(line: str) -> None:
@@ -51,7 +53,7 @@ def tell(line: str) -> None:
 
 
 def _bar(
-    items: Iterable[T], total: int | None, label: str, status: Callable[[], str]
+    items: Iterable[T], total: int | None, label: str, status: Callable[[], str], before: int
 ) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
@@ -77,7 +79,7 @@ def _bar(
         ),
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
-        task = progress.add_task(label, total=total, status="")
+        task = progress.add_task(label, total=total, completed=before, status="")
         shown, new = time.monotonic(), 0
         for item in items:
             yield item
@@ -89,7 +91,7 @@ def _bar(
 
 
 def _lines(
-    items: Iterable[T], total: int | None, label: str, status: Callable[[], str]
+    items: Iterable[T], total: int | None, label: str, status: Callable[[], str], before: int
 ) -> Iterator[T]:
     started = shown = time.monotonic()
     done = 0
@@ -99,19 +101,22 @@ def _lines(
         now = time.monotonic()
         if now - shown >= PLAIN_INTERVAL:
             shown = now
-            _write(_line(label, done, total, now - started, status()))
+            _write(_line(label, done, total, now - started, status(), before))
     # The last line comes only where an earlier one did: quick work stays quiet.
     if shown != started:
-        _write(_line(label, done, total, time.monotonic() - started, status()))
+        _write(_line(label, done, total, time.monotonic() - started, status(), before))
 
 
-def _line(label: str, done: int, total: int | None, seconds: float, status: str) -> str:
+def _line(
+    label: str, done: int, total: int | None, seconds: float, status: str, before: int
+) -> str:
     """One plain line, e.g. `rendering scenes: 120/5000, 9.8/s, 8m18s left`."""
-    count = f"{done}/{total}" if total is not None else str(done)
+    reached = before + done
+    count = f"{reached}/{total}" if total is not None else str(reached)
     parts = [count, f"{done / seconds:.1f}/s"]
-    if total is not None and done < total:
-        parts.append(f"{duration(seconds / done * (total - done))} left")
-    elif done == total:
+    if total is not None and reached < total:
+        parts.append(f"{duration(seconds / done * (total - reached))} left")
+    elif reached == total:
         parts.append(f"done in {duration(seconds)}")
     parts += [status] if status else []
     return f"{label or 'progress'}: {', '.join(parts)}"

@@ -62,7 +62,10 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
         ValueError: it is no JSON, or holds neither a mapping nor rows.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the JSON or JSONL file in it")
+        raise ValueError(
+            f"{path} is a folder: name the JSON or JSONL file in it (in a recipe, {{path: {path}}} "
+            "is the folder of a Hugging Face dataset)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no data file {path}: check the path (and data.train or --data)")
     if path.suffix == ".jsonl":

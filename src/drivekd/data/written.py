@@ -66,6 +66,13 @@ def synced(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def share(path: Path) -> None:
+    """Give a file to whom the umask lets read: safetensors makes its files for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drivekd.data.written import sync
+from drivekd.data.written import share, sync
 from drivekd.distill import lora
 from drivekd.distill.trainer_state import FILE, FINAL, State, place_of, write_state
 from drivekd.models import vlm as vlms
@@ -180,6 +180,8 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
         draft.mkdir(parents=True)
         fill(draft)
         for path in sorted(draft.rglob("*")):
+            if path.is_file():
+                share(path)
             sync(path)
         sync(draft)
         if target.exists():

@@ -24,6 +24,17 @@ NAMED = 5
 PICTURES = "pictures"
 
 
+def refuse_missing(recipe: Recipe) -> None:
+    """Say of a data file that it is not there, before models are loaded.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+    """
+    for source in (*recipe.data.train, *recipe.data.eval):
+        if isinstance(source, str) and not Path(source).exists():
+            raise FileNotFoundError(f"no data file {source}: check data.train and data.eval")
+
+
 def training_samples(recipe: Recipe) -> list[Sample]:
     """Read the training files and draw the seed's scenes and samples from them.
 
@@ -195,7 +206,8 @@ def order_of(
     _refuse(
         [sample for sample in samples if shares and sample.capability not in shares],
         lambda sample: f"{sample.id} ({sample.capability})",
-        "have a capability without a share in data.mixture; give it one, or leave them out",
+        f"have a capability without a share in data.mixture ({', '.join(shares)}); give it one, or "
+        "leave them out",
     )
     return Order(
         rows,

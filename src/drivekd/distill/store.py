@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drivekd.data.written import synced
+from drivekd.data.written import share, synced
 from drivekd.distill.store_format import Packed
 
 VERSION = 1
@@ -129,6 +129,7 @@ def write_shard(
     try:
         with synced(path) as draft:
             save_file(tensors, draft, {"ids": json.dumps(dict(ids))})
+            share(draft)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{path} could not be written: {error}. Finished shards are kept: make room, then run "

@@ -32,10 +32,10 @@ def _rows(state: State, final: Path) -> list[tuple[str, str]]:
         rows.append(("time", duration(state.seconds)))
         rows.append(("samples/s", f"{state.questions / state.seconds:.3g}"))
     for name, (first, last) in card.ends(state.log_history).items():
-        rows.append((name, f"{first:.4g} → {last:.4g}"))
+        rows.append((name, _course(f"{first:.4g}", f"{last:.4g}")))
     rates = [line["lr"] for line in state.log_history if "lr" in line]
     if rates:
-        rows.append(("learning rate", f"{rates[0]:.3g} → {rates[-1]:.3g}"))
+        rows.append(("learning rate", _course(f"{rates[0]:.3g}", f"{rates[-1]:.3g}")))
     if state.best_global_step is not None:
         best = f"step {state.best_global_step}, {card.HELD_OUT} {state.best_metric:.4g}"
         rows.append(("weights of", best))
@@ -43,3 +43,8 @@ def _rows(state: State, final: Path) -> list[tuple[str, str]]:
     if kept:
         rows.append(("checkpoints", ", ".join(map(str, kept))))
     return rows
+
+
+def _course(first: str, last: str) -> str:
+    """From where to where; of a run so short that it was logged once, that one number."""
+    return last if first == last else f"{first} → {last}"

@@ -24,6 +24,7 @@ from drivekd.data.progress import track
 from drivekd.distill import (
     bridges,
     checkpoint,
+    corpus,
     interrupt,
     launch,
     log,
@@ -91,6 +92,7 @@ def train(
     folder, recipe = Path(recipe.output_dir), launch.honoured(recipe)
     with parallel.joined() as ranks, _held(folder, ranks.first), runs.settings(recipe):
         found = checkpoint.starting_point(folder, resume)
+        corpus.refuse_missing(recipe)
         if student is None:
             student = load_student(recipe)
         start = teacher.fingerprint([student.model])
@@ -245,12 +247,12 @@ def _loop(run: Run, state: State, folder: Path) -> None:
         plans.fill_caches(plan)
     journal = _begin(plan, state, folder) if plan.ranks.first else log.nowhere()
     remaining = windows(plan.order, state.step, plan.total_steps)
-    left, label = plan.total_steps - state.step, f"training {plan.recipe.name}"
+    total, label, before = plan.total_steps, f"training {plan.recipe.name}", state.step
     try:
         state = replace(state, log_history=journal.history)
         shown = partial(log.status, journal.history)
         with interrupt.requests() as request, reading.steps(plan, remaining) as coming:
-            for window in track(coming, total=left, label=label, status=shown):
+            for window in track(coming, total, label, shown, before):
                 started = time.monotonic()
                 step(run, window)
                 state = _advanced(run, state, window, time.monotonic() - started)

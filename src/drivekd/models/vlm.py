@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils import logging
 
 from drivekd.models import hub
+from drivekd.models.device import refuse_absent
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WORLD = "world:"
@@ -181,8 +182,7 @@ def load(
     family = family_of(config, str(source), answering=answering)
     if num_layers is not None:
         cut_layers(config.text_config, num_layers, str(source))
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: this PyTorch sees no GPU; choose cpu")
+    refuse_absent(device)
     with _quiet(), _whole(source):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.stats import t as student_t
 
@@ -67,7 +68,7 @@ class Probes:
 
 
 def prepare(
-    student: str,
+    student: str | None,
     candidates: Sequence[str],
     data: Path,
     *,
@@ -90,8 +91,10 @@ def prepare(
         steps: of a probe.
 
     Raises:
-        OSError, ValueError: the data, or a candidate that is named twice.
+        OSError, ValueError: the data, no student, or a candidate that is named twice.
     """
+    if student is None:
+        raise ValueError("--candidate compares teachers for a student: name it with --student")
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates {', '.join(candidates)}: one is named twice")
     folder = (data.parent if root is None else root).absolute()
@@ -259,7 +262,9 @@ def table(content: Mapping[str, Any]) -> str:
             if name in each:
                 closed, left = each[name]["closed"], float(np.mean(each[name]["left"]))
                 span = _percent(closed) if closed else "–"
-                made.add_row(name, who, f"{each[name]['distance']:.3f}", f"{left:.3f}", span)
+                made.add_row(
+                    name, escape(who), f"{each[name]['distance']:.3f}", f"{left:.3f}", span
+                )
     console.print(made)
     for name, advice in content["advice"].items():
         console.print(f"{name}: {_said(advice)}", markup=False, soft_wrap=True)

@@ -96,7 +96,15 @@ def _add_margins(sums: Sums, group: str, sample: Sample, margins: Array) -> None
 
 
 def _encoded(vlm: Vlm, sample: Sample) -> Encoded:
-    return encode(vlm, sample, add_answer=sample.answer is not None)
+    found = encode(vlm, sample, add_answer=sample.answer is not None)
+    length = len(found.input_ids)
+    limit = int(vlm.model.config.get_text_config().max_position_embeddings)
+    if length > limit:
+        raise ValueError(
+            f"{sample.source}: sample {sample.id!r} is longer ({length} tokens, visual ones "
+            f"included) than the max_position_embeddings of {vlm.source} ({limit}); leave it out"
+        )
+    return found
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

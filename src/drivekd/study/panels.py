@@ -52,9 +52,10 @@ def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:
         seed: of the bootstrap; every curve of the same scenes gets the same draws.
         draws: of the bootstrap.
     """
-    random = partial(stream, seed, "bootstrap")
     curves = {
-        name: (pair_curve if name.startswith("intra/") else mean_curve)(total, draws, random)
+        name: (pair_curve if name.startswith("intra/") else mean_curve)(
+            total, draws, partial(stream, seed, _draws_of(name))
+        )
         for name, total in sorted(sums.of.items())
         if total.n >= FEWEST
     }
@@ -85,6 +86,11 @@ def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:
     return Panels(curves, _lacks(sums, capabilities), differences, found)
 
 
+def _draws_of(name: str) -> str:
+    """The random stream of a curve: general questions are about scenes of their own."""
+    return "bootstrap of general" if name == "margin/general" else "bootstrap"
+
+
 def _capabilities(sums: Sums) -> list[str]:
     """The three known ones, then what else the data has."""
     return list(dict.fromkeys([*CAPABILITIES, *sorted(sums.named("intra/hidden/"))]))
@@ -93,8 +99,8 @@ def _capabilities(sums: Sums) -> list[str]:
 def _difference(larger: Curve, smaller: Curve) -> tuple[float, float | None, float | None]:
     """Mean over places of one curve minus that of another, with its band.
 
-    Only places count that both have. Where both are of the same scenes the draws are paired; else
-    independent.
+    Only places count that both have. Curves of the same scenes have the same draws, which so are
+    paired; where some scenes are in one of them only, draws are not, and the band is wider.
     """
     places = np.isfinite(larger.mean) & np.isfinite(smaller.mean)
     gap = (larger.draws[:, places] - smaller.draws[:, places]).mean(axis=1)

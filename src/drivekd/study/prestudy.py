@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from drivekd.data.lock import locked
 from drivekd.data.readers import read
-from drivekd.data.sample import Sample
+from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.data.written import whole
 from drivekd.distill import teacher as teachers
 from drivekd.distill.order import scene_of, select
@@ -56,7 +57,7 @@ def run(
         student: whose depth the recommended layers are given for.
         general: questions that are not about driving; drawn by us where absent.
         format: of both files.
-        root: folder that relative image paths start from.
+        root: folder that relative image paths of `data` start from.
         max_samples: use only so many, drawn by the seed.
         reading: how tokens become features, see `drivekd.study.reading.Reading`.
         seed: of that draw, of the drawn questions, and of the bootstrap.
@@ -69,10 +70,10 @@ def run(
     Raises:
         OSError, ValueError: the data, a model, or states that are not finite.
     """
-    rows = list(read(data, format, root=root))
+    rows = _assigned(list(read(data, format, root=root)), data)
     samples = select(rows, seed=seed, max_scenes=None, max_samples=max_samples)
     pupil = (student, teachers.depth(student)) if student else None
-    with locked(out):
+    with _held(out, teacher):
         others = list(read(general, format)) if general else _drawn(out, seed)
         vlm = teachers.freeze(vlms.load(teacher, device=device, dtype=getattr(torch, dtype)))
         depth = len(vlms.decoder_layers(vlm))
@@ -92,6 +93,27 @@ def run(
         _write(out / "recipe.fragment.yaml", fragment(found.advice, teacher, depth, pupil))
         _write(out / "prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return content
+
+
+def _assigned(samples: list[Sample], data: Path) -> list[Sample]:
+    if samples and not any(sample.capability for sample in samples):
+        raise ValueError(
+            f"{data}: none of {len(samples)} samples says which capability it exercises: give rows "
+            f"`question_type`, for instance {', '.join(CAPABILITIES)}"
+        )
+    return samples
+
+
+@contextmanager
+def _held(out: Path, teacher: str) -> Iterator[None]:
+    """Keep others out of a folder, and the folder to one teacher: a slip in --out loses nothing."""
+    with locked(out):
+        held = out / "prestudy.json"
+        if held.exists():
+            source = json.loads(held.read_text(encoding="utf-8"))["teacher"]["source"]
+            if source != teacher:
+                raise ValueError(f"{out} holds the pre-study of {source}: name another --out")
+        yield
 
 
 def _studied(

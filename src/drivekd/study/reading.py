@@ -101,7 +101,7 @@ def read_row(
     with attention.capture(layers, asked) as maps, _reducing(layers, watch, maps, batch, rows):
         hidden = forward(vlm, batch, features)
     watch.state(hidden)
-    margins = _margins(vlm, hidden, batch)
+    margins = _margins(vlm, hidden, batch, encoded)
     profiles = torch.stack([maps[layer] for layer in range(len(layers))]) if sees else None
     return _apart(watch, profiles, margins, encoded, grid)
 
@@ -110,9 +110,13 @@ def read_row(
 def read_margins(
     vlm: Vlm, encoded: Sequence[Encoded], features: FeatureCache | None = None
 ) -> list[Array]:
-    """Margins of the answers' tokens alone, of samples that share one row."""
+    """Margins of the answers' tokens alone, of samples that share one row.
+
+    Raises:
+        ValueError: one is not finite; the samples are named.
+    """
     batch = collate(vlm, encoded, pack=True)
-    return _margins(vlm, forward(vlm, batch, features), batch)
+    return _margins(vlm, forward(vlm, batch, features), batch, encoded)
 
 
 @contextmanager
@@ -259,8 +263,8 @@ def _refuse_infinite(encoded: Sequence[Encoded], *parts: Array) -> None:
     if not all(np.isfinite(part).all() for part in parts):
         names = ", ".join(repr(each.sample.id) for each in encoded[:5])
         raise ValueError(
-            f"pre-study: the teacher's states or attention are not finite on samples {names}; "
-            "check its weights, or read it with --dtype float32"
+            "pre-study: the teacher's states, attention or logits are not finite on samples "
+            f"{names}; check its weights, or read it with --dtype float32"
         )
 
 
@@ -282,7 +286,7 @@ def _on_grid(
     return total / len(grids)
 
 
-def _margins(vlm: Vlm, hidden: Tensor, batch: Batch) -> list[Array]:
+def _margins(vlm: Vlm, hidden: Tensor, batch: Batch, encoded: Sequence[Encoded]) -> list[Array]:
     """p_top1 − p_top2 at each position that predicts a token of an answer, by sample.
 
     Teacher-forced, softmax at τ = 1, with the true answer before it; the end of the turn, which
@@ -293,6 +297,7 @@ def _margins(vlm: Vlm, hidden: Tensor, batch: Batch) -> list[Array]:
     states = hidden[row, position - 1]
     found = [_gap(lm_head(vlm)(part)) for part in states.split(POSITIONS_AT_ONCE) if len(part)]
     gaps = _host(torch.cat(found)) if found else np.zeros(0)
+    _refuse_infinite(encoded, gaps)
     return [part[:-1] for part in np.split(gaps, np.cumsum(apart)[:-1])]
 
 

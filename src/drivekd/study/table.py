@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from drivekd.data.sample import CAPABILITIES
 
 Content = Mapping[str, Any]
 
@@ -42,23 +45,26 @@ def _layers(content: Content) -> Table:
     att. and hid.: consistency of attention and of hidden states; disp.: their dispersion.
     """
     curves = content["curves"]
-    shown = {
-        "in–out": ("adjacent", 0),
-        "vision–\ntext": ("vision_text", 1),
-        "on\nimages": ("share", 0),
-    }
+    shown = [
+        ("in–out", "adjacent", 0),
+        ("vision–\ntext", "vision_text", 1),
+        ("on\nimages", "share", 0),
+    ]
     for kind in ("attention", "hidden"):
         start = f"intra/{kind}/"
         for name in (name for name in curves if name.startswith(start)):
-            shown[f"{kind[:3]}.\n{name.removeprefix(start)[:4]}."] = (name, 0)
-    shown |= {
-        "disp.\natt.": ("dispersion/attention/all", 0),
-        "disp.\nhid.": ("dispersion/hidden/all", 0),
-    }
-    shown = {title: each for title, each in shown.items() if each[0] in curves}
-    made = Table("layer", *shown, title=f"{content['teacher']['source']}", box=None)
+            capability = escape(name.removeprefix(start))
+            short = f"{capability[:4]}." if capability in CAPABILITIES else capability
+            shown.append((f"{kind[:3]}.\n{short}", name, 0))
+    shown += [
+        ("disp.\natt.", "dispersion/attention/all", 0),
+        ("disp.\nhid.", "dispersion/hidden/all", 0),
+    ]
+    shown = [each for each in shown if each[1] in curves]
+    titles = [title for title, _, _ in shown]
+    made = Table("layer", *titles, title=escape(content["teacher"]["source"]), box=None)
     for layer in range(content["layers"]):
-        cells = [_cell(curves[name]["mean"], layer + first) for name, first in shown.values()]
+        cells = [_cell(curves[name]["mean"], layer + first) for _, name, first in shown]
         made.add_row(str(layer + 1), *cells)
     return made
 
@@ -84,5 +90,6 @@ def _choices(content: Content) -> Table:
         said = [each["reason"], each["paper"], *(f"weak: {doubt}" for doubt in each["weak"])]
         said += [f"{100 * each['sure']:.0f} % of bootstrap draws agree"] * (not each["weak"])
         why = "; ".join(filter(None, said))
-        made.add_row(each["capability"], each["signal"], each["teacher_layers"], why)
+        cells = (each["capability"], each["signal"], each["teacher_layers"], why)
+        made.add_row(*map(escape, cells))
     return made

@@ -117,14 +117,14 @@ def test_no_part_of_the_key_is_left_where_a_body_is_cut(
     monkeypatch: pytest.MonkeyPatch, status: str, key: str
 ) -> None:
     monkeypatch.setenv("A_KEY", key)
-    for place in (180, 284):
+    for place in (180, 284, 374, 437):
         for form in {key, key.replace("/", "\\/")}:
             text = '{"error": "' + "." * place + form + '"}'
             plan = first(f"body {status} {text}")
             with serving(str.upper, plan) as server, pytest.raises(ChatError) as caught:
                 ask(server, key_env="A_KEY")
             said = str(caught.value)
-            assert key[:4] not in said and form[:4] not in said and len(said) < 400
+            assert key[:4] not in said and form[:4] not in said and len(said) <= 500
 
 
 def test_before_each_try_somebody_is_asked_who_may_end_it() -> None:
@@ -166,7 +166,7 @@ def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_addresses_that_are_refused_and_not_quoted_where_they_may_hold_a_secret(url: str) -> None:
-    with pytest.raises(ValueError, match=r"expected an address|carries a password") as caught:
+    with pytest.raises(ValueError, match="expected an address") as caught:
         ChatEndpoint(url, "m")
     assert "hidden" not in str(caught.value)
 

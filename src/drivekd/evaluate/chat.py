@@ -29,8 +29,8 @@ RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 HOPELESS = frozenset({401, 402, 403, 404, 405})
 #: longest first wait before another try, drawn below it and doubled each time [s]
 FIRST_WAIT = 0.5
-#: most characters of what went wrong, a server's own words among them
-_QUOTED = 300
+#: most characters of an error's message, a server's own words among them
+_LONGEST_MESSAGE = 500
 
 Kind = Literal["transport", "endpoint", "request", "reply"]
 
@@ -205,10 +205,11 @@ class ChatEndpoint:
 
     def _error(self, kind: Kind, why: str) -> ChatError:
         """An error that names the server; a server that repeats the key is not quoted with it."""
+        text = f"{self.model} at {self.url}: {why}"
         # Before the text is cut: half a key is a secret too. As it is, and as JSON may escape it.
         for form in {self._key, json.dumps(self._key)[1:-1], self._key.replace("/", "\\/")} - {""}:
-            why = why.replace(form, "[key]")
-        return ChatError(kind, f"{self.model} at {self.url}: {why:.{_QUOTED}}")
+            text = text.replace(form, "[key]")
+        return ChatError(kind, text[:_LONGEST_MESSAGE])
 
 
 def checked_url(url: str) -> str:
@@ -218,20 +219,20 @@ def checked_url(url: str) -> str:
         ValueError: no http(s) address, or one that carries a user, a password, a query or a
             fragment; an address that may hold a secret is not quoted.
     """
-    secret = any(sign in str(url) for sign in "@?#")
-    shown = "an address with @, ? or #, not shown here" if secret else f"{url!r:.100}"
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{shown}: expected an address such as http://127.0.0.1:8000/v1")
-    if parsed.userinfo or "?" in url or "#" in url:
+    refused = bool(parsed.userinfo) or any(sign in str(url) for sign in "?#")
+    if parsed.scheme in ("http", "https") and parsed.host and not refused:
+        return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    expected = "expected an address such as http://127.0.0.1:8000/v1"
+    if refused or "@" in str(url):
         raise ValueError(
-            f"the address of {parsed.host} carries a password, a query or a fragment: give it"
-            " without; a key belongs in an environment variable, which you name"
+            f"an address with a password, a query or a fragment, not shown here: {expected}; a key"
+            " belongs in an environment variable, which you name"
         )
-    return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    raise ValueError(f"{url!r:.100}: {expected}")
 
 
 def read_key(name: str | None) -> str:

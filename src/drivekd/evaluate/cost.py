@@ -11,7 +11,7 @@ from drivekd.evaluate.chat import ChatReply
 CHARACTERS_PER_TOKEN = 3.0
 
 
-class OverBudget(RuntimeError):  # noqa: N818 - the plan worked, nothing is broken
+class OverBudget(RuntimeError):  # noqa: N818 - a limit that holds is no error
     """One more try could exceed the limit, and was not made."""
 
 

@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +41,8 @@ _SYSTEM = (
 )
 #: line breaks of all kinds
 _BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+#: blanks that are no plain ones (Unicode's Zs)
+_BLANK = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 #: stands for what may be wrong with a sheet, where costs are estimated
 _LONGEST_REASON = "x" * 300
 
@@ -352,6 +353,5 @@ def _ending(sheet: Sheet, mark: str | None) -> str:
 
 def _plain(text: str) -> str:
     """The answer without characters that are not seen; what parts words and lines stays."""
-    text = _BREAK.sub("\n", text)
-    text = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
+    text = _BLANK.sub(" ", _BREAK.sub("\n", text))
     return "".join(c for c in text if c in "\n\t" or c.isprintable())

@@ -65,7 +65,7 @@ def test_what_is_told_before_the_start_is_the_worst_that_comes(
     judge_answers(*planned(3), judge, tmp_path, Settings(runs=2, price=Price(1000, 2000)))
     said = capsys.readouterr().err
     told = [float(value) for value in re.findall(r"(\d+\.\d+) if every", said)]
-    (spent,) = re.findall(r"judging cost (\S+)", said)
+    (spent,) = re.findall(r"judging cost ([\d.]+)", said)
     assert 0.9 * told[place] < float(spent) <= told[place] + 1e-4
 
 

@@ -153,7 +153,7 @@ def judge_answers(
     with opened(out / "verdicts.sqlite") as store:
         verdicts = asyncio.run(_all(items, _Session(judge, store, budget, settings)))
     if settings.price is not None:
-        tell(f"judging cost {budget.spent:.4f}")
+        tell(f"judging cost {budget.spent:.4f}, tries that failed at their worst")
     with whole(out / "verdicts.jsonl") as draft:
         rows = (json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)  # ASCII: any id fits
         draft.write_text("".join(rows), encoding="utf-8")

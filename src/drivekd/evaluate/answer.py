@@ -31,7 +31,7 @@ _TAGS = re.compile(r"<\s*[A-Za-z]+\d*\s*,[^<>]*>|<r\d+>")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said to one question, and whether that is right."""
+    """What a model said to one question in one run, and whether that is right."""
 
     id: str
     capability: str | None
@@ -41,6 +41,7 @@ class Answer:
     expected: str
     reply: str
     correct: bool
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,13 +316,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _answer(row: Mapping[str, Any], path: Path) -> Answer:
     fields = Answer.__dataclass_fields__
-    missing = [name for name in fields if name not in row]
+    missing = [name for name in fields if name not in row and name != "run"]
     if missing:
         raise ValueError(
             f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"
             f" {', '.join(fields)}; delete the file and evaluate again"
         )
-    return Answer(**{name: row[name] for name in fields})
+    return Answer(**{name: row[name] for name in fields if name in row})
 
 
 def _append(out: Path, new: Sequence[Answer], mark: Mark) -> None:

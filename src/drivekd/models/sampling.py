@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most probable one, or one drawn from the sample's own stream."""
+"""How the next token is chosen: the most probable, or one drawn from the sample's own stream."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from drivekd.models.generate import generate_ids
 from drivekd.models.sampling import Sampling, choice, drawn
 
 HOT = Sampling(temperature=1.0, seed=3)
-NEW = 7
+NEW = 4
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.4, 0.9, 1.0])
@@ -69,13 +69,11 @@ def test_a_reply_is_the_same_alone_and_in_any_batch(vlm, mixed) -> None:
     mixed = [replace(s, id=f"{i}") for i, s in enumerate(mixed)]
     found = generate_ids(vlm, mixed, max_new_tokens=NEW, sampling=HOT)
     assert len({tuple(tokens) for tokens in found}) == len(found)
-    for size in (1, 2):
-        assert generate_ids(vlm, mixed, max_new_tokens=NEW, batch_size=size, sampling=HOT) == found
     order = np.random.default_rng(1).permutation(len(mixed))
-    again = generate_ids(vlm, [mixed[i] for i in order], max_new_tokens=NEW, sampling=HOT)
-    assert again == [found[i] for i in order]
-    alone = [generate_ids(vlm, [s], max_new_tokens=NEW, sampling=HOT)[0] for s in mixed]
-    assert alone == found
+    for size, places in ((1, order[:4]), (2, order)):
+        asked = [mixed[i] for i in places]
+        again = generate_ids(vlm, asked, max_new_tokens=NEW, batch_size=size, sampling=HOT)
+        assert again == [found[i] for i in places]
     other = replace(HOT, run=1)
     assert generate_ids(vlm, mixed, max_new_tokens=NEW, sampling=other) != found
 

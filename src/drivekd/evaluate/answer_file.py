@@ -137,14 +137,13 @@ def _answer(row: Mapping[str, Any], path: Path) -> Answer:
             f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"
             f" {', '.join(fields)}; delete the file and evaluate again"
         )
-    answer = Answer(**{name: row[name] for name in fields if name in row})
-    texts = (answer.id, answer.question, answer.expected, answer.reply)
-    if not all(isinstance(text, str) for text in texts) or type(answer.run) is not int:
+    texts = (row["id"], row["question"], row["expected"], row["reply"])
+    if not all(isinstance(text, str) for text in texts) or type(row.get("run", 0)) is not int:
         raise ValueError(
-            f"answers {path}: the row of id {answer.id!r:.60} holds no texts, or a run that is no"
+            f"answers {path}: the row of id {row['id']!r:.60} holds no texts, or a run that is no"
             " number; delete the row or the file"
         )
-    return answer
+    return Answer(**{name: row[name] for name in fields if name in row})
 
 
 def _line(row: Mapping[str, Any]) -> str:

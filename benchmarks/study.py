@@ -65,14 +65,15 @@ def run_job(job: Job) -> list[Answer]:
 
     from drivekd.data.readers import read
     from drivekd.distill.train import train
-    from drivekd.evaluate.answer import answers
+    from drivekd.evaluate.asking import Asking, answers
     from drivekd.models.vlm import load as load_model
 
     torch.set_num_threads(1)
     folder = Path(job.recipe.output_dir)
     model = load_model(train(job.recipe, resume=True))
     asked = list(read(job.scenes))
-    return answers(model, asked, job.recipe.data.images, folder / "answers.jsonl")
+    asking = Asking(images=job.recipe.data.images)
+    return answers(model, asked, asking, folder / "answers.jsonl")
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, list[Answer]]:

@@ -26,7 +26,7 @@ from provenance import provenance, write_result
 from drivekd.data.processes import side_by_side
 from drivekd.data.readers import read
 from drivekd.data.sample import CAPABILITIES
-from drivekd.evaluate.answer import answers
+from drivekd.evaluate.asking import Asking, answers
 from drivekd.evaluate.score import as_json, majority, score
 from drivekd.models.vlm import ASSETS, load, save
 from drivekd.world.make import make
@@ -75,7 +75,7 @@ def score_stage(stage: str, out: Path, questions: Path) -> dict[str, Any]:
     """Scores of a stage's model; the blind teacher sees grey pictures, as it did in training."""
     torch.set_num_threads(1)
     images = "grey" if stage == "teacher_blind" else "real"
-    given = answers(load(out / stage), list(read(questions)), images)
+    given = answers(load(out / stage), list(read(questions)), Asking(images=images))
     return as_json(score(given))
 
 

@@ -176,7 +176,7 @@ def score_team(
         images: real or grey pictures.
         folder: for the answers.
     """
-    from drivekd.evaluate.answer import answers
+    from drivekd.evaluate.asking import Asking, answers
     from drivekd.evaluate.score import score
     from drivekd.models.vlm import load as load_model
 
@@ -184,7 +184,7 @@ def score_team(
     for i, source in enumerate(dict.fromkeys(sources.values())):
         asked = [s for s in samples if sources[s.capability or ""] == source]
         parts.append(folder / f"answers.{i}.jsonl")
-        given += answers(load_model(source), asked, images, parts[-1])
+        given += answers(load_model(source), asked, Asking(images=images), parts[-1])
     whole = "".join(part.read_text(encoding="utf-8") for part in parts)
     (folder / "answers.jsonl").write_text(whole, encoding="utf-8")
     return score(given)

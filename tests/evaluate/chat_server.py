@@ -42,8 +42,14 @@ def completion(text: str) -> bytes:
     return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
+def text_of(body: dict[str, Any]) -> str:
+    """The text of a request's last message, without its images."""
+    content = body["messages"][-1]["content"]
+    return content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
+
+
 def _response(fault: str, server: Server, body: dict[str, Any]) -> bytes:
-    good = completion(server.say(str(body["messages"][-1]["content"])))
+    good = completion(server.say(text_of(body)))
     if fault in ("ok", "late"):
         return _http("200 OK", good)
     if fault == "truncated":

@@ -21,10 +21,12 @@ from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate, generate_ids
 from drivekd.models.images import picture
+from drivekd.models.sampling import Sampling
 from drivekd.models.tiny import build_tokenizer
 from drivekd.models.vlm import LLAMA, Vlm
 
 NEW = 6
+HOT, COLD = Sampling(temperature=2.0), Sampling(temperature=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,10 @@ def test_answers_are_those_of_its_own_processor_and_hang_on_the_pictures(
     assert len({tuple(tokens) for tokens in found}) > 1
     grey = generate(vlm, samples, max_new_tokens=NEW, features=FeatureCache(image_mode="grey"))
     assert grey != generate(vlm, samples, max_new_tokens=NEW)
+    draws = [generate_ids(vlm, samples, max_new_tokens=NEW, sampling=s) for s in (HOT, HOT, COLD)]
+    assert draws[0] == draws[1] and draws[0] != found and draws[2] == found
+    last = generate_ids(vlm, samples[-1:], max_new_tokens=NEW, sampling=HOT)
+    assert last == draws[0][-1:]
 
 
 def test_it_is_evaluated_and_asked(folder: Path, data: Path, tmp_path: Path) -> None:

@@ -58,14 +58,15 @@ def test_size_of_a_file_written_anew_is_read_anew(tmp_path):
         assert image_size(path) == size
 
 
-def test_grey_has_the_grid_of_the_picture_and_none_of_its_content(vlm, pictures):
+@pytest.mark.parametrize(("mode", "level"), [("grey", 128), ("black", 0)])
+def test_one_colour_has_the_grid_of_the_picture_and_none_of_its_content(vlm, pictures, mode, level):
     paths = [pictures("x"), pictures("wide", (160, 90))]
-    real, grey = pixels(vlm, paths), pixels(vlm, paths, "grey")
-    assert real["pixel_values"].shape == grey["pixel_values"].shape
+    real, plain = pixels(vlm, paths), pixels(vlm, paths, mode)
+    assert real["pixel_values"].shape == plain["pixel_values"].shape
     processor = vlm.image_processor
-    middle = (128 / 255 - np.array(processor.image_mean)) / np.array(processor.image_std)
-    values = np.unique(grey["pixel_values"].cpu().numpy().round(4))
-    assert np.allclose(np.sort(values), np.sort(middle), atol=1e-3)
+    wanted = (level / 255 - np.array(processor.image_mean)) / np.array(processor.image_std)
+    values = np.unique(plain["pixel_values"].cpu().numpy().round(4))
+    assert np.allclose(np.sort(values), np.sort(wanted), atol=1e-3)
 
 
 def test_other_shows_the_stand_in_on_the_grid_of_the_original(vlm, pictures):

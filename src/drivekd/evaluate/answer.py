@@ -1,31 +1,21 @@
-"""Lets a model answer the questions of a data set, and keeps every reply in a file."""
+"""An answer of a model beside what was expected, and what it was shown."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
 from drivekd.data.tags import in_unit, read_tags
-from drivekd.data.written import writing
 from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
-from drivekd.models.features import FeatureCache
-from drivekd.models.generate import generate
-from drivekd.models.images import IMAGE_MODES, ImageMode
-from drivekd.models.vlm import Vlm
 
-#: questions answered between two writes to the file; whole frames share their visual prefix
-CHUNK = 192
 _TAGS = re.compile(r"<\s*[A-Za-z]+\d*\s*,[^<>]*>|<r\d+>")
 
 
@@ -44,72 +34,7 @@ class Answer:
     run: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What an answer in a file depends on, so that nothing else is continued.
-
-    Attributes:
-        run: model, image mode and longest reply, alike in all rows.
-        pictures: digest of the pictures shown, by sample id.
-    """
-
-    run: Mapping[str, str | int]
-    pictures: Mapping[str, str]
-
-    def of(self, sample_id: str) -> dict[str, str | int]:
-        """What a row holds beside its answer; without pictures for a sample not asked."""
-        own = {"pictures": self.pictures[sample_id]} if sample_id in self.pictures else {}
-        return {**self.run, **own}
-
-
-def answers(
-    vlm: Vlm,
-    samples: Sequence[Sample],
-    image_mode: ImageMode = "real",
-    out: Path | None = None,
-    *,
-    max_new_tokens: int = 32,
-) -> list[Answer]:
-    """Answers every question greedily; with `out`, continues where an earlier call ended.
-
-    Args:
-        vlm: the model.
-        samples: questions with their answers; ids are distinct.
-        image_mode: "real", "grey" (a grey picture of the same size), or "other" (pictures of
-            another scene, camera by camera).
-        out: JSONL file, one row per question, in the order in which they were answered.
-        max_new_tokens: longest reply [tokens].
-
-    Returns:
-        One Answer per sample, in their order.
-
-    Raises:
-        ValueError: a sample without answer, equal ids, an unknown mode, only one scene with
-            "other", or a file that belongs to another model, mode, length or data set.
-    """
-    _check(samples, image_mode)
-    other = other_scenes(samples) if image_mode == "other" else None
-    mark = Mark({}, {})
-    if out is not None:
-        run: dict[str, str | int] = {"model": fingerprint(vlm.model), "images": image_mode}
-        run["max_new_tokens"] = max_new_tokens
-        mark = Mark(run, shown(samples, other or {}))
-    known = _resume(out, samples, mark) if out is not None else {}
-    missing = [sample for sample in samples if sample.id not in known]
-    starts = range(0, len(missing), CHUNK)
-    for start in track(starts, label="answering"):
-        part = missing[start : start + CHUNK]
-        # A cache of its own: pictures of one chunk do not come back, and memory is not endless.
-        features = FeatureCache(image_mode=image_mode, other=other)
-        replies = generate(vlm, part, max_new_tokens=max_new_tokens, features=features)
-        new = [answer_of(sample, reply) for sample, reply in zip(part, replies, strict=True)]
-        known.update({answer.id: answer for answer in new})
-        if out is not None:
-            _append(out, new, mark)
-    return [known[sample.id] for sample in samples]
-
-
-def answer_of(sample: Sample, reply: str) -> Answer:
+def answer_of(sample: Sample, reply: str, run: int = 0) -> Answer:
     """Puts a reply beside what was expected."""
     expected = sample.answer or ""
     return Answer(
@@ -121,6 +46,7 @@ def answer_of(sample: Sample, reply: str) -> Answer:
         expected=expected,
         reply=reply,
         correct=is_correct(reply, expected, sample.meta.get("options")),
+        run=run,
     )
 
 
@@ -236,108 +162,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(entries.to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """Reads what `answers` wrote; half a line at the end of an interrupted run is left out.
-
-    Raises:
-        ValueError: the file is not there or a line is no answer.
-    """
-    if not path.is_file():
-        raise ValueError(f"answers {path}: no such file; expected what an evaluation wrote there")
-    return [_answer(row, path) for row in _rows(path)]
-
-
-def _check(samples: Sequence[Sample], image_mode: str) -> None:
-    if image_mode not in IMAGE_MODES:
-        raise ValueError(f"image_mode {image_mode!r}: expected one of {', '.join(IMAGE_MODES)}")
-    unanswered = [sample.id for sample in samples if not sample.answer]
-    if unanswered:
-        raise ValueError(
-            f"sample {unanswered[0]!r} and {len(unanswered) - 1} more have no answer to compare"
-            " with; leave them out of the evaluation"
-        )
-    for sample in samples:
-        options_given(sample)
-    seen: set[str] = set()
-    twice = next((s.id for s in samples if s.id in seen or seen.add(s.id)), None)  # type: ignore[func-returns-value]
-    if twice is not None:
-        raise ValueError(
-            f"sample id {twice!r} occurs twice: replies could not be told apart; make the ids of"
-            " the data set distinct"
-        )
-
-
-def _resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[str, Answer]:
-    """The answers a file already holds; refuses those of another mark or data set."""
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return {}
-    asked = {sample.id: sample for sample in samples}
-    known: dict[str, Answer] = {}
-    rows = _rows(out)
-    for row in rows:
-        answer = _answer(row, out)
-        sample = asked.get(answer.id)
-        own = mark.of(answer.id)
-        differs = next((f"{key} {row.get(key)!r}" for key in own if row.get(key) != own[key]), "")
-        if sample is not None and (answer.question, answer.expected) != (
-            sample.question,
-            sample.answer,
-        ):
-            differs = f"another question or answer under the id {answer.id!r}"
-        if differs:
-            raise ValueError(
-                f"answers {out}: the file holds answers with {differs}, asked for are"
-                f" {own!r}; delete it or write elsewhere"
-            )
-        if sample is not None:
-            known[answer.id] = answer
-    # An interrupted run may have left half a line, onto which nothing can be appended.
-    _rewrite(out, rows)
-    return known
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    complete = lines[:-1]  # what follows the last line break was never finished
-    rows = []
-    for number, line in enumerate(complete, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"answers {path}, line {number}: expected one JSON object, got {line[:60]!r}"
-                f" ({error.msg}); delete the line or the file"
-            ) from error
-    return rows
-
-
-def _answer(row: Mapping[str, Any], path: Path) -> Answer:
-    fields = Answer.__dataclass_fields__
-    missing = [name for name in fields if name not in row and name != "run"]
-    if missing:
-        raise ValueError(
-            f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"
-            f" {', '.join(fields)}; delete the file and evaluate again"
-        )
-    return Answer(**{name: row[name] for name in fields if name in row})
-
-
-def _append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
-    with writing(out), out.open("a", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({**asdict(answer), **mark.of(answer.id)}, ensure_ascii=False) + "\n"
-            for answer in new
-        )
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rewrite(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if text != out.read_text(encoding="utf-8"):
-        fresh = out.with_suffix(out.suffix + ".new")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(out)

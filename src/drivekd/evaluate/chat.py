@@ -27,6 +27,8 @@ import tenacity
 RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 #: statuses that tell of the whole endpoint (key, payment, address), not of one request
 HOPELESS = frozenset({401, 402, 403, 404, 405})
+#: finish reasons of a model that said all it had to say, or all it was allowed to
+_ENDS = ("stop", "length")
 #: longest first wait before another try, drawn below it and doubled each time [s]
 FIRST_WAIT = 0.5
 #: most characters of an error's message, a server's own words among them
@@ -132,6 +134,8 @@ class ChatEndpoint:
         self,
         messages: Sequence[Mapping[str, Any]],
         before_try: Callable[[], None] | None = None,
+        *,
+        empty: bool = False,
         **params: Any,
     ) -> ChatReply:
         """One reply to a conversation.
@@ -139,6 +143,7 @@ class ChatEndpoint:
         Args:
             messages: of the conversation.
             before_try: called before each try; what it raises ends the tries and is passed on.
+            empty: a reply without text is one too, see `read_reply`.
             params: go into the request as they are.
 
         Raises:
@@ -156,12 +161,14 @@ class ChatEndpoint:
         )
         async with self._gate:
             try:
-                return await retrying(self._once, content, before_try)
+                return await retrying(self._once, content, before_try, empty)
             except _Again as error:
                 tries = "1 try" if self.tries == 1 else f"{self.tries} tries"
                 raise self._error("transport", f"{error}, after {tries}") from None
 
-    async def _once(self, content: bytes, before_try: Callable[[], None] | None) -> ChatReply:
+    async def _once(
+        self, content: bytes, before_try: Callable[[], None] | None, empty: bool
+    ) -> ChatReply:
         assert self._client is not None
         if before_try is not None:
             before_try()
@@ -183,12 +190,12 @@ class ChatEndpoint:
         if not answer.is_success:
             kind: Kind = "endpoint" if answer.status_code in HOPELESS else "request"
             raise self._error(kind, f"status {answer.status_code}: {answer.text}")
-        return self._read(answer)
+        return self._read(answer, empty)
 
-    def _read(self, answer: httpx.Response) -> ChatReply:
+    def _read(self, answer: httpx.Response, empty: bool) -> ChatReply:
         kind = answer.headers.get("Content-Type", "none")
         try:
-            reply = read_reply(json.loads(answer.content))
+            reply = read_reply(json.loads(answer.content), empty)
         except (ValueError, RecursionError) as error:
             raise self._error("reply", f"no chat reply ({kind}): {error}") from None
         self.usage.replies += 1
@@ -265,8 +272,13 @@ def retry_after(header: str | None, now: datetime | None = None) -> float | None
     return max(0.0, (then - (now or datetime.now(UTC))).total_seconds())
 
 
-def read_reply(body: Any) -> ChatReply:
+def read_reply(body: Any, empty: bool = False) -> ChatReply:
     """The first choice of a parsed response.
+
+    Args:
+        body: of the response.
+        empty: take a choice without text as a reply where its finish_reason says that the model
+            itself came to an end ("stop") or used up its tokens ("length").
 
     Raises:
         ValueError: it is no chat completion with text.
@@ -274,18 +286,20 @@ def read_reply(body: Any) -> ChatReply:
     try:
         choice = body["choices"][0]
         text = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError):
+        reason = choice.get("finish_reason")
+    except (AttributeError, KeyError, IndexError, TypeError):
         raise ValueError(f"expected choices[0].message.content, got {body!r}") from None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the reply has no text (finish_reason {choice.get('finish_reason')!r})")
+    if text is None and empty:
+        text = ""
+    if not isinstance(text, str) or not (text.strip() or (empty and reason in _ENDS)):
+        raise ValueError(f"the reply has no text (finish_reason {reason!r})")
     usage = body.get("usage")
     counted = usage if isinstance(usage, dict) else {}
-    finish = choice.get("finish_reason")
     return ChatReply(
         text=text,
         prompt_tokens=_count(counted.get("prompt_tokens")),
         completion_tokens=_count(counted.get("completion_tokens")),
-        finish_reason=finish if isinstance(finish, str) else None,
+        finish_reason=reason if isinstance(reason, str) else None,
     )
 
 

@@ -76,7 +76,7 @@ class ChatJudge:
     async def reply(
         self, messages: Messages, form: Mapping[str, Any] | None, before_try: Callable[[], None]
     ) -> ChatReply:
-        extra = {} if form is None else {"response_format": form}
+        extra: dict[str, Any] = {} if form is None else {"response_format": form}
         return await self.endpoint.complete(messages, before_try, **self._params, **extra)
 
 

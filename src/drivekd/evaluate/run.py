@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from drivekd.data.readers import read
-from drivekd.evaluate.answer import answers
+from drivekd.evaluate.asking import Asking, answers
 from drivekd.evaluate.score import Score, Scores, score, write_scores
 from drivekd.models.images import ImageMode
 from drivekd.models.vlm import load
@@ -43,9 +43,8 @@ def evaluate(
     given = answers(
         load(model, device=device, answering=True),
         samples,
-        images,
+        Asking(max_new_tokens=max_new_tokens, images=images),
         out / "answers.jsonl",
-        max_new_tokens=max_new_tokens,
     )
     scores = score(given)
     write_scores(scores, out / "scores.json")

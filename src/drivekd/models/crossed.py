@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.models.mllama import processing_mllama as mllama
 
 from drivekd.models.encode import Encoded
 from drivekd.models.images import ImageMode, picture
+from drivekd.models.sampling import Sampling, choice
 from drivekd.models.vlm import Vlm
 
 
@@ -21,8 +23,9 @@ def continuation(
     image_mode: ImageMode,
     other: Mapping[Path, Path] | None,
     max_new_tokens: int,
+    sampling: Sampling,
 ) -> list[int]:
-    """New tokens of one question, greedily; one question at a time, for nothing is shared.
+    """New tokens of one question; one question at a time, for nothing is shared.
 
     Args:
         vlm: of a family that is `crossed`.
@@ -30,8 +33,16 @@ def continuation(
         image_mode: as for `drivekd.models.images.pixels`.
         other: the same.
         max_new_tokens: longest answer [tokens].
+        sampling: how tokens are chosen.
     """
     ids = encoded.input_ids[None].to(vlm.device)
+    choose = choice(sampling, [encoded.sample.id], max_new_tokens, vlm.device)
+
+    def only(known: Tensor, logits: Tensor) -> Tensor:
+        """Leave nothing but the chosen token to transformers, which takes the best one."""
+        token = choose(logits, known.shape[1] - ids.shape[1])
+        return torch.full_like(logits, -torch.inf).scatter(-1, token[:, None], 0.0)
+
     seen = _seen(vlm, encoded, image_mode, other) if encoded.images else {}
     model: Any = vlm.model
     made: Tensor = model.generate(
@@ -41,6 +52,7 @@ def continuation(
         do_sample=False,
         temperature=None,
         top_p=None,
+        logits_processor=LogitsProcessorList([only] if sampling.temperature else []),
         **seen,
     )
     return [int(token) for token in made[0, ids.shape[1] :]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 
 from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Sample
@@ -60,7 +61,8 @@ def encode(vlm: Vlm, sample: Sample, *, add_answer: bool = True) -> Encoded:
 
     Raises:
         ValueError: naming the sample: placeholders that do not match the images, no answer to
-            train on, special image tokens in the text, or a template that rewrites answers.
+            train on, special image tokens in the text, or a template that rewrites answers or
+            takes no system turn.
     """
     if add_answer and sample.answer is None:
         raise ValueError(
@@ -69,7 +71,7 @@ def encode(vlm: Vlm, sample: Sample, *, add_answer: bool = True) -> Encoded:
         )
     images = tuple(sample.images.values())
     grids = tuple(token_grid(vlm, path) for path in images)
-    turns = _place_images(vlm, sample)
+    turns = [_framed(vlm, turn) for turn in placed(sample)]
     prompt = _render(vlm, turns, header=True)
     ids = _expand(vlm, _tokens(vlm, prompt), grids, sample)
     labels = [IGNORE] * len(ids)
@@ -85,8 +87,12 @@ def encode(vlm: Vlm, sample: Sample, *, add_answer: bool = True) -> Encoded:
     return Encoded(input_ids, torch.tensor(labels), is_image, prefix, images, grids, sample)
 
 
-def _place_images(vlm: Vlm, sample: Sample) -> list[dict[str, str]]:
-    """The prompt's turns with one framed image token for every placeholder."""
+def placed(sample: Sample) -> list[Message]:
+    """The prompt's turns with a placeholder for every image, in front where there was none.
+
+    Raises:
+        ValueError: naming the sample: placeholders that do not match the images, or no user turn.
+    """
     wanted = len(sample.images)
     found = sum(m.content.count(IMAGE_PLACEHOLDER) for m in sample.prompt if m.role == "user")
     turns = list(sample.prompt)
@@ -101,21 +107,29 @@ def _place_images(vlm: Vlm, sample: Sample) -> list[dict[str, str]]:
             f"sample {sample.id!r} ({sample.source}) has {found} {IMAGE_PLACEHOLDER} placeholders "
             f"in its user turns but {wanted} images; expected one placeholder per image, or none"
         )
+    return turns
+
+
+def _framed(vlm: Vlm, turn: Message) -> dict[str, str]:
+    """A turn with one framed image token for every placeholder."""
     family = vlm.family
     framed = family.image_start + family.image_token + family.image_end
-    return [
-        {
-            "role": m.role,
-            "content": m.content.replace(IMAGE_PLACEHOLDER, framed)
-            if m.role == "user"
-            else m.content,
-        }
-        for m in turns
-    ]
+    asked = turn.role == "user"
+    text = turn.content.replace(IMAGE_PLACEHOLDER, framed) if asked else turn.content
+    return {"role": turn.role, "content": text}
 
 
 def _render(vlm: Vlm, turns: list[dict[str, str]], *, header: bool) -> str:
-    text = vlm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=header)
+    try:
+        text = vlm.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=header
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(
+            f"the chat template of {vlm.source!r} takes no turns of {roles} in this order "
+            f"({error}); leave out the system turn, or use a template that takes it"
+        ) from error
     assert isinstance(text, str)
     return text
 

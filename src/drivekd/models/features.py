@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drivekd.models.images import ImageMode, pixels, token_grid
+from drivekd.models.images import PLAIN, ImageMode, pixels, token_grid
 from drivekd.models.vlm import Vlm, vision_parts
 
 
@@ -141,8 +141,8 @@ class FeatureCache:
         return tokens.of
 
     def _key(self, vlm: Vlm, path: Path) -> Hashable:
-        # All grey pictures of one token grid are the same picture.
-        key = token_grid(vlm, path) if self.image_mode == "grey" else path
+        # All pictures of one colour and one token grid are the same picture.
+        key = token_grid(vlm, path) if self.image_mode in PLAIN else path
         # Made while a pass computes in half precision they are others than outside of it.
         half = self.latest and torch.is_autocast_enabled(vlm.device.type)
         return (key, half)

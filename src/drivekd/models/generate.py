@@ -1,4 +1,4 @@
-"""Greedy answers, equal token for token to `model.generate`, with one prefix per scene.
+"""Answers, the greedy ones equal token for token to `model.generate`, with one prefix per scene.
 
 Questions about the same images share the cached keys and values of those images: the prefix runs
 once, its cache is repeated, the questions follow padded on the right with explicit positions.
@@ -24,6 +24,7 @@ from drivekd.models import crossed
 from drivekd.models.batch import embed, prefix_positions
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
+from drivekd.models.sampling import GREEDY, Choice, Sampling, choice
 from drivekd.models.vlm import Vlm, language_model, lm_head
 
 
@@ -34,8 +35,9 @@ def generate(
     max_new_tokens: int = 32,
     features: FeatureCache | None = None,
     batch_size: int = 32,
+    sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Answer each sample greedily; an answer that the sample may already hold is not read.
+    """Answer each sample; an answer that the sample may already hold is not read.
 
     Args:
         vlm: the model; it generates in evaluation mode and is left in the mode it had.
@@ -44,6 +46,7 @@ def generate(
         max_new_tokens: upper bound on the answer's length [tokens].
         features: take visual tokens from this cache.
         batch_size: most questions that run side by side, each with a copy of the cached prefix.
+        sampling: how tokens are chosen; draws belong to the sample's id, not to its place.
 
     Returns:
         One text per sample, in order, without special tokens.
@@ -52,7 +55,12 @@ def generate(
         ValueError: for counts below one, or a sample that cannot be encoded.
     """
     tokens = generate_ids(
-        vlm, samples, max_new_tokens=max_new_tokens, features=features, batch_size=batch_size
+        vlm,
+        samples,
+        max_new_tokens=max_new_tokens,
+        features=features,
+        batch_size=batch_size,
+        sampling=sampling,
     )
     return [str(vlm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
 
@@ -64,6 +72,7 @@ def generate_ids(
     max_new_tokens: int = 32,
     features: FeatureCache | None = None,
     batch_size: int = 32,
+    sampling: Sampling = GREEDY,
 ) -> list[list[int]]:
     """What `generate` decodes: new token ids per sample, the end-of-turn token included."""
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
@@ -74,7 +83,9 @@ def generate_ids(
         shown = features or FeatureCache()
         with evaluating(vlm.model):
             return [
-                crossed.continuation(vlm, each, shown.image_mode, shown.other, max_new_tokens)
+                crossed.continuation(
+                    vlm, each, shown.image_mode, shown.other, max_new_tokens, sampling
+                )
                 for each in encoded
             ]
     answers: list[list[int]] = [[] for _ in samples]
@@ -86,9 +97,10 @@ def generate_ids(
                 last = start + batch_size >= len(group)
                 cache = prefix.cache if last else copy.deepcopy(prefix.cache)
                 questions = [encoded[i].input_ids[prefix.length :] for i in part]
-                for i, ids in zip(
-                    part, _continue(vlm, prefix, cache, questions, max_new_tokens), strict=True
-                ):
+                names = [samples[i].id for i in part]
+                choose = choice(sampling, names, max_new_tokens, vlm.device)
+                made = _continue(vlm, prefix, cache, questions, max_new_tokens, choose)
+                for i, ids in zip(part, made, strict=True):
                     answers[i] = ids
     return answers
 
@@ -130,6 +142,7 @@ def _continue(
     cache: DynamicCache,
     questions: Sequence[Tensor],
     max_new_tokens: int,
+    choose: Choice,
 ) -> list[list[int]]:
     """New tokens of each question [m_i] behind the prefix; the cache is used up."""
     device, many = vlm.device, len(questions)
@@ -152,7 +165,7 @@ def _continue(
     finished = torch.zeros(many, dtype=torch.bool, device=device)
     answers: list[list[int]] = [[] for _ in questions]
     for step in count(1):
-        token = lm_head(vlm)(hidden).argmax(-1)
+        token = choose(lm_head(vlm)(hidden), step - 1)
         for answer, new, done in zip(answers, token.tolist(), finished.tolist(), strict=True):
             if not done:
                 answer.append(new)

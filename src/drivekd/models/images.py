@@ -18,10 +18,13 @@ from torch import Tensor
 from drivekd.data.pictures import UNREADABLE, read_image, unreadable
 from drivekd.models.vlm import Vlm
 
-#: `real` the picture itself; `grey` a mid-grey one of the same size; `other` another scene's.
+#: `real` the picture itself; `grey` a mid-grey one of the same size, `black` a black one, as
+#: DriveBench shows it; `other` another scene's.
 #: Zeroed features are no control: a norm layer blows them up to nonsense.
-ImageMode = Literal["real", "grey", "other"]
-IMAGE_MODES: tuple[ImageMode, ...] = ("real", "grey", "other")
+ImageMode = Literal["real", "grey", "black", "other"]
+IMAGE_MODES: tuple[ImageMode, ...] = ("real", "grey", "black", "other")
+#: modes that show one colour, of which only the size tells two pictures apart
+PLAIN: dict[str, tuple[int, int, int]] = {"grey": (128, 128, 128), "black": (0, 0, 0)}
 
 #: What an image processor makes of a picture: `pixel_values`, and `image_grid_thw` or not.
 Processed = dict[str, Tensor]
@@ -29,7 +32,6 @@ Processed = dict[str, Tensor]
 #: Pictures that were asked for ahead of time, by `identity`; ahead.py fills it.
 AHEAD: ContextVar[Mapping[Hashable, Future[Processed]]] = ContextVar("AHEAD", default={})  # noqa: B039
 
-_GREY = (128, 128, 128)
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
@@ -117,9 +119,19 @@ def picture(
     """What a model is shown of a file; arguments and errors as for `pixels`."""
     if image_mode == "real":
         return read_image(path)
-    if image_mode == "grey":
+    if image_mode in PLAIN:
         size = (32, 32) if vlm.family.one_size else image_size(path)
-        return Image.new("RGB", size, _GREY)
+        return Image.new("RGB", size, PLAIN[image_mode])
+    stand_in = read_image(stand_in_of(path, image_mode, other))
+    return stand_in if vlm.family.one_size else stand_in.resize(image_size(path))
+
+
+def stand_in_of(path: Path, image_mode: ImageMode, other: Mapping[Path, Path] | None) -> Path:
+    """The file whose picture is shown in place of another's.
+
+    Raises:
+        ValueError: there is none, or the mode is none that takes another file.
+    """
     if image_mode != "other":
         raise ValueError(
             f"image mode {image_mode!r} is unknown; expected one of {', '.join(IMAGE_MODES)}"
@@ -129,8 +141,7 @@ def picture(
             f"image {path}: image mode 'other' needs a stand-in for every file and has none for "
             "this one; complete the mapping `other`"
         )
-    stand_in = read_image(other[path])
-    return stand_in if vlm.family.one_size else stand_in.resize(image_size(path))
+    return other[path]
 
 
 class _Key:

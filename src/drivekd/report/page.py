@@ -14,8 +14,9 @@ scenes.json (optional; `drivekd.looking.write_scenes`)
 ARM/scores.json (`drivekd.evaluate.score.write_scores`)
     {"capabilities": {name: S}, "templates": {name: S}, "average": S}, S = {"n", "accuracy", "low",
     "high", "scenes"} in percent; low and high may be null.
-ARM/answers.jsonl (`drivekd.evaluate.answer.answers`)
-    one row per question: id, capability, template, scene, question, expected, reply, correct.
+ARM/answers.jsonl (`drivekd.evaluate.asking.answers`)
+    one row per question and run: id, run, capability, template, scene, question, expected, reply,
+    correct, and what the answer depends on.
 ARM/log.jsonl (`drivekd train`)
     one row per logged step: step, loss/ce, loss/attn/CAPABILITY (or loss/hidden/…, loss/kl/…),
     lambda/CAPABILITY, grad/….

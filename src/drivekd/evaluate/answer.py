@@ -316,7 +316,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _answer(row: Mapping[str, Any], path: Path) -> Answer:
     fields = Answer.__dataclass_fields__
-    missing = [name for name in fields if name not in row and name != "run"]
+    held = row if isinstance(row, Mapping) else {}
+    missing = [name for name in fields if name not in held and name != "run"]
     if missing:
         raise ValueError(
             f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"

@@ -323,5 +323,5 @@ def _spread(parts: Sequence[tuple[int, Sequence[_Question]]]) -> Spread | None:
         rest /= (runs - 1) * (judgings - 1)
         answer = float(rows.var(ddof=1) - rest / judgings)
     n = sum(len(part) for _, part in whole)
-    floored = answer is not None and answer < 0
-    return Spread(0.0 if floored else answer, judge, floored, runs, judgings, n)
+    floored = answer is not None and answer < -1e-9  # what rounding leaves is 0 too
+    return Spread(None if answer is None else max(0.0, answer), judge, floored, runs, judgings, n)

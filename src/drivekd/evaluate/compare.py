@@ -104,9 +104,7 @@ def run(folders: Sequence[Path], out: Path | None = None, *, judged: bool = True
 
 
 def as_json(comparison: Comparison, robust: Robustness | None = None) -> dict[str, Any]:
-    """The figures as plain data: `models`, `rows` (each with its `words`), `notices`, and
-    `robustness` where there is one.
-    """
+    """The figures as plain data, each row with its `words`; `robustness` where there is one."""
     found = asdict(comparison)
     found["rows"] = [asdict(row) | {"words": words(row)} for row in comparison.rows]
     return found | ({} if robust is None else {"robustness": asdict(robust)})
@@ -141,9 +139,7 @@ def words(row: Row) -> str:
             f"{row.model} is not distinguishable from {row.reference}: {gap.mean:+.1f} points"
             f" [{gap.low:.1f}, {gap.high:.1f}] ({p}; {counts})"
         )
-    low, high = (
-        sorted((abs(gap.low), abs(gap.high))) if gap.low * gap.high > 0 else (gap.low, gap.high)
-    )
+    low, high = (gap.low, gap.high) if gap.mean > 0 else (-gap.high, -gap.low)
     return (
         f"{row.model} is {row.outcome} than {row.reference} by {abs(gap.mean):.1f} points"
         f" [{low:.1f}, {high:.1f}]: beyond noise ({p}; {counts})"

@@ -89,10 +89,10 @@ def read_verdicts(path: Path) -> list[Verdict]:
         ValueError: the file is not there or a line is no verdict.
     """
     found = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).removesuffix("\n").split("\n"), start=1):
         try:
             found.append(_verdict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"verdicts {path}, line {number}: {error}; judge again, what is paid for is kept"
             ) from None
@@ -101,7 +101,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
 
 def _verdict(row: Any) -> Verdict:
     """Raises TypeError or ValueError for what is no verdict."""
-    verdict = Verdict(**row)
+    verdict = Verdict(**{**row, "scores": tuple(row.get("scores", ()))})
     whole = (verdict.answer, verdict.run, verdict.answer_run)
     if type(verdict.id) is not str or any(type(number) is not int for number in whole):
         raise TypeError("expected a text as id, and whole numbers as answer, run and answer_run")

@@ -134,8 +134,9 @@ def table(robust: Robustness) -> str:
 
 
 def _cell(gap: Gap) -> str:
-    interval = "" if gap.low is None else f" [{-gap.high:+.1f}, {-gap.low:+.1f}]"
-    return f"{gap.theirs:5.1f} {-gap.mean:+.1f}{interval}"
+    if gap.low is None or gap.high is None:
+        return f"{gap.theirs:5.1f} {-gap.mean:+.1f}"
+    return f"{gap.theirs:5.1f} {-gap.mean:+.1f} [{-gap.high:+.1f}, {-gap.low:+.1f}]"
 
 
 def _label(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""What `scores.json` holds: scores, judged scores, controls and published rows, under stable keys."""
+"""What `scores.json` holds: scores, judged scores, controls, published rows, under stable keys."""
 
 from __future__ import annotations
 

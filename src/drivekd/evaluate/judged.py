@@ -196,6 +196,46 @@ def as_json(scores: JudgedScores) -> dict[str, Any]:
     return {name: value for name, value in asdict(scores).items() if value is not None}
 
 
+def table(scores: JudgedScores) -> str:
+    """Lines for people: a mean, its error, and how far single runs lie apart.
+
+    The last are standard deviations [points], by answering again and by judging again.
+    """
+    named = [*scores.capabilities.items()]
+    more = {
+        "reasoning, per task": scores.reasoning_per_task,
+        "average": scores.average,
+        "average, per task": scores.average_per_task,
+    }
+    named += [(name, each) for name, each in more.items() if each is not None]
+    named += [(f"  {name}", each) for name, each in scores.tasks.items()]
+    lines = [f"{name:<22}{_line(each)}" for name, each in named]
+    for kind in scores.without_score.values():
+        lines += [f"{name:<22}no score: {_counts(counts)}" for name, counts in kind.items()]
+    return "\n".join(lines)
+
+
+def _line(score: JudgedScore) -> str:
+    known = score.standard_error is not None and score.low is not None and score.high is not None
+    error = (
+        f" ± {score.standard_error:4.1f}  [{score.low:5.1f}, {score.high:5.1f}]" if known else ""
+    )
+    counts = f"n = {score.n}, unscored {_counts(score.unscored) or '0'}"
+    runs = ""
+    if score.spread is not None:
+        pairs = (
+            ("answering", score.spread.answer_variance),
+            ("judging", score.spread.judge_variance),
+        )
+        told = [f"{name} {value**0.5:.2f}" for name, value in pairs if value is not None]
+        runs = f"  by {', '.join(told)}" if told else ""
+    return f"{score.mean:6.1f}{error}  {counts}{runs}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+
+
 def _questions(answers: Sequence[Answer], verdicts: Sequence[Verdict]) -> dict[str, _Question]:
     """Questions by id, in the order of the answers."""
     given = _joined(answers, verdicts)

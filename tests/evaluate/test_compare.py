@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluations import a_folder, a_verdict, an_answer
 
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.compare import compare, run
 from drivekd.evaluate.judge import Verdict
+from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 JUDGE = {"model": "judge", "temperature": 0.2, "runs": 5}

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from evaluations import a_verdict, an_answer
 
 from drivekd.evaluate.content import scores_content
 from drivekd.evaluate.controls import beside, table
 from drivekd.evaluate.pairs import Given, gaps, measured
+from evaluations import a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from evaluations import a_verdict, an_answer
 
 from drivekd.evaluate.judge import Verdict
 from drivekd.evaluate.judged import as_json, judged, question_scores, table
+from evaluations import a_verdict, an_answer
 
 Totals = dict[str, list[list[float | None]]]
 

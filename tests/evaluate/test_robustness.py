@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import a_folder, a_verdict, an_answer
 
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.compare import run
 from drivekd.evaluate.robustness import robustness, table
+from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 

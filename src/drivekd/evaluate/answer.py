@@ -316,8 +316,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _answer(row: Mapping[str, Any], path: Path) -> Answer:
     fields = Answer.__dataclass_fields__
-    held = row if isinstance(row, Mapping) else {}
-    missing = [name for name in fields if name not in held and name != "run"]
+    missing = [name for name in fields if name not in row and name != "run"]
     if missing:
         raise ValueError(
             f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"

@@ -9,18 +9,19 @@ DIR/black/ …          a control of the same layout; DIR/majority/ another one
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from drivekd.evaluate.answer import Answer, read_answers
+from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.judge import Status, Verdict
 from drivekd.evaluate.pairs import Given
 
 #: settings of a judge on which its verdicts do not depend
 _ASIDE = frozenset({"runs", "price", "max_cost", "retry_unscored", "key_env", "concurrency"})
 _STATUS = get_args(Status)
+_AGAIN = "evaluate again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +89,35 @@ def read_verdicts(path: Path) -> list[Verdict]:
     Raises:
         ValueError: the file is not there or a line is no verdict.
     """
-    found = []
-    for number, line in enumerate(_text(path).removesuffix("\n").split("\n"), start=1):
-        try:
-            found.append(_verdict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"verdicts {path}, line {number}: {error}; judge again, what is paid for is kept"
-            ) from None
-    return found
+    return [_verdict(row, where) for row, where in _rows(path, "verdicts", Verdict)]
 
 
-def _verdict(row: Any) -> Verdict:
-    """Raises TypeError or ValueError for what is no verdict."""
-    verdict = Verdict(**{**row, "scores": tuple(row.get("scores", ()))})
-    whole = (verdict.answer, verdict.run, verdict.answer_run)
-    if type(verdict.id) is not str or any(type(number) is not int for number in whole):
-        raise TypeError("expected a text as id, and whole numbers as answer, run and answer_run")
-    if verdict.status not in _STATUS:
-        raise ValueError(f"status {verdict.status!r:.30}, expected one of {', '.join(_STATUS)}")
-    total = verdict.total
-    if verdict.status != "scored":
-        if total is not None:
-            raise ValueError(f"{verdict.status} with a total")
-    elif type(total) not in (int, float) or total is None or not 0 <= total <= 100:
-        raise ValueError(f"total {total!r:.30} is not within 0 to 100")
-    return verdict
+def _verdict(row: Mapping[str, Any], where: str) -> Verdict:
+    _refuse_kinds(row, where, texts=("id", "sheet", "reason"), numbers=("answer",))
+    status, total, scores = row["status"], row.get("total"), row.get("scores", [])
+    if status not in _STATUS:
+        raise ValueError(f"{where}: status {status!r:.30}, expected one of {', '.join(_STATUS)}")
+    if status != "scored" and total is not None:
+        raise ValueError(f"{where}: {status} with a total")
+    if status == "scored" and (type(total) not in (int, float) or not 0 <= total <= 100):
+        raise ValueError(f"{where}: total {total!r:.30} is not within 0 to 100")
+    if not isinstance(scores, list) or any(type(each) not in (int, float) for each in scores):
+        raise ValueError(f"{where}: scores {scores!r:.30}, expected a list of numbers")
+    return Verdict(**{**row, "scores": tuple(scores)})
 
 
 def _read_answers(path: Path) -> list[Answer]:
-    try:
-        answers = read_answers(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"answers {path}: no UTF-8 text ({error.reason})") from None
+    texts = ("id", "question", "expected", "reply")
+    answers = []
+    for row, where in _rows(path, "answers", Answer):
+        _refuse_kinds(row, where, texts, maybe=("capability", "template", "scene"))
+        if type(row["correct"]) is not bool:
+            raise ValueError(f"{where}: correct {row['correct']!r:.40}, expected true or false")
+        answers.append(Answer(**row))
     if not answers:
         raise ValueError(f"answers {path}: no complete row; evaluate again")
     runs: dict[str, set[int]] = {}
     for answer in answers:
-        if wrong := _wrong(answer):
-            raise ValueError(f"answers {path}: answer {answer.id!r:.40} has {wrong}")
         if answer.run in runs.setdefault(answer.id, set()):
             raise ValueError(f"answers {path}: {answer.id!r} has two answers in run {answer.run}")
         runs[answer.id].add(answer.run)
@@ -139,16 +130,43 @@ def _read_answers(path: Path) -> list[Answer]:
     return answers
 
 
-def _wrong(answer: Answer) -> str:
-    """What of an answer is of the wrong kind, "" for nothing."""
-    texts = {name: getattr(answer, name) for name in ("id", "question", "expected", "reply")}
-    maybe = {name: getattr(answer, name) for name in ("capability", "template", "scene")}
-    wrong = [name for name, value in texts.items() if type(value) is not str]
-    wrong += [name for name, value in maybe.items() if not isinstance(value, str | None)]
-    wrong += ["correct"] * (type(answer.correct) is not bool) + ["run"] * (
-        type(answer.run) is not int
-    )
-    return f"{wrong[0]} {getattr(answer, wrong[0])!r:.40}" if wrong else ""
+def _rows(
+    path: Path, what: str, made: type[Answer] | type[Verdict]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a file, each with where it stands; half a line at the end is left out.
+
+    A row holds the fields of what is made of it, and nothing else.
+    """
+    for number, line in enumerate(_text(path).split("\n")[:-1], start=1):
+        where = f"{what} {path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: no JSON ({error}); {_AGAIN}") from None
+        held = row if isinstance(row, dict) else {}
+        wanted = {each.name for each in fields(made) if each.default is MISSING}
+        if missing := sorted(wanted - set(held)):
+            raise ValueError(f"{where}: a row lacks {', '.join(missing)}; {_AGAIN}")
+        yield {each.name: held[each.name] for each in fields(made) if each.name in held}, where
+
+
+def _refuse_kinds(
+    row: Mapping[str, Any],
+    where: str,
+    texts: Iterable[str] = (),
+    maybe: Iterable[str] = (),
+    numbers: Iterable[str] = (),
+) -> None:
+    """Raises ValueError for a value that is no text, no text or null, or no whole number."""
+    kinds = [(name, isinstance(row.get(name, ""), str), "a text") for name in texts]
+    kinds += [(name, isinstance(row[name], str | None), "a text or null") for name in maybe]
+    kinds += [
+        (name, type(row.get(name, 0)) is int, "a whole number")
+        for name in (*numbers, "run", "answer_run")
+    ]
+    for name, right, expected in kinds:
+        if not right:
+            raise ValueError(f"{where}: {name} {row[name]!r:.40}, expected {expected}; {_AGAIN}")
 
 
 def _settings(path: Path) -> Mapping[str, Any]:

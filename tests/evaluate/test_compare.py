@@ -16,7 +16,7 @@ CAPABILITIES = ("perception", "reasoning", "planning")
 JUDGE = {"model": "judge", "temperature": 0.2, "runs": 5}
 
 
-def asked(skill: float, seed: int = 0, scenes: int = 30) -> list[Answer]:
+def asked(skill: float, seed: int = 0, scenes: int = 20) -> list[Answer]:
     """Right as often as skill says, six questions a scene."""
     rng = np.random.default_rng(seed)
     return [
@@ -72,7 +72,7 @@ def test_runs_may_differ_in_number_and_order_does_not_count(tmp_path: Path) -> N
             for r in (1, 0) for a in reversed(asked(0.6))]  # fmt: skip
     found = compare([one, a_folder(tmp_path / "runs", runs)])
     assert all((row.gap.mean, row.gap.n > 0) == (0, True) for row in found.rows)
-    assert found.rows[-1].gap.n == 180
+    assert found.rows[-1].gap.n == 120
 
 
 def test_three_models_are_corrected_for(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_judged_scores_are_compared_where_all_are_judged(tmp_path: Path) -> None
     judged = {row.group: row for row in found.rows if row.measure == "judged"}
     assert judged["average"].outcome == "better"
     assert judged["average"].gap.mean == pytest.approx(15, abs=3)
-    assert judged["everything"].gap.n == 179
+    assert judged["everything"].gap.n == 119
     assert found.notices == [
-        "judged: 1 of 180 questions of other have no score and are in no difference with it"
+        "judged: 1 of 120 questions of other have no score and are in no difference with it"
     ]
     assert "judged score" in run([one, other])
     plain = a_folder(tmp_path / "plain", answers)
@@ -140,7 +140,7 @@ def test_other_judges_are_refused_unless_accuracy_is_asked_for(tmp_path: Path) -
         ({"capability": "planning"}, "capability of '0/0'"),
         ({"expected": "blue"}, "expected of '0/0' is 'red'"),
         ({"question": "What else?"}, "question of '0/0'"),
-        ({"id": "new"}, r"lacks 1 of the 180 questions of .*one, '0/0' first"),
+        ({"id": "new"}, r"lacks 1 of the 120 questions of .*one, '0/0' first"),
     ],
 )
 def test_other_questions_are_refused(tmp_path: Path, change: dict[str, str], said: str) -> None:
@@ -159,7 +159,9 @@ def test_an_unfinished_file_lacks_questions(tmp_path: Path) -> None:
     text = (other / "answers.jsonl").read_text()
     (other / "answers.jsonl").write_text(text[:-40])
     for pair in ([one, other], [other, one]):
-        with pytest.raises(ValueError, match="other lacks 1 of the 180 questions of .*one, '29/5'"):
+        with pytest.raises(
+            ValueError, match=r"other lacks 1 of the 120 questions of .*one, '19/5'"
+        ):
             compare(pair)
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.judge import Status, Verdict
@@ -95,11 +95,12 @@ def read_verdicts(path: Path) -> list[Verdict]:
 def _verdict(row: Mapping[str, Any], where: str) -> Verdict:
     _refuse_kinds(row, where, texts=("id", "sheet", "reason"), numbers=("answer",))
     status, total, scores = row["status"], row.get("total"), row.get("scores", [])
+    within = type(total) in (int, float) and 0 <= cast("float", total) <= 100
     if status not in _STATUS:
         raise ValueError(f"{where}: status {status!r:.30}, expected one of {', '.join(_STATUS)}")
     if status != "scored" and total is not None:
         raise ValueError(f"{where}: {status} with a total")
-    if status == "scored" and (type(total) not in (int, float) or not 0 <= total <= 100):
+    if status == "scored" and not within:
         raise ValueError(f"{where}: total {total!r:.30} is not within 0 to 100")
     if not isinstance(scores, list) or any(type(each) not in (int, float) for each in scores):
         raise ValueError(f"{where}: scores {scores!r:.30}, expected a list of numbers")
@@ -144,8 +145,8 @@ def _rows(
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: no JSON ({error}); {_AGAIN}") from None
         held = row if isinstance(row, dict) else {}
-        wanted = {each.name for each in fields(made) if each.default is MISSING}
-        if missing := sorted(wanted - set(held)):
+        wanted = [each.name for each in fields(made) if each.default is MISSING]
+        if missing := [name for name in wanted if name not in held]:
             raise ValueError(f"{where}: a row lacks {', '.join(missing)}; {_AGAIN}")
         yield {each.name: held[each.name] for each in fields(made) if each.name in held}, where
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_all_right_or_all_wrong_is_not_certain(right: bool) -> None:
     wilson = stats.binomtest(20 * right, 20).proportion_ci(0.95, method="wilson")
     assert found.low == pytest.approx(100 * wilson.low, abs=1e-9)
     assert found.high == pytest.approx(100 * wilson.high, abs=1e-9)
+
+
+def test_runs_of_a_question_count_once() -> None:
+    runs = [answer(0, True), answer(0, False), answer(1, True), answer(1, True)]
+    runs = [replace(each, run=i % 2) for i, each in enumerate(runs)] + [answer(2, False)]
+    found = score(runs)
+    whole = found.everything
+    assert whole is not None
+    assert (whole.n, whole.accuracy, whole.scenes) == (3, 50.0, 3)  # mean of ½, 1 and 0
+    assert whole.standard_error == pytest.approx(50 / np.sqrt(3))
+    assert found.templates["colour"] == whole
 
 
 def test_answers_without_scene_count_as_scenes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from drivekd.data.kinds import template_of
+from drivekd.data.kinds import kind_of, template_of
 from drivekd.data.paths import refuse_too_many, resolve
 from drivekd.data.rows import Row, RowError, shown
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
@@ -98,6 +98,31 @@ _CAPABILITY = {
     "planning": "planning",
     "plan": "planning",
 }
+
+
+def task_of(sample: Sample) -> str | None:
+    """The benchmark's task of a question: perception, prediction, behavior or planning.
+
+    A question type says it. Where that is missing or names a capability (Drive-KD's rows, the
+    corruption files), perception and planning are their own task, and reasoning is told by the
+    wording, where the template is one of the benchmark's [ours]. None where nothing tells.
+    """
+    said = str(sample.meta.get("question_type") or "").strip().lower()
+    if said in _TASKS:
+        return _TASKS[said]
+    if sample.capability in ("perception", "planning"):
+        return sample.capability
+    kind = kind_of(sample.question)
+    if sample.capability != "reasoning" or kind is None or kind.name != sample.template:
+        return None
+    if kind.capability != "reasoning":
+        return None
+    return "behavior" if kind.name == "ego_behavior" else "prediction"
+
+
+#: question types that name a task, as files spell them
+_TASKS = {task: task for task in ("perception", "prediction", "behavior", "planning")}
+_TASKS |= {"behaviour": "behavior", "plan": "planning"}
 
 
 def camera_files(row: Row, key: str) -> dict[str, str]:

@@ -169,6 +169,27 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
             unfinished.write_text(wanted)
 
 
+def corruption_of(data: Path) -> dict[str, Any] | None:
+    """Name and severity of the corruption of a data file that `corrupt_data` wrote.
+
+    Returns:
+        {"name", "severity"}; None for other data.
+
+    Raises:
+        ValueError: the settings beside the file cannot be read.
+    """
+    note = Path(data).parent / _NOTE
+    if not note.is_file():
+        return None
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        return {"name": find(found["corruption"]).name, "severity": int(found["severity"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{note}: {error}; expected the settings that `drivekd data corrupt` wrote there"
+        ) from None
+
+
 def _made(jobs: Sequence[Job], seed: int, workers: int | None) -> Iterator[Path]:
     count = workers or os.cpu_count() or 1
     make = partial(make_one, seed)

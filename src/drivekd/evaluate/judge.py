@@ -60,6 +60,7 @@ class Verdict:
         scores: points per criterion.
         total: their sum, out of 100.
         reason: one line on why it is unscored.
+        answer_run: in which the model gave the answer.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Verdict:
     scores: tuple[float, ...] = ()
     total: float | None = None
     reason: str = ""
+    answer_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +235,16 @@ async def _judge(item: _Item, run: int, session: _Session) -> Verdict:
         points = read_points(kept.text, sheet, item.mark)
         reason = points if isinstance(points, str) else contradiction(item, points)
         if not reason and isinstance(points, Points):
-            scores, total = points.scores, points.total
-            return Verdict(item.answer.id, item.place, run, sheet.name, "scored", scores, total)
+            return Verdict(
+                id=item.answer.id,
+                answer=item.place,
+                run=run,
+                sheet=sheet.name,
+                status="scored",
+                scores=points.scores,
+                total=points.total,
+                answer_run=item.answer.run,
+            )
         if attempt == 0:
             messages.append({"role": "assistant", "content": kept.text})
             messages.append({"role": "user", "content": _again(reason, sheet, item.mark)})
@@ -272,8 +282,8 @@ async def _reply(
 
 
 def _unscored(item: _Item, run: int, status: Status, reason: str) -> Verdict:
-    name = item.sheet.name if item.sheet is not None else ""
-    return Verdict(item.answer.id, item.place, run, name, status, reason=reason)
+    name, answer = item.sheet.name if item.sheet is not None else "", item.answer
+    return Verdict(answer.id, item.place, run, name, status, reason=reason, answer_run=answer.run)
 
 
 def contradiction(item: _Item, points: Points) -> str:

@@ -8,28 +8,36 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.data.written import writing
 from drivekd.evaluate.answer import Answer, answer_of
 from drivekd.evaluate.metrics import normalise
-
-RESAMPLES = 4000
-_Z = 1.959963984540054  # 97.5 % quantile of the standard normal
+from drivekd.evaluate.resampling import (
+    RESAMPLES,
+    Array,
+    Mix,
+    Part,
+    alone,
+    draws,
+    estimate,
+    places,
+    tally,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """Share of right answers [percent] among n questions, with its 95 % interval.
 
-    low and high are None where a single scene cannot tell how much scenes differ.
+    low, high and the standard error, clustered by scene, are None where a single scene cannot tell
+    how much scenes differ.
     """
 
     n: int
@@ -37,6 +45,7 @@ class Score:
     low: float | None
     high: float | None
     scenes: int
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,108 +90,65 @@ class Difference:
 def score(answers: Sequence[Answer], *, seed: int = 0, resamples: int = RESAMPLES) -> Scores:
     """Scores answers per template and capability, with scene-clustered bootstrap intervals [ours].
 
-    Scenes are drawn with replacement, all questions of a scene together, because questions about
-    one scene are not independent. The average is the plain mean of the three capabilities, its
-    interval from the same draws. Where every answer is right, or every one wrong, a bootstrap
-    cannot vary: then Wilson's interval for as many trials as scenes.
+    A question that was answered in several runs counts once, with the mean of its answers. Scenes
+    are drawn with replacement, all questions of a scene together; the average is the plain mean of
+    the three capabilities, its interval from the same draws (see `evaluate/resampling.py`).
 
     Args:
         answers: of one model; those without scene count as a scene each.
         seed: of the draws.
         resamples: number of draws.
     """
-    scenes = {name: i for i, name in enumerate(dict.fromkeys(_scene(a) for a in answers))}
-    weights = _draws(len(scenes), seed, resamples)
-    capabilities = _groups(answers, "capability", scenes)
-    templates = _groups(answers, "template", scenes)
-    whole = _groups(answers, None, scenes).get("")
+    columns = places(scene_of(answer) for answer in answers)
+    weights = draws(len(columns), seed, resamples)
+    capabilities = _groups(answers, "capability", columns)
+    templates = _groups(answers, "template", columns)
+    whole = _groups(answers, None, columns).get("")
+    mix = average_of(capabilities)
     return Scores(
-        capabilities={name: _score(*counts, weights) for name, counts in capabilities.items()},
-        templates={name: _score(*counts, weights) for name, counts in templates.items()},
-        average=_average(capabilities, weights),
-        everything=None if whole is None else _score(*whole, weights),
+        capabilities={name: _score(alone(p), weights) for name, p in capabilities.items()},
+        templates={name: _score(alone(part), weights) for name, part in templates.items()},
+        average=None if mix is None else _score(mix, weights),
+        everything=None if whole is None else _score(alone(whole), weights),
     )
 
 
-Counts = tuple[NDArray[np.float64], NDArray[np.float64]]  # per scene: right answers, questions
-
-
-def _scene(answer: Answer) -> str:
+def scene_of(answer: Answer) -> str:
+    """The scene of an answer's question; one of its own where the data name none."""
     return answer.scene if answer.scene is not None else f"\0{answer.id}"
 
 
-def _draws(scenes: int, seed: int, resamples: int) -> NDArray[np.float64]:
-    """How often each scene is drawn in each resample [resamples, scenes]."""
-    if not scenes:
-        return np.zeros((resamples, 0))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples)
-    return drawn.astype(np.float64)
-
-
 def _groups(
-    answers: Sequence[Answer], field: str | None, scenes: Mapping[str, int]
-) -> dict[str, Counts]:
-    """Counts by the value of a field; without one of all answers, under the empty name."""
-    groups: dict[str, Counts] = {}
+    answers: Sequence[Answer], field: str | None, columns: Mapping[str, int]
+) -> dict[str, Part]:
+    """Questions [percent] by the value of a field; without one all, under the empty name."""
+    runs: dict[tuple[str, str, str], list[float]] = {}
     for answer in answers:
         name = getattr(answer, field) if field else ""
-        if name is None:
-            continue
-        right, asked = groups.setdefault(name, (np.zeros(len(scenes)), np.zeros(len(scenes))))
-        right[scenes[_scene(answer)]] += answer.correct
-        asked[scenes[_scene(answer)]] += 1
+        if name is not None:
+            runs.setdefault((name, answer.id, scene_of(answer)), []).append(100.0 * answer.correct)
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for (name, _, scene), values in runs.items():
+        groups.setdefault(name, []).append((scene, sum(values) / len(values)))
+    return {name: tally(groups[name], columns) for name in in_order(groups)}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Capabilities in their order, then other names in the alphabet's."""
     order = {name: i for i, name in enumerate(CAPABILITIES)}
-    return dict(sorted(groups.items(), key=lambda g: (order.get(g[0], len(order)), g[0])))
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
-def _score(
-    right: NDArray[np.float64], asked: NDArray[np.float64], weights: NDArray[np.float64]
-) -> Score:
-    n, scenes = int(asked.sum()), int((asked > 0).sum())
-    low, high = _interval(_resampled(right, asked, weights), right.sum() / n, scenes)
-    return Score(n, float(100 * right.sum() / n), low, high, scenes)
-
-
-def _resampled(
-    right: NDArray[np.float64], asked: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Share of right answers in each resample; NaN where it drew no question."""
-    questions = weights @ asked
-    shares = np.full(len(weights), np.nan)
-    np.divide(weights @ right, questions, out=shares, where=questions > 0)
-    return shares
-
-
-def _interval(
-    resampled: NDArray[np.float64], share: float, scenes: int
-) -> tuple[float | None, float | None]:
-    if scenes < 2:
-        return None, None
-    if share in (0.0, 1.0):
-        return _wilson(share, scenes)
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
-
-
-def _wilson(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval [percent] of a proportion."""
-    spread = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
-    centre, scale = share + _Z**2 / (2 * trials), 1 + _Z**2 / trials
-    return 100 * max(0.0, (centre - spread) / scale), 100 * min(1.0, (centre + spread) / scale)
-
-
-def _average(capabilities: Mapping[str, Counts], weights: NDArray[np.float64]) -> Score | None:
+def average_of(capabilities: Mapping[str, Part]) -> Mix | None:
+    """The plain mean of the three capabilities, None unless all are there."""
     if any(name not in capabilities for name in CAPABILITIES):
         return None
-    counts = [capabilities[name] for name in CAPABILITIES]
-    shares = [float(right.sum() / asked.sum()) for right, asked in counts]
-    asked = np.sum([asked for _, asked in counts], axis=0)
-    scenes = int((asked > 0).sum())
-    mean = sum(shares) / len(shares)
-    resampled = np.mean([_resampled(*c, weights) for c in counts], axis=0)
-    low, high = _interval(resampled, mean, scenes)
-    return Score(int(asked.sum()), 100 * mean, low, high, scenes)
+    return [(1, capabilities[name]) for name in CAPABILITIES]
+
+
+def _score(mix: Mix, weights: Array) -> Score:
+    found = estimate(mix, weights, percent=True)
+    return Score(found.n, found.mean, found.low, found.high, found.scenes, found.standard_error)
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
@@ -282,23 +248,15 @@ def paired_scenes(
             "paired comparison: expected the same questions in the same order in every list of"
             " answers, at least one list on each side; score both recipes on one file"
         )
-    scenes = {name: i for i, name in enumerate(dict.fromkeys(_scene(x) for x in a[0]))}
-    weights = np.vstack([np.ones(len(scenes)), _draws(len(scenes), seed, resamples)])
-    sides = [[_groups(each, "capability", scenes) for each in side] for side in (a, b)]
-    found: dict[str, tuple[NDArray[np.float64], int]] = {}
-    for name, (_, questions) in sides[0][0].items():
-        mine, theirs = (np.mean([each[name][0] for each in side], axis=0) for side in sides)
-        values = 100 * _resampled(mine - theirs, questions, weights)
-        found[name] = values, int((questions > 0).sum())
-    if all(name in found for name in CAPABILITIES):
-        parts = [found[name][0] for name in CAPABILITIES]
-        found["average"] = np.mean(parts, axis=0), len(scenes)
-    return {name: _difference(*each) for name, each in found.items()}
-
-
-def _difference(values: NDArray[np.float64], scenes: int) -> Difference:
-    """From the difference itself, which comes first, and those of the resamples."""
-    if scenes < 2:
-        return Difference(float(values[0]), None, None, scenes)
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return Difference(float(values[0]), float(low), float(high), scenes)
+    columns = places(scene_of(answer) for answer in a[0])
+    weights = draws(len(columns), seed, resamples)
+    sides = [[_groups(each, "capability", columns) for each in side] for side in (a, b)]
+    parts = {}
+    for name, part in sides[0][0].items():
+        mine, theirs = (np.mean([each[name].total for each in side], axis=0) for side in sides)
+        parts[name] = Part(mine - theirs, part.count)
+    mixes = {name: alone(part) for name, part in parts.items()}
+    if (average := average_of(parts)) is not None:
+        mixes["average"] = average
+    found = {name: estimate(mix, weights, percent=False) for name, mix in mixes.items()}
+    return {name: Difference(e.mean, e.low, e.high, e.scenes) for name, e in found.items()}

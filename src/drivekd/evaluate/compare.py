@@ -1,0 +1,216 @@
+"""Which model is better, by how much, and whether that is noise; read from evaluations' folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from drivekd.data.written import whole
+from drivekd.evaluate.folder import Evaluation, read_evaluation
+from drivekd.evaluate.pairs import JUDGED, Gap, gaps, measured
+from drivekd.evaluate.resampling import holm
+from drivekd.evaluate.robustness import Robustness, is_robustness, robustness_of
+from drivekd.evaluate.robustness import table as robustness_table
+from drivekd.evaluate.same import refuse_other_judges, refuse_other_questions
+
+Outcome = Literal["better", "worse", "not distinguishable", "not known"]
+#: a difference is beyond noise below this p
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One mean of a model against that of the first.
+
+    Attributes:
+        measure: `accuracy` or `judged`.
+        group: a capability, `average` or `everything`.
+        model, reference: names of the two.
+        gap: model − reference.
+        p: that of the gap, corrected by Holm for the number of models where that is above two.
+        outcome: of the model; `not known` of a single scene.
+    """
+
+    measure: str
+    group: str
+    model: str
+    reference: str
+    gap: Gap
+    p: float | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models against the first of them.
+
+    Attributes:
+        models: the settings' name of the model by the name it has here, its folder's.
+        rows: measure by measure and group by group, the models in their order.
+        notices: what to know beside the figures.
+    """
+
+    models: Mapping[str, str | None]
+    rows: Sequence[Row]
+    notices: Sequence[str]
+
+
+def compare(folders: Sequence[Path], *, judged: bool = True, seed: int = 0) -> Comparison:
+    """Each evaluation against the first, on the same questions [ours].
+
+    Accuracy always, judged scores where all have verdicts. Means, intervals and p values are those
+    of `pairs.gaps`; with more than two models p is corrected for their number (Holm), within each
+    row of the table, not over measures and capabilities.
+
+    Args:
+        folders: of two or more evaluations.
+        judged: False compares accuracy alone.
+        seed: of the bootstrap's draws.
+
+    Raises:
+        ValueError: fewer than two folders, one named twice, other questions, other judges, or what
+            cannot be read.
+    """
+    return _compare(_read(folders), judged=judged, seed=seed)
+
+
+def run(folders: Sequence[Path], out: Path | None = None, *, judged: bool = True) -> str:
+    """Compares evaluations and says so in words; what `drivekd compare` prints.
+
+    Where they are of one model, once on clean data and else on corrupted ones, its robustness is
+    said as well.
+
+    Args:
+        folders: of two or more evaluations; all are held against the first.
+        out: JSON file for the figures.
+        judged: False compares accuracy alone.
+
+    Raises:
+        ValueError: see `compare`.
+    """
+    evaluations = _read(folders)
+    found = _compare(evaluations, judged=judged, seed=0)
+    robust = None
+    if is_robustness(evaluations):
+        robust = robustness_of(evaluations, judged=judged)
+    if out is not None:
+        with whole(out) as draft:
+            text = json.dumps(as_json(found, robust), indent=2, ensure_ascii=False)
+            draft.write_text(text + "\n", encoding="utf-8")
+    return table(found) + ("" if robust is None else "\n\n" + robustness_table(robust))
+
+
+def as_json(comparison: Comparison, robust: Robustness | None = None) -> dict[str, Any]:
+    """The figures as plain data, each row with its `words`; `robustness` where there is one."""
+    found = asdict(comparison)
+    found["rows"] = [asdict(row) | {"words": words(row)} for row in comparison.rows]
+    return found | ({} if robust is None else {"robustness": asdict(robust)})
+
+
+def table(comparison: Comparison) -> str:
+    """Lines for people: who is compared, then a sentence per measure, group and model."""
+    lines = [
+        f"{name}: {model or 'model not recorded'}" for name, model in comparison.models.items()
+    ]
+    measure = ""
+    for row in comparison.rows:
+        if row.measure != measure:
+            measure = row.measure
+            lines += ["", "judged score" if measure == JUDGED else measure]
+        lines.append(f"  {row.group:<12}{words(row)}")
+    return "\n".join([*lines, *([""] if comparison.notices else []), *comparison.notices])
+
+
+def words(row: Row) -> str:
+    """A row as a sentence."""
+    gap = row.gap
+    counts = f"{gap.mine:.1f} against {gap.theirs:.1f}, n = {gap.n}"
+    if gap.low is None or gap.high is None or row.p is None:
+        return (
+            f"{row.model} minus {row.reference}: {gap.mean:+.1f} points ({counts}); whether that is"
+            " noise is not known: intervals need at least two scenes"
+        )
+    p = "p < .001" if row.p < 0.001 else f"p = {row.p:.3f}".replace("0.", ".")
+    if row.outcome == "not distinguishable":
+        return (
+            f"{row.model} is not distinguishable from {row.reference}: {gap.mean:+.1f} points"
+            f" [{gap.low:.1f}, {gap.high:.1f}] ({p}; {counts})"
+        )
+    low, high = (gap.low, gap.high) if gap.mean > 0 else (-gap.high, -gap.low)
+    return (
+        f"{row.model} is {row.outcome} than {row.reference} by {abs(gap.mean):.1f} points"
+        f" [{low:.1f}, {high:.1f}]: beyond noise ({p}; {counts})"
+    )
+
+
+def _read(folders: Sequence[Path]) -> list[Evaluation]:
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise ValueError(f"comparison: expected at least two evaluations, got {len(paths)}")
+    seen = [path.resolve() for path in paths]
+    twice = next((path for i, path in enumerate(paths) if path.resolve() in seen[:i]), None)
+    if twice is not None:
+        raise ValueError(f"comparison: {twice} is named twice; name each evaluation once")
+    return [read_evaluation(path) for path in paths]
+
+
+def _compare(evaluations: Sequence[Evaluation], *, judged: bool, seed: int) -> Comparison:
+    refuse_other_questions(evaluations)
+    short = [evaluation.folder.name for evaluation in evaluations]
+    names = short if len(set(short)) == len(short) else [str(e.folder) for e in evaluations]
+    measures = [measured(evaluation.given) for evaluation in evaluations]
+    notices = []
+    everyone = all(JUDGED in each for each in measures)
+    if judged and everyone:
+        notices += refuse_other_judges(evaluations)
+        notices += _unscored(names, measures)
+    elif judged and any(JUDGED in each for each in measures):
+        notices.append("accuracy alone is compared: not all of these evaluations were judged")
+    shown = [m for m in measures[0] if m != JUDGED or (judged and everyone)]
+    rows = []
+    for measure in shown:
+        given = evaluations[0].given.answers
+        found = [gaps(m[measure], measures[0][measure], given, seed=seed) for m in measures[1:]]
+        for group in dict.fromkeys(group for each in found for group in each):
+            each = [(n, g[group]) for n, g in zip(names[1:], found, strict=True) if group in g]
+            rows += _rows(measure, group, names[0], each)
+    return Comparison(
+        dict(zip(names, (evaluation.model for evaluation in evaluations), strict=True)),
+        rows,
+        notices,
+    )
+
+
+def _rows(measure: str, group: str, reference: str, found: Sequence[tuple[str, Gap]]) -> list[Row]:
+    """The rows of one group, their p values corrected for how many they are."""
+    known = [gap.p for _, gap in found if gap.p is not None]
+    corrected = iter(holm(known))
+    rows = []
+    for name, gap in found:
+        p = None if gap.p is None else next(corrected)
+        row = Row(measure, group, name, reference, gap, p, "not known")
+        rows.append(replace(row, outcome=_outcome(gap, p)))
+    return rows
+
+
+def _outcome(gap: Gap, p: float | None) -> Outcome:
+    if p is None:
+        return "not known"
+    if p >= LEVEL:
+        return "not distinguishable"
+    return "better" if gap.mean > 0 else "worse"
+
+
+def _unscored(
+    names: Sequence[str], measures: Sequence[Mapping[str, Mapping[str, float]]]
+) -> list[str]:
+    """How many questions a judge gave no score, which are in no difference."""
+    return [
+        f"judged: {without} of {len(found['accuracy'])} questions of {name} have no score and are"
+        " in no difference with it"
+        for name, found in zip(names, measures, strict=True)
+        if (without := len(found["accuracy"]) - len(found[JUDGED]))
+    ]

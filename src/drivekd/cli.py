@@ -14,6 +14,7 @@ import typer
 
 from drivekd import __version__, ending
 from drivekd.cli_data import PLAIN, Format, Out, Root, data_app
+from drivekd.cli_evaluate import COMPARE, EVALUATE, compare, evaluate
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
@@ -230,36 +231,8 @@ def _echo_once(text: str) -> None:
         typer.echo(text)
 
 
-@app.command(
-    epilog="Example: drivekd evaluate --model out/try/final --data val.jsonl --out out/try/val"
-)
-def evaluate(
-    model: Model,
-    data: Annotated[Path, typer.Option(help="A JSON or JSONL file of a known format.")],
-    out: Out,
-    format: Format = "auto",
-    images: Annotated[
-        Literal["real", "grey", "other"], typer.Option(help="Or the blind and shuffled controls.")
-    ] = "real",
-    root: Root = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 32,
-    device: Device = "cpu",
-) -> None:
-    """Answer the questions of a data file and score the answers by capability and template."""
-    from drivekd.evaluate.run import evaluate as run
-    from drivekd.evaluate.run import table
-
-    scores = run(
-        model,
-        data,
-        out,
-        format=format,
-        images=images,
-        root=root,
-        max_new_tokens=max_new_tokens,
-        device=device,
-    )
-    typer.echo(f"{table(scores)}\n{out / 'scores.json'}")
+app.command(epilog=EVALUATE)(evaluate)
+app.command(epilog=COMPARE)(compare)
 
 
 @app.command(

@@ -1,13 +1,16 @@
-"""A tiny model and questions about two scenes, shared by the tests of this folder."""
+"""Tiny models that answer and judge, and questions about two scenes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from drivekd.data.sample import Message, Sample
-from drivekd.models.tiny import tiny_vlm
+from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
@@ -42,3 +45,23 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
                 )
             )
     return made
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random text model of two layers and its tokenizer."""
+    folder = tmp_path_factory.mktemp("text")
+    tokenizer = build_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -20,7 +20,8 @@ from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
 from drivekd.evaluate.cost import Price
 from drivekd.evaluate.descriptions import describe, read_descriptions
-from drivekd.evaluate.judge import Settings, judge_answers, prompt_of
+from drivekd.evaluate.folder import read_verdicts
+from drivekd.evaluate.judge import Settings, judge_answers, prompt_of, write_verdicts
 from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
 from drivekd.evaluate.sheets import SHEETS, Criterion, Sheet, read_rubric
 from evaluate.chat_server import Server, answered, fill, planned, serving
@@ -48,8 +49,8 @@ def test_every_answer_is_scored_in_every_run_and_written(tmp_path: Path) -> None
     assert [(v.id, v.run) for v in verdicts] == [(f"q{i}", r) for i in range(3) for r in range(2)]
     assert {v.total for v in verdicts} == {50.0}
     assert verdicts[0].scores == (20, 10, 7.5, 7.5, 5)
-    rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
-    assert [row["total"] for row in rows] == [50.0] * 6
+    write_verdicts(verdicts, tmp_path / "verdicts.jsonl")
+    assert read_verdicts(tmp_path / "verdicts.jsonl") == verdicts
 
 
 def test_a_bad_sheet_is_asked_for_once_more_with_the_reason(tmp_path: Path) -> None:
@@ -88,9 +89,10 @@ def test_half_a_surrogate_pair_in_a_reply_an_answer_or_an_id_is_survived(tmp_pat
     with serving(lambda prompt: "\ud800\n" + fill(prompt)) as server:
         answers, samples = planned(1, "Stop \ud83d.")
         answers, samples = [replace(answers[0], id="\ud83d")], [replace(samples[0], id="\ud83d")]
-        verdict = judge_answers(answers, samples, judge_at(server), tmp_path)[0]
-    assert verdict.total == 50
-    assert json.loads((tmp_path / "verdicts.jsonl").read_text())["id"] == "\ud83d"
+        verdicts = judge_answers(answers, samples, judge_at(server), tmp_path)
+    assert verdicts[0].total == 50
+    write_verdicts(verdicts, tmp_path / "verdicts.jsonl")
+    assert read_verdicts(tmp_path / "verdicts.jsonl")[0].id == "\ud83d"
 
 
 def test_another_answer_judge_or_run_is_asked_anew(tmp_path: Path) -> None:

@@ -11,33 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.judge import judge_answers
 from drivekd.evaluate.judges import ChatJudge, LocalJudge, _rendered
-from drivekd.models.tiny import build_tokenizer
 from evaluate.chat_server import planned
-
-
-@pytest.fixture(scope="module")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random text model of two layers and its tokenizer."""
-    folder = tmp_path_factory.mktemp("text")
-    tokenizer = build_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_nonsense_of_a_local_model_is_unscored_with_reasons(

@@ -91,6 +91,12 @@ def append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
             raise
 
 
+def write_answers(answers: Sequence[Answer], out: Path) -> None:
+    """Write answers that depend on no model, in their order, in place of what is there."""
+    with synced(out) as draft:
+        draft.write_text("".join(_line(asdict(answer)) for answer in answers), encoding="utf-8")
+
+
 def _refuse_others(
     row: Mapping[str, Any], answer: Answer, sample: Sample | None, mark: Mark, out: Path
 ) -> None:

@@ -3,9 +3,9 @@
     from drivekd.evaluate.judge import Settings, judge_answers
     verdicts = judge_answers(answers, samples, judge, out, Settings(runs=5))
 
-`judge` is one of `evaluate/judges.py`. `out` gets `verdicts.sqlite`, the paid replies, and
-`verdicts.jsonl`, a row per answer and run in their order. A second call asks only for what is
-missing: transport failures again, replies that could not be read only with `retry_unscored`.
+`judge` is one of `evaluate/judges.py`. `out` gets `verdicts.sqlite`, the paid replies. A second
+call asks only for what is missing: transport failures again, replies that could not be read only
+with `retry_unscored`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ _BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _BLANK = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 #: stands for what may be wrong with a sheet, where costs are estimated
 _LONGEST_REASON = "x" * 300
+#: for the estimate alone; the progress bar measures
+_REPLY_SECONDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How answers are judged.
+    """How answers are judged; fewer than one run or a limit without a price are a ValueError.
 
     Attributes:
         runs: verdicts per answer.
@@ -93,6 +95,12 @@ class Settings:
     price: Price | None = None
     max_cost: float | None = None
     retry_unscored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise ValueError(f"runs {self.runs}: expected at least 1")
+        if self.max_cost is not None and self.price is None:
+            raise ValueError("a limit of cost needs the judge's prices per million tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,41 +142,44 @@ def judge_answers(
     """A verdict per answer and run, the runs of an answer beside each other.
 
     Raises:
-        ValueError: an answer without its sample, options that are none, a limit without a price,
-            fewer than one run.
+        ValueError: an answer without its sample, options that are none.
         ChatError: the endpoint refuses everybody (key, payment, address); paid verdicts are kept.
     """
     settings = settings or Settings()
-    if settings.runs < 1:
-        raise ValueError(f"runs {settings.runs}: expected at least 1")
-    if settings.max_cost is not None and settings.price is None:
-        raise ValueError("a limit of cost needs the judge's prices per million tokens")
     known = {sample.id: sample for sample in samples}
     for answer in answers:
         if answer.id not in known:
             raise ValueError(f"answer {answer.id!r} belongs to no sample of the data set")
     items = [_item(a, i, known[a.id], settings) for i, a in enumerate(answers)]
     budget = Budget(settings.price or Price(0, 0), settings.max_cost, judge.longest)
-    tell(_estimate(items, settings, budget))
+    tell(_estimate(items, settings, budget, judge.concurrency))
     if settings.runs > 1 and judge.identity().get("temperature") == 0:
         tell(f"at temperature 0 the {settings.runs} runs may all be alike, and each is asked for")
     with opened(out / "verdicts.sqlite") as store:
         verdicts = asyncio.run(_all(items, _Session(judge, store, budget, settings)))
     if settings.price is not None:
         tell(f"judging cost {budget.spent:.4f}, tries that failed at their worst")
-    with whole(out / "verdicts.jsonl") as draft:
-        rows = (json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)  # ASCII: any id fits
-        draft.write_text("".join(rows), encoding="utf-8")
     return verdicts
 
 
-def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget) -> str:
+def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Write a row per verdict, in their order; the file is there as a whole or not at all."""
+    with whole(path) as draft:
+        rows = (json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)  # ASCII: any id fits
+        draft.write_text("".join(rows), encoding="utf-8")
+
+
+def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget, at_once: int) -> str:
     prompts = [
         (_SYSTEM + item.prompt, _again(_LONGEST_REASON, item.sheet, item.mark))
         for item in items
         if item.sheet is not None
     ]
-    text = f"judging {len(prompts)} answers × {settings.runs} runs, less what is kept"
+    minutes = settings.runs * len(prompts) * _REPLY_SECONDS / at_once / 60
+    text = (
+        f"judging {len(prompts)} answers × {settings.runs} runs, less what is kept: about"
+        f" {minutes:.0f} min if a reply takes {_REPLY_SECONDS} s, {at_once} at a time"
+    )
     if settings.price is None:
         return text
     once = settings.runs * sum(budget.worst(prompt) for prompt, _ in prompts)
@@ -176,8 +187,8 @@ def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget) -> str
     replies = settings.runs * len(prompts) * settings.price.of(budget.longest, 0)
     again = settings.runs * sum(budget.worst(prompt + more) for prompt, more in prompts) + replies
     return (
-        f"{text}: about {once:.4f} if every reply is at its longest, {once + again:.4f} if every"
-        " sheet is asked for twice; each try that fails comes on top"
+        f"{text}; it costs about {once:.4f} if every reply is at its longest,"
+        f" {once + again:.4f} if every sheet is asked for twice; each try that fails comes on top"
     )
 
 

@@ -1,68 +1,209 @@
-"""A model on a data file: answers, scores, and a table for people."""
+"""An evaluation from questions to scores: answers, controls, verdicts, all kept in one folder.
+
+| file | what it holds |
+|---|---|
+| `answers.jsonl` | a row per question and run |
+| `verdicts.jsonl` | a row per answer and run of the judge; `verdicts.sqlite` keeps what was paid |
+| `black/`, `majority/` | the same of the two controls |
+| `predictions.json` | the answers in DriveBench's format, one file per run |
+| `scores.json`, `evaluation.json` | the scores; what was asked of whom |
+
+Everything is continued after an interruption: the same command makes only what is missing.
+"""
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from drivekd.data.cameras import task_of
+from drivekd.data.corrupt import corruption_of
 from drivekd.data.readers import read
-from drivekd.evaluate.asking import Asking, answers
-from drivekd.evaluate.score import Score, Scores, score, write_scores
-from drivekd.models.images import ImageMode
-from drivekd.models.vlm import load
+from drivekd.data.sample import Sample
+from drivekd.data.written import whole
+from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answer_file import write_answers
+from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.content import scores_content
+from drivekd.evaluate.judge import Verdict, judge_answers, write_verdicts
+from drivekd.evaluate.judging import Judging
+from drivekd.evaluate.pairs import Given
+from drivekd.evaluate.predictions import write_predictions
+from drivekd.evaluate.score import majority
+from drivekd.evaluate.who import Who
+
+#: main answers lie in the folder itself
+MAIN, BLACK, MAJORITY = "", "black", "majority"
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Which questions are asked.
+
+    Attributes:
+        path: the data file.
+        format: of it, as for `drivekd.data.readers.read`.
+        root: folder that relative image paths start from.
+        max_samples: only so many, drawn by the seed.
+        seed: of that draw.
+    """
+
+    path: Path
+    format: str = "auto"
+    root: Path | None = None
+    max_samples: int | None = None
+    seed: int = 0
+
+    def samples(self) -> list[Sample]:
+        """The questions, in the file's order.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a row is wrong.
+        """
+        found = list(read(self.path, self.format, root=self.root))
+        if self.max_samples is None or self.max_samples >= len(found):
+            return found
+        places = random.Random(self.seed).sample(range(len(found)), self.max_samples)
+        return [found[i] for i in sorted(places)]
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What every score is put beside.
+
+    The same model shown black pictures, and the majority.
+
+    Attributes:
+        train: questions whose most frequent answers are given by template; without such a file,
+            the majority of the evaluated questions themselves, known in hindsight.
+    """
+
+    train: Path | None = None
 
 
 def evaluate(
-    model: str | Path,
-    data: Path,
+    who: Who,
+    questions: Questions,
     out: Path,
+    asking: Asking,
     *,
-    format: str = "auto",
-    images: ImageMode = "real",
-    root: Path | None = None,
-    max_new_tokens: int = 32,
-    device: str = "cpu",
-) -> Scores:
-    """Answer the questions of a file and score the answers; an interrupted run continues.
+    judging: Judging | None = None,
+    controls: Controls | None = None,
+) -> dict[str, Any]:
+    """Let a model answer, judge the answers where a judge is named, and score them.
 
     Args:
-        model: folder, hub id or `world:NAME`.
-        data: the file of questions.
-        out: folder for `answers.jsonl` and `scores.json`.
-        format: of the data file, as for `drivekd.data.readers.read`.
-        images: the real pictures, grey ones, or those of another scene (the controls).
-        root: folder that relative image paths start from.
-        max_new_tokens: longest reply [tokens].
-        device: where the model runs, e.g. `cuda`.
+        who: answers: a loaded model, a server, or the replies in the data file.
+        questions: that are asked.
+        out: folder of the evaluation.
+        asking: how they are asked.
+        judging: the judge; None for scores without one.
+        controls: beside the scores; None for none.
+
+    Returns:
+        What `scores.json` holds.
 
     Raises:
         FileNotFoundError: there is no such data file.
-        ValueError: the data, the model, or answers that another model left in `out`.
+        ValueError: the data, the model, or answers of another evaluation in `out`.
+        ChatError: a server refuses everybody; what was answered and judged is kept.
     """
-    samples = list(read(data, format, root=root))
+    samples = questions.samples()
+    train = list(read(controls.train)) if controls is not None and controls.train else samples
     out.mkdir(parents=True, exist_ok=True)
-    given = answers(
-        load(model, device=device, answering=True),
-        samples,
-        Asking(max_new_tokens=max_new_tokens, images=images),
-        out / "answers.jsonl",
+    given = {MAIN: who.answer(samples, asking, out / ANSWERS)}
+    if controls is not None:
+        if who.sees and asking.images == "real":
+            blind = replace(asking, images="black", runs=1, temperature=0.0)
+            given[BLACK] = who.answer(samples, blind, out / BLACK / ANSWERS)
+        given[MAJORITY] = majority(train, samples)
+        write_answers(given[MAJORITY], out / MAJORITY / ANSWERS)
+    _write(out / "evaluation.json", _settings(who, questions, asking, judging))
+    _export(samples, given[MAIN], questions.root or questions.path.parent, out)
+    verdicts = {} if judging is None else _judged(given, samples, judging, out)
+    content = _content(samples, given, verdicts, judging)
+    _write(out / "scores.json", content)
+    return content
+
+
+def _export(samples: Sequence[Sample], answers: Sequence[Answer], root: Path, out: Path) -> None:
+    for run in sorted({answer.run for answer in answers}):
+        one = [answer for answer in answers if answer.run == run]
+        name = f"-run{run}" if run else ""
+        write_predictions(samples, one, root, out / f"predictions{name}.json")
+
+
+def _judged(
+    given: Mapping[str, Sequence[Answer]], samples: Sequence[Sample], judging: Judging, out: Path
+) -> dict[str, list[Verdict]]:
+    """Verdicts of main answers and controls, under one limit of cost, in a file of each."""
+    together = [answer for answers in given.values() for answer in answers]
+    verdicts = iter(judge_answers(together, samples, judging.judge, out, judging.settings))
+    apart: dict[str, list[Verdict]] = {}
+    for name, answers in given.items():
+        apart[name] = list(islice(verdicts, len(answers) * judging.settings.runs))
+        write_verdicts(apart[name], out / name / "verdicts.jsonl")
+    return apart
+
+
+def _content(
+    samples: Sequence[Sample],
+    given: Mapping[str, Sequence[Answer]],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    judging: Judging | None,
+) -> dict[str, Any]:
+    sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
+    judge = judging.judge.identity() if judging is not None else {}
+    return scores_content(
+        sides.pop(MAIN),
+        tasks={sample.id: task_of(sample) for sample in samples},
+        controls=sides,
+        judge_model=judge.get("model"),
     )
-    scores = score(given)
-    write_scores(scores, out / "scores.json")
-    return scores
 
 
-def table(scores: Scores) -> str:
-    """The scores as lines for people: percent right, 95 % interval, number of questions."""
-    named = [*scores.capabilities.items()]
-    if scores.average is not None:
-        named.append(("average", scores.average))
-    if scores.everything is not None:
-        named.append(("all questions", scores.everything))
-    named += [(f"  {template}", each) for template, each in scores.templates.items()]
-    return "\n".join(_line(name, each) for name, each in named)
+def _settings(
+    who: Who, questions: Questions, asking: Asking, judging: Judging | None
+) -> dict[str, Any]:
+    judge = None
+    if judging is not None:
+        judge = {**judging.judge.identity(), "runs": judging.settings.runs}
+    return {
+        "model": who.name,
+        "data": str(questions.path.absolute()),
+        "format": questions.format,
+        "root": str(questions.root.absolute()) if questions.root is not None else None,
+        "max_samples": questions.max_samples,
+        **asdict(asking),
+        "corruption": corruption_of(questions.path),
+        "judge": judge,
+        "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
+    }
 
 
-def _line(name: str, each: Score) -> str:
-    sure = each.low is not None and each.high is not None
-    interval = f"[{each.low:5.1f}, {each.high:5.1f}]" if sure else " " * 14
-    return f"{name:<24}{each.accuracy:6.1f} %  {interval}  n = {each.n}"
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with whole(path) as draft:
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """What `scores.json` holds as lines for people."""
+    named = [*content["capabilities"].items()]
+    named += [(name, content[name]) for name in ("average", "everything") if name in content]
+    named += [(f"  {name}", each) for name, each in content["templates"].items()]
+    lines = ["accuracy", *(_line(name, each) for name, each in named)]
+    return "\n".join(lines)
+
+
+def _line(name: str, each: Mapping[str, Any]) -> str:
+    sure = each["low"] is not None and each["high"] is not None
+    interval = f"[{each['low']:5.1f}, {each['high']:5.1f}]" if sure else " " * 14
+    return f"{name:<24}{each['accuracy']:6.1f} %  {interval}  n = {each['n']}"

@@ -1,0 +1,177 @@
+"""`drivekd evaluate` and `compare` from the command line to their files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runs import tiny_student, write_data
+
+from drivekd import cli
+from drivekd.models.vlm import save
+from evaluate.chat_server import fill, serving
+
+pytestmark = pytest.mark.usefixtures("no_debug")
+
+CONTROLS = ("", "black", "majority")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save(tiny_student(), folder)
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, str, str]:
+    """Exit code, stdout and stderr."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, err
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def content(folder: Path, name: str = "scores.json") -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_answers_controls_verdicts_and_scores_are_written_and_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    given = ("evaluate", "--model", model, "--data", data, "--out", out, "--max-new-tokens", 6)
+    judged = ("--judge", "scripted", "--runs", 3)
+    code, printed, _ = call(capsys, *given, *judged)
+    assert code == 0 and "planning" in printed and str(out / "report.html") in printed
+    for control in CONTROLS:
+        answers, verdicts = (rows(out / control / f"{n}.jsonl") for n in ("answers", "verdicts"))
+        assert len({row["id"] for row in answers}) == len(answers) == 15  # greedy: asked once
+        assert Counter(v["id"] for v in verdicts) == {row["id"]: 3 for row in answers}
+        assert {v["run"] for v in verdicts} == {0, 1, 2}
+    scores = content(out)
+    assert set(scores["capabilities"]) == {"perception", "reasoning", "planning"}
+    assert scores["judged"] and scores["controls"]
+    settings = content(out, "evaluation.json")
+    assert settings["model"] == str(model) and settings["judge"]["runs"] == 3
+    assert len(content(out, "predictions.json")) == 15
+
+    before = (out / "answers.jsonl").read_bytes(), (out / "scores.json").read_bytes()
+    assert call(capsys, *given, *judged)[0] == 0
+    assert before == ((out / "answers.jsonl").read_bytes(), (out / "scores.json").read_bytes())
+
+
+def test_drawn_answers_are_judged_once_each(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    given = ("--max-new-tokens", 6, "--temperature", 1.5, "--runs", 3, "--judge", "scripted")
+    code, _, _ = call(capsys, "evaluate", "--model", model, "--data", data, "--out", out, *given)
+    assert code == 0
+    answers, verdicts = rows(out / "answers.jsonl"), rows(out / "verdicts.jsonl")
+    assert len(answers) == len(verdicts) == 45
+    assert {v["run"] for v in verdicts} == {0} and {v["answer_run"] for v in verdicts} == {0, 1, 2}
+    assert len({row["reply"] for row in answers if row["id"] == "s0q0"}) > 1
+    assert (out / "predictions-run2.json").is_file()
+
+
+def test_predictions_of_another_system_are_scored_and_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    data, first, second = write_data(tmp_path / "data"), tmp_path / "first", tmp_path / "second"
+    common = ("--max-new-tokens", 6, "--judge", "scripted")
+    call(capsys, "evaluate", "--model", model, "--data", data, "--out", first, *common)
+    theirs = content(first, "predictions.json")
+    for row in theirs:
+        row["pred"] = row["answer"]
+    (tmp_path / "data" / "theirs.json").write_text(json.dumps(theirs))
+    given = ("--data", tmp_path / "data" / "theirs.json", "--judge", "scripted")
+    code, _, err = call(capsys, "evaluate", *given, "--out", second)
+    assert code == 0, err
+    assert content(second)["average"]["accuracy"] == 100
+    assert not (second / "black").exists() and (second / "majority").is_dir()
+    code, printed, err = call(capsys, "compare", first, second, "--out", tmp_path / "c.json")
+    assert code == 0, err
+    assert "better" in printed and (tmp_path / "c.json").is_file()
+
+
+def test_a_judge_on_a_server_is_asked_with_the_key_of_the_environment(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, out = write_data(tmp_path / "data", scenes=2), tmp_path / "out"
+    monkeypatch.setenv("MY_KEY", "secret-of-the-judge")
+    given = ("evaluate", "--model", model, "--data", data, "--out", out, "--max-new-tokens", 4)
+    with serving(fill) as server:
+        judge = ("--judge", server.url, "--judge-model", "m", "--judge-key-env", "MY_KEY")
+        code, _, err = call(capsys, *given, *judge, "--price", "1,1", "--max-cost", 10)
+    assert code == 0, err
+    assert server.headers and all("secret-of-the-judge" in head for head in server.headers)
+    assert all(verdict["status"] == "scored" for verdict in rows(out / "verdicts.jsonl"))
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"secret-of-the-judge" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--judge", "http://127.0.0.1:9"), "--judge-model"),
+        (("--judge", "scripted", "--judge-model", "m"), "--judge-model belongs to a judge"),
+        (("--judge", "scripted", "--price", "1"), "two numbers"),
+        (("--judge", "scripted", "--max-cost", "1"), "prices"),
+        (("--judge", "local:/no/such/folder"), "/no/such/folder"),
+        (("--system", "/no/such/file"), "/no/such/file"),
+        (("--train", "/no/such/file"), "/no/such/file"),
+        (("--top-p", "0"), "top_p"),
+        (("--rubric", "/no/such/file"), "/no/such/file"),
+    ],
+)
+def test_a_slip_is_one_line_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    data, out = write_data(tmp_path / "data", scenes=2), tmp_path / "out"
+    given = ("evaluate", "--model", "/no/such/model", "--data", data, "--out", out)
+    code, _, err = call(capsys, *given, *options)
+    assert code == 2
+    assert said in err and len(err.strip().splitlines()) == 1
+    assert not (out / "answers.jsonl").exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("judge", ["scripted", "local"])
+def test_drivelm_is_answered_and_judged(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model: Path,
+    real_data: Path,
+    text_model: Path,
+    judge: str,
+) -> None:
+    data, out = real_data / "drivelm" / "test_eval.json", tmp_path / "out"
+    who = "scripted" if judge == "scripted" else f"local:{text_model}"
+    given = (
+        "--max-new-tokens",
+        4,
+        "--judge",
+        who,
+        "--max-samples",
+        66 if judge == "scripted" else 5,
+    )
+    code, printed, err = call(
+        capsys, "evaluate", "--model", model, "--data", data, "--out", out, *given
+    )
+    assert code == 0, err
+    statuses = Counter(verdict["status"] for verdict in rows(out / "verdicts.jsonl"))
+    assert statuses == ({"scored": 66} if judge == "scripted" else {"bad_reply": 5})
+    assert "unscored" in printed

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from drivekd.data import video
-from drivekd.data.corrupt import corrupt_data
+from drivekd.data.corrupt import corrupt_data, corruption_of
 from drivekd.data.corruptions import CORRUPTIONS, View, corrupt
 from drivekd.data.lock import locked
 from drivekd.data.readers import read
@@ -306,3 +306,21 @@ def test_real_pictures_keep_their_size(real_data: Path, tmp_path: Path) -> None:
     assert made == tmp_path / "out" / relative
     assert pixels(made).shape == (900, 1600, 3)
     assert np.abs(pixels(made).astype(int) - pixels(file)).mean() > 0.5
+
+
+def test_corrupted_data_tell_their_corruption(tmp_path: Path) -> None:
+    root = tmp_path / "clean"
+    (root / "images" / "1").mkdir(parents=True)
+    for camera in CAMERAS:
+        Image.new("RGB", (32, 18), (90, 90, 90)).save(root / "images" / "1" / f"{camera}.png")
+    data = write(root / "val.json", [row(1)])
+    assert corruption_of(data) is None
+    [written] = corrupted(data, tmp_path / "fog", "fog", 3)
+    assert corruption_of(written) == {"name": "Fog", "severity": 3}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"corruption": "Mist", "severity": 1}', "\xff"])
+def test_a_broken_note_of_a_corruption_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "corruption.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"corruption\.json: "):
+        corruption_of(tmp_path / "val.jsonl")

@@ -52,7 +52,7 @@
     shown = data.questions.filter(q => fits(q, want));
     if (ORDERS[want.order]) shown.sort(ORDERS[want.order]);
     count.textContent = `${shown.length} of ${data.questions.length} questions`;
-    list.replaceChildren();
+    list.replaceChildren(...(shown.length ? [] : [make("p", "missing", "No question fits. Clear shows them all.")]));
     drawn = 0;
     draw();
   }
@@ -75,18 +75,18 @@
 
   function article(q) {
     const made = make("article", "answer",
-      make("p", "about", [q.capability, q.template.replaceAll("_", " "), q.scene, q.id].filter(Boolean).join(" · ")),
+      make("p", "about", [q.capability, q.template.replaceAll("_", " "), q.id.startsWith(q.scene) ? "" : q.scene, q.id].filter(Boolean).join(" · ")),
       make("h3", "question", ...rich(q.question)), pictures(q));
     made.tabIndex = -1;
     for (const words of q.undrawn) made.append(make("p", "about", `Not drawn: ${words}.`));
     const talk = make("dl", "talk");
-    const tell = (label, look, ...parts) => talk.append(make("dt", "", label), make("dd", look, ...parts));
+    const tell = (label, look, ...parts) => talk.append(make("dt", look, label), make("dd", look, ...parts));
     tell("Reference", "reference", ...rich(q.expected));
     for (const reply of q.replies) {
-      tell(run("Reply", reply.run, q.replies), "reply", ...rich(reply.reply), " ", verdict(reply.correct));
+      tell(run("Reply", reply.run, q.replies), q.replies.length > 1 ? "reply turn" : "reply", ...rich(reply.reply), " ", verdict(reply.correct));
       for (const each of reply.verdicts) tell(run("Judge", each.run, reply.verdicts), "", points(each));
     }
-    for (const each of q.controls) tell(each.name, "aside", each.reply || "(nothing)", " ", verdict(each.correct));
+    for (const each of q.controls) tell(`Control: ${each.name}`, "aside", each.reply || "(nothing)", " ", verdict(each.correct));
     made.append(talk);
     return made;
   }
@@ -145,17 +145,18 @@
     look.type = "button";
     look.setAttribute("aria-expanded", "false");
     look.setAttribute("aria-label", `Enlarge camera ${camera}`);
-    for (const each of q.marks) if (each[0] === i) look.append(mark(each, ""));
-    for (const reply of q.replies) {
-      const which = q.replies.length > 1 ? ` run ${reply.run}` : "";
-      for (const each of reply.marks) if (each[0] === i) look.append(mark(each, which));
-    }
+    const marks = [...q.marks, ...q.replies.flatMap(reply => reply.marks)].filter(each => each[0] === i);
+    const distinct = new Map(marks.map(each => [String(each), each]));
+    const labels = new Set();
+    for (const each of distinct.values()) look.append(mark(each, labels));
     return make("figure", "tile", look, make("figcaption", "", camera));
   }
 
-  function mark([, x, y, name, role], which) {
+  function mark([, x, y, name, role], labels) {
+    const label = `${name} ${x} ${y}`;
     const side = `${x > 0.7 ? " left" : ""}${y < 0.12 || role === "reply" ? " low" : ""}`;
-    const made = make("span", `mark ${role}${side}`, make("i", "shape"), make("b", "", name + which));
+    const made = make("span", `mark ${role}${side}`, make("i", "shape"), labels.has(label) ? null : make("b", "", name));
+    labels.add(label);
     made.style.left = `${100 * x}%`;
     made.style.top = `${100 * y}%`;
     made.title = `${name}, named in the ${role}`;
@@ -209,6 +210,7 @@
     const chosen = [...new FormData(form)].filter(([, value]) => value);
     history.replaceState(null, "", `#${new URLSearchParams(chosen)}`);
     render();
+    if (list.getBoundingClientRect().top < 0) list.parentElement.scrollIntoView();
   }
 
   function step(by) {

@@ -18,12 +18,13 @@ def score_table(scores: Row) -> dict[str, Any]:
     Args:
         scores: {"capabilities": {name: S}, "average": S, "everything": S}, each optional; the same
             under "judged" and by name under "controls"; S = {"n", "accuracy" or "mean", "low",
-            "high"} of 100, low and high may be null.
+            "high"} of 100, low and high may be null, "unscored": verdicts by status.
     """
     controls = _mapping(scores.get("controls"))
+    judged = _mapping(scores.get("judged"))
     blocks = [
         ("Right answers", "percent", False, scores),
-        ("Judge's points", "mean, out of 100", False, _mapping(scores.get("judged"))),
+        ("Judge's points", "mean, out of 100" + _unscored(judged), False, judged),
         *((str(name), "percent right", True, _mapping(controls[name])) for name in controls),
     ]
     names = dict.fromkeys(name for *_, block in blocks for name in _named(block))
@@ -37,6 +38,14 @@ def score_table(scores: Row) -> dict[str, Any]:
         "rows": [row for row in rows if any(row["cells"])],
         "counts": [_number_of(scores, name) for name in columns],
     }
+
+
+def _unscored(judged: Row) -> str:
+    """In words how many verdicts entered no mean."""
+    groups = _mapping(judged.get("capabilities")).values()
+    counts = [n for group in groups for n in _mapping(_mapping(group).get("unscored")).values()]
+    found = sum(int(number(n) or 0) for n in counts)
+    return f"; {found} verdict{'s' * (found != 1)} without a score" if found else ""
 
 
 def _mapping(value: Any) -> Row:

@@ -230,7 +230,7 @@
     if (event.key === "k") step(-1);
   });
   form.addEventListener("input", changed);
-  form.addEventListener("reset", () => setTimeout(changed));  // fields are cleared after the event
+  form.elements.clear.addEventListener("click", () => { form.reset(); changed(); });
   form.addEventListener("submit", event => event.preventDefault());
   more.addEventListener("click", draw);
   addEventListener("hashchange", fromAddress);

@@ -76,8 +76,7 @@ def _by_question(path: Path) -> dict[str, list[Row]]:
     """The answers of a file, those of the runs of a question together, in the order of the file."""
     asked: dict[str, list[Row]] = {}
     for place, row in enumerate(read_lines(path) or [], start=1):
-        lacks = [name for name in _FIELDS if name not in row] if isinstance(row, dict) else _FIELDS
-        if lacks:
+        if lacks := [name for name in _FIELDS if name not in row]:
             raise ValueError(
                 f"result file {path}, row {place}: expected an answer, with {', '.join(lacks)};"
                 " delete the file and evaluate again"
@@ -96,7 +95,7 @@ def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:
     """The verdicts of a file by question and run of the answer."""
     found: dict[tuple[str, str], list[Row]] = {}
     for place, row in enumerate(read_lines(path) or [], start=1):
-        if not isinstance(row, dict) or not {"id", "status"} <= set(row):
+        if not {"id", "status"} <= set(row):
             raise ValueError(
                 f"result file {path}, row {place}: expected a verdict, with id and status; delete"
                 " the file and judge again"

@@ -146,7 +146,7 @@ def read_lines(path: Path) -> list[dict[str, Any]] | None:
     A last line without its line break is still being written, and left out.
 
     Raises:
-        ValueError: a line is no JSON.
+        ValueError: a line is no JSON object.
     """
     if not path.is_file():
         return None
@@ -155,11 +155,17 @@ def read_lines(path: Path) -> list[dict[str, Any]] | None:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
-                f"result file {path}, line {number}: is not JSON ({error.msg}); delete the line"
+                f"result file {path}, line {number}: is not JSON ({error}); delete the line"
             ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"result file {path}, line {number}: expected a JSON object, got"
+                f" {type(row).__name__}; delete the line"
+            )
+        rows.append(row)
     return rows
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from datafiles import picture, row, six, write
-from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS
 
 CRITERIA = {"planning": [["action", 40], ["reasoning", 60]]}
@@ -50,25 +49,22 @@ def evaluation(
 
 def large(folder: Path, count: int, scores: Mapping[str, Any]) -> Path:
     """Questions about six pictures each, a third of each kind, with verdicts and a control."""
-    rows = []
+    rows, answers, black, verdicts = [], [], [], []
     for n in range(count):
-        scene = f"scene{n % 20}"
-        images = [f"{scene}/{camera}.jpg" for camera in CAMERAS]
+        (capability, template), scene = KINDS[n % 3], f"scene{n % 20}"
         question = f"Number {n}: what does <c1,CAM_FRONT,0.4000,0.6000> do?"
-        said = {"question_type": KINDS[n % 3][0], "template": KINDS[n % 3][1], "scene": scene}
-        rows.append(six(question, f"It is {n % 7}.", id=f"q{n}") | {"images": images} | said)
+        expected = f"It is {n % 7}."
+        reply = f"It is {n % 5}, as <c1,CAM_BACK,0.5000,0.5000> shows." if n % 4 else expected
+        said = {"question_type": capability, "template": template, "scene": scene, "id": f"q{n}"}
+        said |= {"images": [f"{scene}/{camera}.jpg" for camera in CAMERAS]}
+        rows.append(six(question, expected) | said)
+        about = {"capability": capability, "template": template, "scene": scene}
+        about |= {"question": question, "expected": expected}
+        answers.append(answer(f"q{n}", reply, **about, correct=n % 4 == 0))
+        black.append(answer(f"q{n}", "Nothing." if n % 10 else reply, **about, correct=False))
+        verdicts.append(verdict(f"q{n}", None if n % 50 == 0 else float(n % 101)))
     for n in range(20 * 6):
         picture(folder.parent / f"data/scene{n // 6}/{CAMERAS[n % 6]}.jpg", n)
-    write(folder.parent / "data/a.jsonl", rows)
-    answers, black, verdicts = [], [], []
-    for n, sample in enumerate(read(folder.parent / "data/a.jsonl")):
-        about = {"capability": KINDS[n % 3][0], "template": KINDS[n % 3][1], "scene": sample.scene}
-        about |= {"question": sample.question, "expected": sample.answer}
-        reply = f"It is {n % 5}, as <c1,CAM_BACK,0.5000,0.5000> shows." if n % 4 else sample.answer
-        answers.append(answer(f"q{n}", reply, **about, correct=n % 4 == 0))
-        blind = reply if n % 10 == 0 else "Nothing."
-        black.append(answer(f"q{n}", blind, **about, correct=False))
-        verdicts.append(verdict(f"q{n}", None if n % 50 == 0 else float(n % 101)))
     evaluation(folder, answers, rows)
     write(folder / "verdicts.jsonl", verdicts)
     write(folder / "black/answers.jsonl", black)

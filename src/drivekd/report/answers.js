@@ -1,7 +1,7 @@
 "use strict";
 // Filters and shows the answers that stand in the page as data. Text is set as text, never as markup.
 (() => {
-  const CHUNK = 40;  // answers drawn at once
+  const CHUNK = 20;  // answers drawn at once
   const NUMBER = "[-+]?\\d{1,30}(?:\\.\\d{1,30})?(?:[eE][-+]?\\d{1,3})?";
   const TAG = new RegExp(`<\\s{0,9}([A-Za-z]{1,30}\\d{0,9})\\s{0,9},\\s{0,9}(\\w{1,60})\\s{0,9},\\s{0,9}(${NUMBER})\\s{0,9},\\s{0,9}(${NUMBER})\\s{0,9}>|<r\\d{1,9}>`, "g");
   const data = JSON.parse(document.getElementById("data").textContent);

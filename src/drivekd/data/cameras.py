@@ -1,4 +1,4 @@
-"""Which cameras a question gets, and how its prompt names them."""
+"""Which cameras a question gets, how its prompt names them, and in which order people look."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ _TAG = re.compile(r"<[^<>,]{0,40},\s{0,9}(CAM_[A-Z_]{1,40})\s{0,9},[^<>]{0,80}>"
 def in_order(cameras: Iterable[str]) -> list[str]:
     """NuScenes cameras in the benchmark's order, then any others by name."""
     return sorted(cameras, key=lambda c: (CAMERAS.index(c) if c in CAMERAS else len(CAMERAS), c))
+
+
+def around(cameras: Iterable[str]) -> list[str]:
+    """Cameras as a driver would look around: left, ahead, right; behind from the left; others."""
+    left_to_right = [CAMERAS[i] for i in (1, 0, 2, 4, 3, 5)]
+    place = {camera: i for i, camera in enumerate(left_to_right)}
+    return sorted(cameras, key=lambda camera: place.get(camera, len(place)))
+
+
+def in_words(camera: str) -> str:
+    """`CAM_FRONT_LEFT` → `front left`."""
+    return camera.removeprefix("CAM_").replace("_", " ").lower()
 
 
 def named(question: str) -> set[str]:

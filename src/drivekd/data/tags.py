@@ -39,6 +39,14 @@ class Tag:
             return "pixel"
         return None
 
+    @property
+    def place(self) -> tuple[float, float] | None:
+        """Where it is, as fractions of the picture; None where `unit` is."""
+        if self.unit is None:
+            return None
+        width, height = PICTURE if self.unit == "pixel" else (1, 1)
+        return self.x / width, self.y / height
+
     def inside(self, unit: Unit) -> bool:
         """Whether x and y, read in this unit, are a place in the picture."""
         width, height = PICTURE if unit == "pixel" else (1, 1)

@@ -39,8 +39,10 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from drivekd.data.sample import CAMERAS, CAPABILITIES
+from drivekd.data.cameras import around, in_words
+from drivekd.data.sample import CAPABILITIES
 from drivekd.data.written import writing
+from drivekd.report.answers import write_answers
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels
 from drivekd.report.prestudy import as_address
@@ -55,9 +57,13 @@ _EXAMPLES = 4  # answers shown per direction of change
 def write_page(folder: Path) -> Path:
     """Writes `report.html` into the folder of a run and returns its path.
 
+    The folder of an evaluation gets the page of its answers, `drivekd.report.answers`.
+
     Raises:
         ValueError: no result file in the folder, or a broken one.
     """
+    if (folder / "evaluation.json").is_file():
+        return write_answers(folder)
     results = read_results(folder)
     templates = environment()
     templates.filters["plain"] = _plain
@@ -237,10 +243,10 @@ def _spread(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
 def _scene(scene: Row, folder: Path, pictures: dict[Path, Image.Image | None]) -> dict[str, Any]:
     marks = _marks(scene.get("tags", []), named=False)
     tiles = []
-    for camera, name in _ordered(scene["images"]):
-        picture = _picture(folder / name, pictures)
+    for camera in around(scene["images"]):
+        picture = _picture(folder / scene["images"][camera], pictures)
         drawn = picture and data_uri(tile(picture, marks=marks.get(camera, ())))
-        tiles.append({"camera": _short(camera), "src": drawn})
+        tiles.append({"camera": in_words(camera), "src": drawn})
     return {
         "frame": scene["frame"],
         "tiles": tiles,
@@ -252,13 +258,13 @@ def _scene(scene: Row, folder: Path, pictures: dict[Path, Image.Image | None]) -
 def _case(
     number: int, case: Row, results: Results, pictures: dict[Path, Image.Image | None]
 ) -> dict[str, Any]:
-    cameras = _ordered(case["images"])
+    images = case["images"]
     marks = _marks(case.get("tags", []), named=True)
-    shown = [(camera, _picture(results.folder / name, pictures)) for camera, name in cameras]
+    shown = [(c, _picture(results.folder / images[c], pictures)) for c in around(images)]
     rings = _marks(case.get("tags", []), named=False)
     plain = [
         {
-            "camera": _short(camera),
+            "camera": in_words(camera),
             "src": picture and data_uri(tile(picture, marks=marks.get(camera, ()))),
         }
         for camera, picture in shown
@@ -289,7 +295,7 @@ def _heat(
             return None
         peak = max(float(m.max()) for m in maps if m is not None)
         src = data_uri(tile(picture, heat, peak=peak, marks=rings.get(camera, ())))
-        drawn.append({"camera": _short(camera), "src": src, "share": 100 * float(heat.sum())})
+        drawn.append({"camera": in_words(camera), "src": src, "share": 100 * float(heat.sum())})
     return drawn
 
 
@@ -319,13 +325,6 @@ def _marks(tags: Sequence[Row], *, named: bool) -> dict[str, list[Mark]]:
     return marks
 
 
-def _ordered(images: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Cameras as a driver would look around: left, ahead, right; then behind from the left."""
-    left_to_right = [CAMERAS[i] for i in (1, 0, 2, 4, 3, 5)]
-    place = {camera: i for i, camera in enumerate(left_to_right)}
-    return sorted(images.items(), key=lambda item: place.get(item[0], len(place)))
-
-
 def _picture(path: Path, known: dict[Path, Image.Image | None]) -> Image.Image | None:
     """A picture, None where the file is gone: the page says so instead of failing."""
     if path not in known:
@@ -335,10 +334,6 @@ def _picture(path: Path, known: dict[Path, Image.Image | None]) -> Image.Image |
         except (OSError, UnidentifiedImageError):
             known[path] = None
     return known[path]
-
-
-def _short(camera: str) -> str:
-    return camera.removeprefix("CAM_").replace("_", " ").lower()
 
 
 def _plain(text: str) -> str:

@@ -91,18 +91,18 @@ def read_results(folder: Path) -> Results:
         )
     arms = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
     own = {folder.resolve().name: folder}  # of a single `drivekd train` or `evaluate`
-    cases = _json(folder / "attention" / "cases.json", list)
+    cases = read_json(folder / "attention" / "cases.json", list)
     results = Results(
         folder=folder,
-        summary=_json(folder / "summary.json", dict),
-        about=_json(folder / "about.json", dict) or {},
-        scores=_found(own | arms, "scores.json", lambda path: _json(path, dict)),
-        logs=_found(own | arms, "log.jsonl", _lines),
-        answers=_found(own | arms, "answers.jsonl", _lines),
-        scenes=_json(folder / "scenes.json", list),
+        summary=read_json(folder / "summary.json", dict),
+        about=read_json(folder / "about.json", dict) or {},
+        scores=_found(own | arms, "scores.json", lambda path: read_json(path, dict)),
+        logs=_found(own | arms, "log.jsonl", read_lines),
+        answers=_found(own | arms, "answers.jsonl", read_lines),
+        scenes=read_json(folder / "scenes.json", list),
         cases=cases,
-        prestudy=_json(folder / "prestudy.json", dict)
-        or _json(folder / "prestudy" / "prestudy.json", dict),
+        prestudy=read_json(folder / "prestudy.json", dict)
+        or read_json(folder / "prestudy" / "prestudy.json", dict),
         maps=_arrays(folder / "attention" / "maps.npz") if cases else {},
     )
     if not results.of_a_run and results.prestudy is None:
@@ -118,7 +118,12 @@ def _found(places: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
     return {arm: content for arm, content in found.items() if content}
 
 
-def _json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
+    """What a JSON file holds, None where there is none.
+
+    Raises:
+        ValueError: it is no JSON, or not of this kind.
+    """
     if not path.is_file():
         return None
     try:
@@ -135,8 +140,14 @@ def _json(path: Path, kind: type) -> Any:
     return content
 
 
-def _lines(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of a JSONL file; a last line without its line break is still being written."""
+def read_lines(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a JSONL file, None where there is none.
+
+    A last line without its line break is still being written, and left out.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
     if not path.is_file():
         return None
     rows = []
@@ -144,11 +155,17 @@ def _lines(path: Path) -> list[dict[str, Any]] | None:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
-                f"result file {path}, line {number}: is not JSON ({error.msg}); delete the line"
+                f"result file {path}, line {number}: is not JSON ({error}); delete the line"
             ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"result file {path}, line {number}: expected a JSON object, got"
+                f" {type(row).__name__}; delete the line"
+            )
+        rows.append(row)
     return rows
 
 

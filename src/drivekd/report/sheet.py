@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 
 from drivekd.data.pictures import UNREADABLE
 from drivekd.data.sample import CAMERAS, Sample
-from drivekd.data.tags import PICTURE, Tag
 from drivekd.data.written import writing
 from drivekd.report.figures import Mark, fitted, tile, typeface
 
@@ -111,16 +110,8 @@ def _marks(sample: Sample, camera: str) -> Iterator[Mark]:
     """The tags that belong on a picture; on the only one, where its camera is not known, all."""
     only = len(sample.images) == 1 and camera not in CAMERAS
     for tag in dict.fromkeys(sample.tags):
-        if (only or tag.camera == camera) and (place := _place(tag)) is not None:
-            yield Mark(tag.name, *place)
-
-
-def _place(tag: Tag) -> tuple[float, float] | None:
-    """Where a tag is, as fractions of the picture; None for one that is nowhere in it."""
-    if tag.unit is None:
-        return None
-    width, height = PICTURE if tag.unit == "pixel" else (1, 1)
-    return tag.x / width, tag.y / height
+        if (only or tag.camera == camera) and tag.place is not None:
+            yield Mark(tag.name, *tag.place)
 
 
 def _picture(file: Path) -> Image.Image | None:

@@ -1,0 +1,149 @@
+"""Writes the page of an evaluation: every answer with its pictures, to filter and to look through.
+
+One HTML file beside a folder of small pictures; it opens from disk and asks the network for
+nothing. Read are, in the folder of the evaluation, and the data file that it names:
+
+evaluation.json
+    {"model", "data": path, "format", "root": path or null, "images": "real", "judge": {"criteria":
+    {sheet: [[name, points], …]}, …} or null}; whatever else it says is shown as it is.
+answers.jsonl (`drivekd evaluate`)
+    a row per question and run: id, capability, template, scene, question, expected, reply, correct,
+    run (0 where absent).
+verdicts.jsonl (optional; `drivekd.evaluate.judge`)
+    a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total, reason.
+scores.json (optional)
+    see `drivekd.report.answer_scores`.
+CONTROL/answers.jsonl (optional)
+    answers of a control, such as `black` or `majority`, to the same questions.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from drivekd.data.readers import read
+from drivekd.data.rows import one_line
+from drivekd.data.sample import Sample
+from drivekd.data.written import whole
+from drivekd.report.answer_rows import Judged, content, number, text_of
+from drivekd.report.answer_scores import score_table
+from drivekd.report.results import Row, read_json, read_lines
+from drivekd.report.template import environment
+from drivekd.report.thumbnails import thumbnails
+
+_FIELDS = ("id", "question", "expected", "reply", "correct")
+
+
+def write_answers(folder: Path) -> Path:
+    """Writes `report.html` and `pictures/` into the folder of an evaluation; returns the page.
+
+    Where the data file or a picture is gone, the page says so in its place.
+
+    Raises:
+        ValueError: evaluation.json or answers.jsonl is missing, or a result file is broken.
+        OSError: a file cannot be written.
+    """
+    about = read_json(folder / "evaluation.json", dict)
+    asked = _by_question(folder / "answers.jsonl")
+    if about is None or not asked:
+        lacks = "answers.jsonl with an answer" if about is not None else "evaluation.json"
+        raise ValueError(f"report of {folder}: no {lacks}; expected the folder of an evaluation")
+    samples, missing = _samples(about, asked)
+    paths = [path for sample in samples.values() for path in sample.images.values()]
+    judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
+    rows = content(asked, samples, thumbnails(paths, folder), judged, _controls(folder))
+    script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
+    page = environment().get_template("answers.html.j2").render(
+        about=_facts(about),
+        scores=score_table(read_json(folder / "scores.json", dict) or {}),
+        missing=missing,
+        data=rows,
+        script=Markup(script),  # noqa: S704  ours, and no template
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    path = folder / "report.html"
+    with whole(path) as draft:
+        draft.write_bytes(page.encode("utf-8", "replace"))  # a name may hold half a character
+    return path
+
+
+def _by_question(path: Path) -> dict[str, list[Row]]:
+    """The answers of a file, those of the runs of a question together, in the order of the file."""
+    asked: dict[str, list[Row]] = {}
+    for place, row in enumerate(read_lines(path) or [], start=1):
+        if lacks := [name for name in _FIELDS if name not in row]:
+            raise ValueError(
+                f"result file {path}, row {place}: expected an answer, with {', '.join(lacks)};"
+                " delete the file and evaluate again"
+            )
+        asked.setdefault(text_of(row["id"]), []).append(row)
+    return asked
+
+
+def _controls(folder: Path) -> dict[str, dict[str, list[Row]]]:
+    """The answers of controls, each in a folder of its own, by the name of that folder."""
+    files = sorted(folder.glob("*/answers.jsonl"))
+    return {path.parent.name: _by_question(path) for path in files}
+
+
+def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:
+    """The verdicts of a file by question and run of the answer."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for place, row in enumerate(read_lines(path) or [], start=1):
+        if not {"id", "status"} <= set(row):
+            raise ValueError(
+                f"result file {path}, row {place}: expected a verdict, with id and status; delete"
+                " the file and judge again"
+            )
+        key = text_of(row["id"]), text_of(row.get("answer_run", 0))
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def _criteria(about: Row) -> dict[str, list[tuple[str, float | None]]]:
+    """What each sheet weighs: names and most points."""
+    sheets = (about.get("judge") or {}).get("criteria") or {}
+    try:
+        return {
+            text_of(sheet): [(text_of(name), number(points)) for name, points in rows]
+            for sheet, rows in sheets.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            "result file evaluation.json: judge.criteria must map names of sheets to lists of"
+            f" [name, points], got {sheets!r:.60}"
+        ) from None
+
+
+def _samples(about: Row, asked: Mapping[str, Sequence[Row]]) -> tuple[dict[str, Sample], str]:
+    """The samples of the questions, and why there are none where the data file is gone.
+
+    One whose question is another by now is left out: its pictures need not be those shown.
+    """
+    found: dict[str, Sample] = {}
+    data, root = text_of(about.get("data")), about.get("root")
+    try:
+        for sample in read(data, about.get("format") or "auto", root=root):
+            if sample.id in asked and sample.question == asked[sample.id][0]["question"]:
+                found[sample.id] = sample
+    except (OSError, ValueError) as error:
+        return found, one_line(str(error))
+    return found, ""
+
+
+def _facts(about: Row) -> dict[str, str]:
+    """What evaluation.json says, a line each; the judge's sheets are shown with the verdicts."""
+    facts = {}
+    for name, value in about.items():
+        if isinstance(value, Mapping):
+            told = {key: each for key, each in value.items() if each is not None}
+            told.pop("criteria", None)
+            value = ", ".join(f"{text_of(key)} {text_of(each)}" for key, each in told.items())
+        if value not in (None, "", "auto"):
+            facts[name.replace("_", " ")] = text_of(value)
+    return facts

@@ -1,0 +1,81 @@
+"""Small copies of the pictures of an evaluation, beside its page."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from drivekd.data.pictures import UNREADABLE, read_image
+from drivekd.data.progress import track
+from drivekd.data.written import whole
+
+#: of a copy at most [px]
+WIDTH = 480
+_QUALITY = 82
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A copy: its file below the folder of the page, and its size [px]."""
+
+    name: str
+    width: int
+    height: int
+
+
+def thumbnails(paths: Iterable[Path], folder: Path) -> dict[Path, Thumbnail | None]:
+    """Copies the pictures into `folder/pictures`, JPEG and at most `WIDTH` wide, and keeps others.
+
+    A copy is named by a hash of its picture's path, size and time of writing: one that is there
+    already is not made again, and a picture that was changed gets a new one.
+
+    Args:
+        paths: of the pictures, each of them once or more often.
+        folder: of the page.
+
+    Returns:
+        The copies; None for a picture that is missing or cannot be read.
+
+    Raises:
+        ValueError: `folder/pictures` is a link that leads elsewhere.
+        OSError: a copy cannot be written.
+    """
+    out = folder / "pictures"
+    if out.resolve() != folder.resolve() / "pictures":
+        raise ValueError(f"{out} leads to {out.resolve()}: expected a folder, remove the link")
+    distinct = list(dict.fromkeys(paths))
+    return {path: _thumbnail(path, out) for path in track(distinct, label="copying pictures")}
+
+
+def _thumbnail(path: Path, out: Path) -> Thumbnail | None:
+    try:
+        about = path.stat()
+    except (OSError, ValueError):  # a null byte in its name
+        return None
+    text = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    copy = out / f"{digest}.jpg"
+    size = _size(copy)
+    if size is None:
+        try:
+            image = read_image(path, WIDTH)
+        except ValueError:
+            return None
+        image.thumbnail((WIDTH, 4 * WIDTH))
+        with whole(copy) as draft:
+            image.save(draft, format="JPEG", quality=_QUALITY)
+        size = image.size
+    return Thumbnail(f"{out.name}/{copy.name}", *size)
+
+
+def _size(copy: Path) -> tuple[int, int] | None:
+    """Of an earlier copy [px], None where there is no readable one."""
+    try:
+        with Image.open(copy) as image:
+            return image.size
+    except UNREADABLE:
+        return None

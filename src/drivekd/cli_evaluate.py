@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from drivekd.cli_data import Format, Out, Root
 
 if TYPE_CHECKING:
+    from drivekd.evaluate.judging import Judging
     from drivekd.evaluate.who import Who
 
 EVALUATE = "Example: drivekd evaluate --model out/try/final --data val.jsonl --out out/try/val"
@@ -108,49 +110,66 @@ def evaluate(
 
     An interrupted evaluation continues where it stopped.
     """
-    from drivekd.evaluate import judging as judges
+    options = dict(locals())
     from drivekd.evaluate import run
     from drivekd.evaluate.asking import Asking
     from drivekd.report.answers import write_answers
 
     turn = None if system is None else system.read_text(encoding="utf-8")
     asking = Asking(max_new_tokens, temperature, top_p, seed, runs, turn, images)
-    judging = None
-    if judge is not None:
-        wanted = judges.Wanted(
-            judge, judge_model, judge_key_env, judge_temperature, judge_json, concurrency, device
-        )
-        verdicts = judge_runs or (1 if temperature else runs)
-        settings = judges.settings_of(
-            verdicts, rubric, descriptions, price, max_cost, retry_unscored
-        )
-        judging = judges.Judging(judges.judge_of(wanted), settings)
+    judging = _judging(options)
     questions = run.Questions(data, format, root, max_samples, seed)
     beside = run.Controls(train) if controls else None
-    who = _who(model, server, key_env, concurrency, device, dtype, data)
-    content = run.evaluate(who, questions, out, asking, judging=judging, controls=beside)
+    content = run.evaluate(_who(options), questions, out, asking, judging=judging, controls=beside)
     typer.echo(f"{run.table(content)}\n{write_answers(out)}\n{out / 'scores.json'}")
 
 
-def _who(
-    model: str | None,
-    server: str | None,
-    key_env: str | None,
-    concurrency: int,
-    device: str,
-    dtype: str,
-    data: Path,
-) -> Who:
+def _who(options: Mapping[str, Any]) -> Who:
     from drivekd.evaluate import who
 
+    model, server = options["model"], options["server"]
     if server is not None:
         from drivekd.evaluate.chat import ChatEndpoint
 
-        name = model or ""
-        return who.Served(ChatEndpoint(server, name, key_env=key_env, concurrency=concurrency))
+        at_once, key = options["concurrency"], options["key_env"]
+        return who.Served(ChatEndpoint(server, model or "", key_env=key, concurrency=at_once))
+    if options["key_env"] is not None:
+        raise ValueError("--key-env is for a --server; name it, or --judge-key-env for the judge's")
     if model is not None:
-        return who.Loaded(model, device, dtype)
-    return who.Predicted(data.name)
+        return who.Loaded(model, options["device"], options["dtype"])
+    return who.Predicted(options["data"].name)
+
+
+_OF_JUDGES = (
+    "judge_model",
+    "judge_key_env",
+    "judge_temperature",
+    "judge_json",
+    "judge_runs",
+    "rubric",
+    "descriptions",
+    "price",
+    "max_cost",
+    "retry_unscored",
+)
+
+
+def _judging(options: Mapping[str, Any]) -> Judging | None:
+    if options["judge"] is None:
+        alone = [name for name in _OF_JUDGES if options[name] not in (None, False)]
+        if alone:
+            option = f"--{alone[0].replace('_', '-')}"
+            raise ValueError(f"{option} is for a judge: name one by --judge, or leave it out")
+        return None
+    from drivekd.evaluate import judging
+
+    names = ("judge", "judge_model", "judge_key_env", "judge_temperature", "judge_json")
+    judge = judging.judge_of(
+        judging.Wanted(*(options[name] for name in (*names, "concurrency", "device")))
+    )
+    runs = options["judge_runs"] or (1 if options["temperature"] else options["runs"])
+    names = ("rubric", "descriptions", "price", "max_cost", "retry_unscored")
+    return judging.Judging(judge, judging.settings_of(runs, *(options[name] for name in names)))
 
 
 def compare(

@@ -84,7 +84,8 @@ def test_drawn_answers_are_judged_once_each(
 def test_predictions_of_another_system_are_scored_and_compared(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
 ) -> None:
-    data, first, second = write_data(tmp_path / "data"), tmp_path / "first", tmp_path / "second"
+    data = write_data(tmp_path / "data", scenes=8)
+    first, second = tmp_path / "first", tmp_path / "second"
     common = ("--max-new-tokens", 6, "--judge", "scripted")
     call(capsys, "evaluate", "--model", model, "--data", data, "--out", first, *common)
     theirs = content(first, "predictions.json")
@@ -131,7 +132,11 @@ def test_a_judge_on_a_server_is_asked_with_the_key_of_the_environment(
         (("--system", "/no/such/file"), "/no/such/file"),
         (("--train", "/no/such/file"), "/no/such/file"),
         (("--top-p", "0"), "top_p"),
-        (("--rubric", "/no/such/file"), "/no/such/file"),
+        (("--judge", "scripted", "--rubric", "/no/such/file"), "/no/such/file"),
+        (("--rubric", "/no/such/file"), "--rubric is for a judge"),
+        (("--retry-unscored",), "--retry-unscored is for a judge"),
+        (("--key-env", "MY_KEY"), "--judge-key-env"),
+        (("--server", "127.0.0.1:8000"), "http://127.0.0.1:8000/v1"),
     ],
 )
 def test_a_slip_is_one_line_before_anything_is_loaded(

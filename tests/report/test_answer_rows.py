@@ -12,7 +12,7 @@ from drivekd.data.sample import Sample
 from drivekd.report.answer_rows import Judged, content
 from drivekd.report.thumbnails import Thumbnail
 from datafiles import row, six, write
-from evaluations import answer, verdict
+from answer_folders import answer, verdict
 
 NONE = Judged({}, {})
 

@@ -175,7 +175,11 @@ def _settings(
 ) -> dict[str, Any]:
     judge = None
     if judging is not None:
-        judge = {**judging.judge.identity(), "runs": judging.settings.runs}
+        rows = {
+            name: [[criterion.name, criterion.points] for criterion in sheet.criteria]
+            for name, sheet in judging.settings.sheets.items()
+        }
+        judge = {**judging.judge.identity(), "runs": judging.settings.runs, "criteria": rows}
     return {
         "model": who.name,
         "data": str(questions.path.absolute()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -19,6 +19,7 @@ from drivekd.evaluate.remote import remote_answers
 from drivekd.models.vlm import Vlm, load
 
 
+@runtime_checkable
 class Who(Protocol):
     """Whoever answers questions.
 

@@ -30,7 +30,12 @@ def score_table(scores: Row) -> dict[str, Any]:
     names = dict.fromkeys(name for *_, block in blocks for name in _named(block))
     columns = sorted(names, key=_place)
     rows = [
-        {"name": name, "what": what, "control": control, "cells": [_cell(block, c) for c in columns]}
+        {
+            "name": name,
+            "what": what,
+            "control": control,
+            "cells": [_cell(block, c) for c in columns],
+        }
         for name, what, control, block in blocks
     ]
     return {

@@ -58,13 +58,17 @@ def write_answers(folder: Path) -> Path:
     judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
     rows = content(asked, samples, thumbnails(paths, folder), judged, _controls(folder))
     script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
-    page = environment().get_template("answers.html.j2").render(
-        about=_facts(about),
-        scores=score_table(read_json(folder / "scores.json", dict) or {}),
-        missing=missing,
-        data=rows,
-        script=Markup(script),  # noqa: S704  ours, and no template
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    page = (
+        environment()
+        .get_template("answers.html.j2")
+        .render(
+            about=_facts(about),
+            scores=score_table(read_json(folder / "scores.json", dict) or {}),
+            missing=missing,
+            data=rows,
+            script=Markup(script),  # noqa: S704  ours, and no template
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
     path = folder / "report.html"
     with whole(path) as draft:

@@ -20,6 +20,7 @@ from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
 from drivekd.evaluate.cost import Price
 from drivekd.evaluate.descriptions import describe, read_descriptions
+from drivekd.evaluate.folder import read_verdicts
 from drivekd.evaluate.judge import Settings, judge_answers, prompt_of
 from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
 from drivekd.evaluate.sheets import SHEETS, Criterion, Sheet, read_rubric
@@ -50,6 +51,20 @@ def test_every_answer_is_scored_in_every_run_and_written(tmp_path: Path) -> None
     assert verdicts[0].scores == (20, 10, 7.5, 7.5, 5)
     rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert [row["total"] for row in rows] == [50.0] * 6
+
+
+def test_runs_of_answers_are_told_apart_and_read_back(tmp_path: Path) -> None:
+    answers, samples = planned(2)
+    again = [replace(answer, reply="Wait.", run=1) for answer in answers]
+    given = [*answers, *again]
+    verdicts = judge_answers(given, samples, ScriptedJudge(fill), tmp_path, Settings(runs=2))
+    assert {(v.id, v.answer_run, v.run) for v in verdicts} == {
+        (f"q{i}", a, r) for i in range(2) for a in range(2) for r in range(2)
+    }
+    assert read_verdicts(tmp_path / "verdicts.jsonl") == verdicts
+    unsheeted = [replace(sample, capability=None) for sample in samples]
+    without = judge_answers(again, unsheeted, ScriptedJudge(fill), tmp_path / "without")
+    assert [(v.status, v.answer_run) for v in without] == [("no_sheet", 1)] * 2
 
 
 def test_a_bad_sheet_is_asked_for_once_more_with_the_reason(tmp_path: Path) -> None:

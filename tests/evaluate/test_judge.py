@@ -53,6 +53,19 @@ def test_every_answer_is_scored_in_every_run_and_written(tmp_path: Path) -> None
     assert read_verdicts(tmp_path / "verdicts.jsonl") == verdicts
 
 
+def test_runs_of_answers_are_told_apart_and_read_back(tmp_path: Path) -> None:
+    answers, samples = planned(2)
+    again = [replace(answer, reply="Wait.", run=1) for answer in answers]
+    given = [*answers, *again]
+    verdicts = judge_answers(given, samples, ScriptedJudge(fill), tmp_path, Settings(runs=2))
+    assert {(v.id, v.answer_run, v.run) for v in verdicts} == {
+        (f"q{i}", a, r) for i in range(2) for a in range(2) for r in range(2)
+    }
+    unsheeted = [replace(sample, capability=None) for sample in samples]
+    without = judge_answers(again, unsheeted, ScriptedJudge(fill), tmp_path / "without")
+    assert [(v.status, v.answer_run) for v in without] == [("no_sheet", 1)] * 2
+
+
 def test_a_bad_sheet_is_asked_for_once_more_with_the_reason(tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -15,10 +15,10 @@ CAPABILITIES = ("perception", "reasoning", "planning")
 
 
 def asked(right: int) -> list[Answer]:
-    """Of the ten questions of a capability in a scene the first are right; 12 scenes."""
+    """Of the ten questions of a capability in a scene the first are right; 6 scenes."""
     return [
         an_answer(f"{s}/{c}/{q}", q < right - s % 2, scene=f"s{s}", capability=c)
-        for s in range(12)
+        for s in range(6)
         for c in CAPABILITIES
         for q in range(10)
     ]

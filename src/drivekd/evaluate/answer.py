@@ -18,7 +18,8 @@ from drivekd.data.progress import track
 from drivekd.data.sample import Sample, picture_identities
 from drivekd.data.tags import in_unit, read_tags
 from drivekd.data.written import writing
-from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
+from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option
+from drivekd.evaluate.reading_options import yes_no
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
 from drivekd.models.images import IMAGE_MODES, ImageMode

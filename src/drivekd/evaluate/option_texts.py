@@ -13,7 +13,8 @@ _SMALL = {"the", "a", "an", "is", "are", "it", "its", "and", "to"}
 #: what makes the text behind it no vote: "not (yet) moving", "instead of moving"
 _REFUSAL = re.compile(
     r"(?:\b(?:not|no|never|cannot|without|neither|nor)|n't|\binstead\s+of|\bthan)\s+(?:\w+\s+)?$"
-    r"|(?:\bnot|n't|\bcannot)\s+(?:think|believe|say|expect|see|tell|sure|certain)\b[^.;!?\n]*$",
+    r"|(?:\bnot|n't|\bcannot)\s+(?:think|believe|say|expect|see|tell|sure|certain)\b[^.;!?\n]*$"
+    r"|\b(?:whether|if|unless)\b[^.,;!?\n]*$",
     re.IGNORECASE,
 )
 

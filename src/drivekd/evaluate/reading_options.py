@@ -15,50 +15,59 @@ from drivekd.evaluate.option_texts import option_named
 
 YesNo = Literal["yes", "no"]
 
+#: no clause around a declaration is longer [characters]
+_CLAUSE = 400
+
 _ANSWER = "a[nsw]{2,3}[er]{0,2}s?"  # misspelt as well: anwser, asnwer, answr, ans
 _FOREIGN = (
     r"答案|选项|答え|정답|respuesta(?:\s+correcta)?|resposta|risposta|antwort|réponse|ответ|jawaban"
 )
 _IS = r"""\s*(?:
-    (?:is|was|are|(?:would|should|must|will|could|might|may)\s+be|(?:seems|appears)\s+to\s+be)\b
+    (?:'s|is|was|are|(?:would|should|must|will|could|might|may)\s+be|(?:seems|appears)\s+to\s+be)\b
   | (?:es|ist|est|é|è)\b | [是为は은는:=;] | [-–—](?=\s)
 )\s*:?"""
 #: Phrases after which a reply says which option it takes; the last readable one counts.
 _CUE = re.compile(
     rf"""(?<![A-Za-z])(?:
         (?: final (?:\s+(?:{_ANSWER}|choice|option))?
-          | {_ANSWER} | choice | selection | pick | verdict | guess | conclusion | correct
+          | {_ANSWER} (?:\s+(?:to|for)(?:\s+\w+){{1,5}}?)? | choice | selection | pick | verdict | guess | conclusion | correct
           | (?:correct|right|best|chosen|selected|likely|appropriate|suitable)
             \s+(?:option|one|action)
         ) {_IS}
       | (?:{_FOREIGN}) {_IS}
-      | option\s*[:=]
+      | (?:option|prediction|status)\s*[:=]
       | (?:{_ANSWER}|conclusion) (?=\s+[\[({{]*[A-Z0-9](?:[\])}}.:,;\s]|$))
-      | i(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|chose|pick|select|say|{_ANSWER}|meant
+      | (?:let's|(?:i|we)(?:\s+would|\s+will|'d|'ll)?)\s+(?:choose|chose|pick|select|say|{_ANSWER}|meant
           |(?:go|opt)\s+(?:with|for))\b
-      | (?<![^.!?\n]) \s* (?:choose|select|pick|going\s+with)\b
-    ) | 选择?""",
+      | (?<![^.!?\n]) \s? (?:choose|select|pick|going\s+with)\b
+    ) | 选项(?=[A-Z]) | 选择?""",
     re.IGNORECASE | re.VERBOSE,
 )
 _OPTION = r"(?:(?:the\s+)?(?:opt\w*|choice|letter)\s+)?"
-#: "therefore B", "I think it is (C).", or a last sentence that is one capital alone.
+#: "therefore B", "I think it is (C).", "that leaves D".
 _HINT = re.compile(
-    r"(?:(?P<phrase>\b(?i:it\s+is|it's|it\s+(?:must|should|would)\s+be|therefore|thus|hence|so"
-    r"|actually|but(?:\s+rather)?),?\s+)|[.!?:]\s+)"
-    rf"(?i:{_OPTION})[\[({{]*(?P<letter>[A-Z0-9])[\])}}]*\s*(?:[.!]?\s*$|(?(phrase)[.;]\s|$))",
+    r"\b(?i:is|it's|es|est|ist|(?:must|should|would)\s+be|therefore|thus|hence|so|actually"
+    rf"|leav(?:es|ing)|but(?:\s+rather)?),?\s+(?i:{_OPTION})"
+    r"[\[({]*(?P<letter>[A-Z0-9])[\])}]*\s*(?:[.!]?\s*$|[.;]\s)",
     re.MULTILINE,
 )
+#: a last sentence that is one capital alone
+_LAST = re.compile(rf"[.!?:,]\s+(?i:{_OPTION})[\[({{]*(?P<letter>[A-Z0-9])[\])}}]*\s*[.!]?\s*$")
+#: a capital alone that is no article and no pronoun
+_ALONE = re.compile(r"(?<![\w'])([A-Z0-9])(?![\w'])(?!(?<=[AI])\s+[a-z])")
 #: "B is correct", "option (B) is the right answer", "option B: correct", "C fits better", "B it is".
 _VERDICT = re.compile(
     r"(?<![\w'])(?:(?P<option>[Oo]ption\s+)\(?(?P<named>[A-Za-z0-9])|\(?(?P<letter>[A-Z0-9]))\)?"
-    r"(?:\s*:\s*|\s+(?:is|would\s+be|seems|looks)\s+(?:the\s+)?(?:most\s+|more\s+|my\s+)?)"
-    r"(?:correct|right|best|appropriate|likely|plausible|suitable|accurate|answer|choice)\b"
-    r"(?!\s+to\b)"
-    r"|(?<![\w'])\(?(?P<fits>[A-Z0-9])\)?\s+(?:(?:fits|matches|suits)\s+be(?:st|tter)|it\s+is)\b"
+    r"(?:\s*:\s*|\s+(?:is|would\s+be|seems|looks)\s+(?:the\s+|my\s+)?)"
+    r"(?:correct|right|best|answer|choice"
+    r"|(?:(?:most|more)\s+)?(?:appropriate|suitable|accurate)|(?:most|more)\s+\w+)\b"
+    r"|(?<![\w'])\(?(?P<fits>[A-Z0-9])\)?(?:\s+\([^()]*\))?\s+"
+    r"(?:(?:fits|matches|suits)\s+be(?:st|tter)|best\s+(?:fits|matches|describes)|it\s+is)\b"
 )
+_ONE_OF_TWO = re.compile(r"\b[A-Z0-9]\)?\s*(?:\bor\b|\band\b|/|&)\s*$")
 _FILLER = re.compile(
     r"(?:\s|[:=]|(?:clearly|simply|therefore|definitely|certainly|probably|most\s+likely|likely"
-    r"|either|both)\b)*",
+    r"|still|either|both)\b)*",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
@@ -68,14 +77,17 @@ _LABEL = re.compile(
 _LINE_LABEL = re.compile(
     r"[\s>#•'\-–—]*(?i:(?:definitely|certainly|clearly|probably|most\s+likely|likely)\s+)?"
     rf"(?P<option>(?i:{_OPTION}))[\[({{<]*(?P<letter>[A-Za-z0-9])"
-    r"(?:[\])}>.:;!]+(?!\d|[A-Z]\.)|(?=,)|(?P<bare>(?=\s|/|$)))"
+    r"(?:[\])}>.:;!]+(?!\d|[A-Z]\.)|(?=,)|(?P<bare>(?=\s|/|选?项|$)))"
 )
-_INNER_LABEL = re.compile(r"(?:(?<=\s)|(?<=^)|(?<=[(\[{]))([A-Z0-9])[.):\]}](?=\s|$)")
+_INNER_LABEL = re.compile(
+    r"(?:(?<=\s)|(?<=^)|(?<=[(\[{]))([A-Z0-9])(?:[.):\]}](?=\s|$)|(?<=[.!?]\s.)$)"
+)
 _LETTERS_ONLY = re.compile(r"\W*(?:[A-Z0-9]\W+)+[A-Z0-9]?\W*")
 _SECOND = re.compile(
-    r"[\])}>]*\s*(?P<by>,?\s*(?:\bor\b|\band\b)|[,/&])\s*(?i:option\s+)?"
-    r"[\[({]*(?P<letter>[A-Za-z0-9])(?![\w'])"
+    r"[\])}>]*\s*(?P<by>,?\s*(?:\bor\b|\band\b)|[,/&])\s*(?i:maybe\s+|possibly\s+|perhaps\s+)?"
+    r"(?i:option\s+)?[\[({]*(?P<letter>[A-Za-z0-9])(?![\w'])"
 )
+_SECOND_BRACKET = re.compile(r"(?:[,;/&]|\bor|\band)\s*\(?([A-Z0-9])[)\]](?=\s|$)")
 #: a new sentence about the second letter: "B, A is wrong"
 _IS_SO = re.compile(r"\s+(?:is|was|has|would)\b")
 _REFUSED = re.compile(
@@ -86,13 +98,13 @@ _REFUSED = re.compile(
 #: what follows a letter that is no article: "A because …"
 _GOES_ON = r"(?:because|since|as|for|and|or|not|but|it|rather|over|instead)\b"
 _NEGATED = re.compile(
-    r"(?:\b(?:not|never|cannot|hardly|whether|if|unless)\b|n't\b|不)"
-    r"(?:(?!\bbut\b)[^.,;:!?\n])*$",
+    r"(?:\b(?:not|never|cannot|hardly|whether|if|unless|wrong|incorrect|less|least)\b|n't\b|不)"
+    r"(?:(?!\b(?:but|and|so|because|since|hence|therefore|thus)\b)[^.,;:!?\n])*$",
     re.IGNORECASE,
 )
 
-_THINKING = re.compile(r".*</think>(?=.*\w)", re.IGNORECASE | re.DOTALL)
-_NEXT_TURN = re.compile(r"\n\s*(?:#+\s*)?(?:question|q|human|user)\s*\d*\s*:", re.IGNORECASE)
+_THINKING = re.compile(r"\A.*</think>(?=.*\w)", re.IGNORECASE | re.DOTALL)
+_NEXT_TURN = re.compile(r"\n(?:#+\s)?(?:question|q|human|user)\s*\d*\s*:", re.IGNORECASE)
 _WRAPPING = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf))\b|\\[\[\]()]")
 _ANSWER_MARK = re.compile(r"<answer>|\\boxed\b", re.IGNORECASE)
 _MARKUP = re.compile(
@@ -100,7 +112,8 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 
-_BOTH = re.compile(r"\b(?:yes|no)\b\s*(?:/|\bor\b|\band\b)\s*\b(?:yes|no)\b")
+#: says neither: "yes or no", and the "no. 1" of a list
+_NEITHER = re.compile(r"\b(?:yes|no)\b\s*(?:/|\bor\b|\band\b)\s*\b(?:yes|no)\b|\bno\.\s*\d")
 _OPENING = re.compile(
     r"[\s({\[>#\-]*(?:(?P<yes>yes|yeah|yep|yup)|(?P<no>no|nope|nah)"
     r"(?!\s+(?:idea|clue|doubt|information|answer|way|comment)\b))(?![\w'])"
@@ -137,11 +150,12 @@ def read_option(reply: str, options: Mapping[str, str]) -> str | None:
 
 def yes_no(reply: str) -> YesNo | None:
     """Reads yes or no: a declared one, else the first word, else the only one said in the text."""
-    text = _BOTH.sub("", _plain(reply).casefold())
+    text = _NEITHER.sub("", _plain(reply).casefold())
     declared = [
         word
         for cue in sorted((*_CUE.finditer(text), *_TURN.finditer(text)), key=re.Match.end)
-        if not _negated(text[: cue.start()]) and (word := _opening(text[cue.end() :]))
+        if not _negated(text[max(0, cue.start() - _CLAUSE) : cue.start()])
+        and (word := _opening(text[cue.end() : cue.end() + _CLAUSE]))
     ]
     if declared:
         return declared[-1]
@@ -168,7 +182,8 @@ def _plain(reply: str) -> str:
     text = unicodedata.normalize("NFKC", reply).replace("’", "'")
     text = _THINKING.sub("", text)
     text = _ANSWER_MARK.sub(" Answer: ", _WRAPPING.sub("", text))
-    return _MARKUP.sub("", text).strip()
+    text = re.sub(r"[^\S\n]+", " ", _MARKUP.sub("", text))
+    return re.sub(r" ?\n[\n ]*", "\n", text).strip()
 
 
 def _letters(options: Mapping[str, str]) -> dict[str, str]:
@@ -184,42 +199,48 @@ def _letters(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read(text: str, letters: Mapping[str, str], options: Mapping[str, str]) -> str | None:
-    declared = _declarations(text, letters, options)
-    if declared:
-        return declared[-1]
+    declared = _last_declared(text, letters, options)
+    if declared != "nothing":
+        return declared
     labels = _labels(text, letters)
     if labels:
-        return letters[labels.pop()] if len(labels) == 1 else None
+        return letters.get(labels.pop()) if len(labels) == 1 else None
+    last = _LAST.search(text)
+    if last and set(_ALONE.findall(text)) & {*letters} == {last["letter"]}:
+        return letters[last["letter"]]
     if len({name for name in _INNER_LABEL.findall(text) if name in letters}) > 1:
         return None  # the options as they were offered, or part of them
     return option_named(text, options)
 
 
-def _declarations(
+def _last_declared(
     text: str, letters: Mapping[str, str], options: Mapping[str, str]
-) -> list[str | None]:
-    """The options declared, in order; None for one that is off the menu or names two."""
-    found: list[tuple[int, str | None]] = []
-    for cue in _CUE.finditer(text):
-        clause = re.split(r"\n|(?<=[a-z])[.!](?=\s|$)", text[cue.end() :].lstrip(), maxsplit=1)[0]
-        taken = _declared(clause, letters, options)
-        if taken != "nothing" and not _negated(text[: cue.start()]):
-            found.append((cue.end(), taken))
-    for hint in _HINT.finditer(text):
-        if hint["letter"] in letters and not _negated(text[: hint.start()]):
-            found.append((hint.end(), letters[hint["letter"]]))
-    for verdict in _VERDICT.finditer(text):
-        before = text[: verdict.start()]
-        if not _negated(before):
-            letter = verdict["named"] or verdict["letter"] or verdict["fits"]
-            two = re.search(r"\b[A-Z0-9]\)?\s*(?:\bor\b|\band\b|/|&)\s*$", before)
-            found.append((verdict.end(), None if two else letters.get(letter.upper())))
-    return [taken for _, taken in sorted(found, key=lambda item: item[0])]
+) -> str | Literal["nothing"] | None:
+    """The option declared last; None for one that is off the menu or for two at once."""
+    places = [match for pattern in (_CUE, _HINT, _VERDICT) for match in pattern.finditer(text)]
+    next_cue = len(text)
+    for place in sorted(places, key=re.Match.end, reverse=True):
+        before = text[max(0, place.start() - _CLAUSE) : place.start()]
+        after = text[place.end() : min(place.end() + _CLAUSE, next_cue)].lstrip()
+        if place.re is _CUE:
+            next_cue = place.start()
+        if _negated(before):
+            continue
+        if place.re is _CUE:
+            clause = re.split(r"\n|(?<=[a-z])[.!](?=\s|$)", after, maxsplit=1)[0]
+            if (taken := _declared(clause, letters, options)) != "nothing":
+                return taken
+        elif place.re is _VERDICT:
+            letter = place["named"] or place["letter"] or place["fits"]
+            return None if _ONE_OF_TWO.search(before) else letters.get(letter.upper())
+        elif place["letter"] in letters:
+            return letters[place["letter"]]
+    return "nothing"
 
 
 def _negated(before: str) -> bool:
     """Whether the words before a declaration, in its clause, take it back: "I don't think …"."""
-    return _NEGATED.search(before[-200:]) is not None
+    return _NEGATED.search(before) is not None
 
 
 def _declared(
@@ -259,6 +280,9 @@ def _second(after: str, letter: str) -> str | None:
     """The other label of "B or C", "A and B", "A/B", "A, B"; "?" where it is broken off."""
     if re.match(r"\s*(?:\bor|/)\s*$", after):
         return "?"
+    bracketed = _SECOND_BRACKET.search(after)
+    if bracketed and bracketed[1] != letter:
+        return bracketed[1]
     other = _SECOND.match(after)
     if other is None or other["letter"] == letter:
         return None
@@ -275,7 +299,7 @@ def _labels(text: str, letters: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     for line in text.splitlines():
         if _LETTERS_ONLY.fullmatch(line):
-            found.update(set(line) & set(letters))
+            found.update(c for c in line if c.isupper() or c in letters)
             continue
         opening = _LINE_LABEL.match(line)
         if opening is None or opening["letter"].upper() not in letters:
@@ -298,5 +322,5 @@ def _bare(opening: re.Match[str], after: str) -> bool:
     if letter.islower() or (letter.isdigit() and not opening["option"]):
         return False
     if opening["option"] or letter in "AI":
-        return re.match(rf"\s*(?:[-–—/&]|{_GOES_ON})", after) is not None
+        return re.match(rf"\s*(?:[-–—/&(选项]|{_GOES_ON})", after) is not None
     return True

@@ -242,14 +242,18 @@ BOXED_AND_STRUCTURED = _rows(
 REASONED = _rows(
     MOVING,
     (
-        "Let's look at each option:\n\nA. Turn left: no indicator is on.\nB. Going ahead: the wheels"
-        " are straight.\nC. Turn right: there is no road on the right.\nD. Stopped: it has moved."
-        "\n\nTherefore, the correct answer is B.",
+        (
+            "Let's look at each option:\n\nA. Turn left: no indicator is on.\nB. Going ahead: the wheels"
+            " are straight.\nC. Turn right: there is no road on the right.\nD. Stopped: it has moved."
+            "\n\nTherefore, the correct answer is B."
+        ),
         "B",
     ),
     (
-        "1. The object is a white sedan.\n2. Its brake lights are on.\n3. It stands before a red"
-        " light.\n\nSo the answer is D.",
+        (
+            "1. The object is a white sedan.\n2. Its brake lights are on.\n3. It stands before a red"
+            " light.\n\nSo the answer is D."
+        ),
         "D",
     ),
     (
@@ -257,18 +261,24 @@ REASONED = _rows(
         "B",
     ),
     (
-        "**Analysis**\n- A: the lane marking is solid.\n- C: there is a wall.\n- D: it moves.\n\n"
-        "**Conclusion**\nB",
+        (
+            "**Analysis**\n- A: the lane marking is solid.\n- C: there is a wall.\n- D: it moves.\n\n"
+            "**Conclusion**\nB"
+        ),
         "B",
     ),
     (
-        "The vehicle at <c1,CAM_BACK,1088.3,497.5> keeps its lane.\n\n**Correct answer: B. Going"
-        " ahead.**",
+        (
+            "The vehicle at <c1,CAM_BACK,1088.3,497.5> keeps its lane.\n\n**Correct answer: B. Going"
+            " ahead.**"
+        ),
         "B",
     ),
     (
-        "Step 1: Find <c1,CAM_FRONT,0.4462,0.5595>.\nStep 2: Look at its wheels.\nStep 3: Compare."
-        "\nThe answer is C",
+        (
+            "Step 1: Find <c1,CAM_FRONT,0.4462,0.5595>.\nStep 2: Look at its wheels.\nStep 3: Compare."
+            "\nThe answer is C"
+        ),
         "C",
     ),
     ("Option A is incorrect. Option B is correct.", "B"),
@@ -300,8 +310,10 @@ REASONED = _rows(
     ("A car in camera C moves. The answer is D.", "D"),
     ("As a driver I see a clear lane. Thus (B) is correct.", "B"),
     (
-        "The indicator on the left is on.\nThe car leaves its lane.\n\nConclusion: the car is"
-        " going to turn left.",
+        (
+            "The indicator on the left is on.\nThe car leaves its lane.\n\nConclusion: the car is"
+            " going to turn left."
+        ),
         "A",
     ),
 )
@@ -318,15 +330,17 @@ SEVERAL_FINALS = _rows(
     ("The answer is A. Correction: the answer is B.", "B"),
     ("The answer is A. Actually, it's D.", "D"),
     ("Answer: A. Sorry, I meant B.", "B"),
-    (r"\boxed{A}" "\n\nWait. " r"\boxed{C}", "C"),
+    ((r"\boxed{A}" "\n\nWait. " r"\boxed{C}"), "C"),
     ("<answer>A</answer> <answer>B</answer>", "B"),
     ("I choose A. On reflection I choose D.", "D"),
     ("The answer is B. Final: {E. None}", None),
     ("Answer: B. The answer is clear from the wheels.", "B"),
     ("Answer: C\nConfidence: high", "C"),
     (
-        "Answer: B\n\nQuestion: What is the status of the other car? A. Turn left. B. Going ahead."
-        "\nAnswer: A",
+        (
+            "Answer: B\n\nQuestion: What is the status of the other car? A. Turn left. B. Going ahead."
+            "\nAnswer: A"
+        ),
         "B",
     ),
     ("B\nUSER: And the next one?\nASSISTANT: C", "B"),
@@ -381,8 +395,10 @@ SENTENCES = _rows(
     ("The ego vehicle is driving.", None),
     ("The ego vehicle is steering to the right. The ego vehicle is driving fast.", None),
     (
-        "A. The ego vehicle is slightly steering to the left. The ego vehicle is driving very"
-        " fast.",
+        (
+            "A. The ego vehicle is slightly steering to the left. The ego vehicle is driving very"
+            " fast."
+        ),
         "A",
     ),
     ("The answer is D. The ego vehicle is steering to the left.", "D"),
@@ -649,15 +665,19 @@ BROKEN_OFF = _rows(
     ("<think>Let me look at A first. The car has", None),
     ("Please select the correct answer from the following options: A. Turn left. B. Going", None),
     (
-        "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
-        " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
-        " Stopped.",
+        (
+            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
+            " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
+            " Stopped."
+        ),
         None,
     ),
     (
-        "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
-        " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
-        " Stopped. Answer: C",
+        (
+            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
+            " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
+            " Stopped. Answer: C"
+        ),
         "C",
     ),
     ("The vehicle in question is go", None),
@@ -677,8 +697,10 @@ BROKEN_OFF = _rows(
 HARDER = _rows(
     MOVING,
     (
-        "The object <c1,CAM_BACK,0.6804,0.5522> appears to be going ahead. Therefore, the correct"
-        " answer is:\n\nB. Going ahead.",
+        (
+            "The object <c1,CAM_BACK,0.6804,0.5522> appears to be going ahead. Therefore, the correct"
+            " answer is:\n\nB. Going ahead."
+        ),
         "B",
     ),
     ("The moving status of object <c1,CAM_FRONT,0.4462,0.5595> is **stopped**.", "D"),

@@ -22,8 +22,7 @@ LONGEST = 4
 SIGMA = 6.0
 
 _WORD = re.compile(r"\d+\.\d+|\w+(?:'\w+)*")
-#: tf-idf by n-gram, per length n = 1 … 4
-Vectors = list[dict[tuple[str, ...], float]]
+Gram = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +150,18 @@ def cider_d(replies: Sequence[Sequence[str]], references: Sequence[Sequence[str]
         replies: words of each.
         references: words of each.
     """
-    grams = [_grams(reference) for reference in references]
+    n, grams = len(references), [_grams(reference) for reference in references]
     held = Counter(gram for each in grams for counts in each for gram in counts)
+    idf = {gram: math.log(n / count) for gram, count in held.items()}
     scores = []
     for reply, reference, counts in zip(replies, references, grams, strict=True):
-        c, s = _tf_idf(_grams(reply), held, len(grams)), _tf_idf(counts, held, len(grams))
+        c, s = _tf_idf(_grams(reply), idf, n), _tf_idf(counts, idf, n)
         length = math.exp(-((len(reply) - len(reference)) ** 2) / (2 * SIGMA**2))
         scores.append(10 * length * sum(map(_similarity, c, s)) / LONGEST)
     return scores
 
 
-def _grams(text: Sequence[str]) -> list[Counter[tuple[str, ...]]]:
+def _grams(text: Sequence[str]) -> list[Counter[Gram]]:
     """How often each n-gram occurs, per length n = 1 … 4."""
     return [
         Counter(zip(*(text[start:] for start in range(n)), strict=False))
@@ -170,15 +170,15 @@ def _grams(text: Sequence[str]) -> list[Counter[tuple[str, ...]]]:
 
 
 def _tf_idf(
-    grams: Sequence[Mapping[tuple[str, ...], int]], held: Mapping[tuple[str, ...], int], n: int
-) -> Vectors:
+    grams: Sequence[Mapping[Gram, int]], idf: Mapping[Gram, float], n: int
+) -> list[dict[Gram, float]]:
+    rarest = math.log(n)
     return [
-        {gram: count * math.log(n / max(1, held.get(gram, 0))) for gram, count in counts.items()}
-        for counts in grams
+        {gram: count * idf.get(gram, rarest) for gram, count in counts.items()} for counts in grams
     ]
 
 
-def _similarity(c: Mapping[tuple[str, ...], float], s: Mapping[tuple[str, ...], float]) -> float:
+def _similarity(c: Mapping[Gram, float], s: Mapping[Gram, float]) -> float:
     """The cosine with c clipped to s, 0 where one has no weight."""
     norm = math.hypot(*c.values()) * math.hypot(*s.values())
     if not norm:

@@ -13,8 +13,8 @@ from drivekd.evaluate.metrics import (
     match_tags,
     normalise,
     read_option,
-    yes_no,
 )
+from drivekd.evaluate.reading_options import yes_no
 
 OPTIONS = {"A": "Going ahead", "B": "Turn left", "C": "Turn right", "D": "Stopped"}
 

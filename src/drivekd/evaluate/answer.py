@@ -14,7 +14,8 @@ from torch import nn
 
 from drivekd.data.sample import Sample, picture_identities
 from drivekd.data.tags import in_unit, read_tags
-from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option, yes_no
+from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option
+from drivekd.evaluate.reading_options import yes_no
 
 _TAGS = re.compile(r"<\s*[A-Za-z]+\d*\s*,[^<>]*>|<r\d+>")
 

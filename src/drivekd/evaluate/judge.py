@@ -29,7 +29,7 @@ from drivekd.evaluate.chat import ChatError
 from drivekd.evaluate.cost import Bill, Budget, OverBudget, Price
 from drivekd.evaluate.descriptions import describe
 from drivekd.evaluate.judges import Judge
-from drivekd.evaluate.metrics import read_option, yes_no
+from drivekd.evaluate.reading_options import read_option, yes_no
 from drivekd.evaluate.sheets import EXACT_FIRST, SHEETS, Sheet, sheet_name
 from drivekd.evaluate.verdict import Points, read_points, schema
 from drivekd.evaluate.verdict_store import Kept, VerdictStore, key_of, opened

@@ -12,7 +12,8 @@ from collections import Counter
 
 from drivekd.data.options import options_of
 from drivekd.evaluate.judges import ScriptedJudge
-from drivekd.evaluate.metrics import normalise, read_option, yes_no
+from drivekd.evaluate.metrics import normalise, read_option
+from drivekd.evaluate.reading_options import yes_no
 
 _PARTS = re.compile(
     r"\AQuestion:\n(?P<question>.*?)\nReference answer:\n(?P<reference>.*?)\n"

@@ -28,6 +28,7 @@ VERBS = [
     "prestudy",
     "cache",
     "evaluate",
+    "compare",
     "ask",
     "report",
 ]

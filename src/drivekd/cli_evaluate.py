@@ -113,6 +113,7 @@ def evaluate(
     options = dict(locals())
     from drivekd.evaluate import run
     from drivekd.evaluate.asking import Asking
+    from drivekd.evaluate.results import table
     from drivekd.report.answers import write_answers
 
     turn = None if system is None else system.read_text(encoding="utf-8")
@@ -120,8 +121,8 @@ def evaluate(
     judging = _judging(options)
     questions = run.Questions(data, format, root, max_samples, seed)
     beside = run.Controls(train) if controls else None
-    content = run.evaluate(_who(options), questions, out, asking, judging=judging, controls=beside)
-    typer.echo(f"{run.table(content)}\n{write_answers(out)}\n{out / 'scores.json'}")
+    found = run.evaluate(_who(options), questions, out, asking, judging=judging, controls=beside)
+    typer.echo(f"{table(found)}\n{write_answers(out)}\n{out / 'scores.json'}")
 
 
 def _who(options: Mapping[str, Any]) -> Who:

@@ -10,7 +10,8 @@ import pytest
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate import answer_file
 from drivekd.evaluate.answer import answer_of
-from drivekd.evaluate.answer_file import Mark, append, read_answers, resume
+from drivekd.evaluate.answer_file import Mark, append, resume
+from drivekd.evaluate.folder import read_answers
 
 SAMPLES = [
     Sample(f"q{i}", (Message("user", f"{i}?"), Message("assistant", "yes")), {}) for i in range(3)

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from drivekd.evaluate.content import scores_content
 from drivekd.evaluate.controls import beside, table
 from drivekd.evaluate.pairs import Given, gaps, measured
 from evaluations import a_verdict, an_answer
@@ -82,24 +79,3 @@ def test_controls_stand_beside_every_mean() -> None:
     assert beside(model, {}) == []
     text = table(list(found.values()))
     assert "black 50.0: +25.0 [" in text and "majority 0.0: +75.0" in text
-
-
-def test_content_has_stable_keys() -> None:
-    model = given([True] * 30, [50.0] * 29 + [None])
-    tasks = {str(i): "prediction" if i % 2 else "behavior" for i in range(30) if i % 3 == 1}
-    plain = scores_content(given([True] * 30), tasks={}, controls={})
-    assert list(plain) == ["capabilities", "templates", "average", "everything"]
-    assert {"n", "accuracy", "low", "high", "scenes"} < set(plain["everything"])
-    black = {"black": given([False] * 30, [20.0] * 30)}
-    found = scores_content(
-        model, tasks=tasks, controls=black, judge_model="gpt-4o", unreadable={"perception": 2}
-    )
-    assert json.loads(json.dumps(found)) == found
-    assert set(found) - set(plain) == {"unreadable", "judged", "published", "controls"}
-    assert found["unreadable"] == {"perception": 2}
-    judged = found["judged"]
-    assert judged["capabilities"]["planning"]["unscored"] == {"bad_reply": 1}
-    assert judged["reasoning_per_task"]["mean"] == judged["average_per_task"]["mean"] == 50.0
-    assert all(row["notice"] == "other judge: not comparable" for row in found["published"])
-    gap = found["controls"][0]["controls"]["black"]
-    assert (found["controls"][0]["measure"], gap["mine"], gap["theirs"]) == ("accuracy", 100.0, 0.0)

@@ -18,9 +18,9 @@ from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, Message, Sample
 from drivekd.evaluate import chat
 from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.answer_file import read_answers
 from drivekd.evaluate.asking import Asking
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
+from drivekd.evaluate.folder import read_answers
 from drivekd.evaluate.remote import PATIENCE, remote_answers
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm

@@ -179,4 +179,5 @@ def test_drivelm_is_answered_and_judged(
     assert code == 0, err
     statuses = Counter(verdict["status"] for verdict in rows(out / "verdicts.jsonl"))
     assert statuses == ({"scored": 66} if judge == "scripted" else {"bad_reply": 5})
-    assert "unscored" in printed
+    assert "judged scores" in printed
+    assert ("5 bad_reply" if judge == "local" else "unscored 0") in printed

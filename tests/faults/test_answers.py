@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import children
-from drivekd.evaluate.answer_file import read_answers
 from drivekd.evaluate.asking import Asking
 from drivekd.evaluate.chat import ChatEndpoint
+from drivekd.evaluate.folder import read_answers
 from drivekd.evaluate.remote import GROUP, remote_answers
 from evaluate.chat_server import planned, serving
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from answer_folders import answer, evaluation, large, verdict
 from browser import Browser, driven, measured
 from datafiles import row, write
 from drivekd.report.answers import write_answers
 from drivekd.report.page import write_page
-from answer_folders import answer, evaluation, large, verdict
 
 NASTY = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -233,7 +233,7 @@ def test_two_thousand_answers_stay_responsive(page: Path, chromium: Browser) -> 
       return took.sort((a, b) => a - b);
     """
     took = driven(page, PLAY + steps, chromium)
-    assert 0 < took[0] and took[len(took) // 2] < 200, took
+    assert took[0] > 0 and took[len(took) // 2] < 200, took
 
 
 @pytest.mark.system

@@ -38,17 +38,6 @@ class Mark:
         return {**self.alike, **known}
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Reads a file of answers; half a line at the end of an interrupted run is left out.
-
-    Raises:
-        ValueError: the file is not there or a line is no answer.
-    """
-    if not path.is_file():
-        raise ValueError(f"answers {path}: no such file; expected what an evaluation wrote there")
-    return [_answer(row, path) for row in _rows(path)]
-
-
 def resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[Key, Answer]:
     """The answers to these samples that a file already holds, after which more can be appended.
 

@@ -77,10 +77,40 @@ def read_evaluation(folder: Path) -> Evaluation:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that `drivekd evaluate` wrote")
-    answers = _read_answers(folder / "answers.jsonl")
+    answers = read_answers(folder / "answers.jsonl")
     verdicts = folder / "verdicts.jsonl"
     read = read_verdicts(verdicts) if verdicts.is_file() else None
     return Evaluation(folder, _settings(folder / "evaluation.json"), Given(answers, read))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Reads a file of answers; half a line at the end of an interrupted run is left out.
+
+    Raises:
+        ValueError: the file is not there, holds no answer, a line is none, a question has two in
+            one run or fewer runs than others.
+    """
+    texts = ("id", "question", "expected", "reply")
+    answers = []
+    for row, where in _rows(path, "answers", Answer):
+        _refuse_kinds(row, where, texts, maybe=("capability", "template", "scene"))
+        if type(row["correct"]) is not bool:
+            raise ValueError(f"{where}: correct {row['correct']!r:.40}, expected true or false")
+        answers.append(Answer(**row))
+    if not answers:
+        raise ValueError(f"answers {path}: no complete row; evaluate again")
+    runs: dict[str, set[int]] = {}
+    for answer in answers:
+        if answer.run in runs.setdefault(answer.id, set()):
+            raise ValueError(f"answers {path}: {answer.id!r} has two answers in run {answer.run}")
+        runs[answer.id].add(answer.run)
+    every = set().union(*runs.values())
+    if short := [id for id, mine in runs.items() if mine != every]:
+        raise ValueError(
+            f"answers {path}: {len(short)} of {len(runs)} questions, {short[0]!r} first, were not"
+            f" answered in all of the {len(every)} runs; the same evaluation again completes them"
+        )
+    return answers
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
@@ -105,30 +135,6 @@ def _verdict(row: Mapping[str, Any], where: str) -> Verdict:
     if not isinstance(scores, list) or any(type(each) not in (int, float) for each in scores):
         raise ValueError(f"{where}: scores {scores!r:.30}, expected a list of numbers")
     return Verdict(**{**row, "scores": tuple(scores)})
-
-
-def _read_answers(path: Path) -> list[Answer]:
-    texts = ("id", "question", "expected", "reply")
-    answers = []
-    for row, where in _rows(path, "answers", Answer):
-        _refuse_kinds(row, where, texts, maybe=("capability", "template", "scene"))
-        if type(row["correct"]) is not bool:
-            raise ValueError(f"{where}: correct {row['correct']!r:.40}, expected true or false")
-        answers.append(Answer(**row))
-    if not answers:
-        raise ValueError(f"answers {path}: no complete row; evaluate again")
-    runs: dict[str, set[int]] = {}
-    for answer in answers:
-        if answer.run in runs.setdefault(answer.id, set()):
-            raise ValueError(f"answers {path}: {answer.id!r} has two answers in run {answer.run}")
-        runs[answer.id].add(answer.run)
-    every = set().union(*runs.values())
-    if short := [id for id, mine in runs.items() if mine != every]:
-        raise ValueError(
-            f"answers {path}: {len(short)} of {len(runs)} questions, {short[0]!r} first, were not"
-            f" answered in all of the {len(every)} runs; the same evaluation again completes them"
-        )
-    return answers
 
 
 def _rows(

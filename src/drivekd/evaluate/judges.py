@@ -44,12 +44,16 @@ class Judge(Protocol):
         """One reply, or a ChatError; `before_try` is called before each try, and may raise."""
 
 
+#: the public benchmark's [paper: DriveBench]
+TEMPERATURE = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class ChatJudge:
     """A model on a chat server; settings of the public benchmark [paper: DriveBench]."""
 
     endpoint: ChatEndpoint
-    temperature: float = 0.2
+    temperature: float = TEMPERATURE
     top_p: float = 0.2
     longest: int = 512
     wants_json: bool = False

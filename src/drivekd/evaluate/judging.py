@@ -10,7 +10,7 @@ from drivekd.evaluate.chat import ChatEndpoint, read_key
 from drivekd.evaluate.cost import Price
 from drivekd.evaluate.descriptions import read_descriptions
 from drivekd.evaluate.judge import Settings
-from drivekd.evaluate.judges import ChatJudge, Judge, LocalJudge
+from drivekd.evaluate.judges import TEMPERATURE, ChatJudge, Judge, LocalJudge
 from drivekd.evaluate.scripted import scripted_judge
 from drivekd.evaluate.sheets import SHEETS, Sheet, read_rubric
 
@@ -47,7 +47,6 @@ def judge_of(wanted: Wanted) -> Judge:
     Raises:
         ValueError: an option that this judge has not, a server without a model, a bad address.
     """
-    warm = {} if wanted.temperature is None else {"temperature": wanted.temperature}
     server = {"--judge-model": wanted.model, "--judge-key-env": wanted.key_env}
     server["--judge-json"] = "yes" if wanted.wants_json else None
     given = [name for name, value in server.items() if value is not None]
@@ -60,7 +59,7 @@ def judge_of(wanted: Wanted) -> Judge:
             return scripted_judge()
         name = wanted.where.removeprefix(LOCAL)
         _refuse_unknown(name)
-        return LocalJudge(name, wanted.device, **warm)
+        return LocalJudge(name, wanted.device, wanted.temperature or 0.0)
     if wanted.model is None:
         raise ValueError(
             f"--judge {wanted.where!r:.100}: expected the address of a chat server with its"
@@ -70,7 +69,8 @@ def judge_of(wanted: Wanted) -> Judge:
     endpoint = ChatEndpoint(
         wanted.where, wanted.model, key_env=wanted.key_env, concurrency=wanted.concurrency
     )
-    return ChatJudge(endpoint, wants_json=wanted.wants_json, **warm)
+    temperature = TEMPERATURE if wanted.temperature is None else wanted.temperature
+    return ChatJudge(endpoint, temperature, wants_json=wanted.wants_json)
 
 
 def _refuse_unknown(name: str) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 _WORD = re.compile(r"\d+\.\d+|\w+(?:'\w+)?|[^\w\s]")
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = {word: str(i) for i, word in enumerate(_NUMBERS)}
 #: words that carry no meaning of their own in an option
 _SMALL = {"the", "a", "an", "is", "are", "it", "its", "and", "to"}

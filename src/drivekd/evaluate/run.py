@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.cameras import task_of
 from drivekd.data.corrupt import corruption_of
 from drivekd.data.readers import read
 from drivekd.data.sample import Sample
@@ -30,11 +29,11 @@ from drivekd.data.written import whole
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.answer_file import write_answers
 from drivekd.evaluate.asking import Asking
-from drivekd.evaluate.content import scores_content
 from drivekd.evaluate.judge import Verdict, judge_answers, write_verdicts
 from drivekd.evaluate.judging import Judging
 from drivekd.evaluate.pairs import Given
 from drivekd.evaluate.predictions import write_predictions
+from drivekd.evaluate.results import Results, as_json, results
 from drivekd.evaluate.score import majority
 from drivekd.evaluate.who import Who
 
@@ -97,7 +96,7 @@ def evaluate(
     *,
     judging: Judging | None = None,
     controls: Controls | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Let a model answer, judge the answers where a judge is named, and score them.
 
     Args:
@@ -107,9 +106,6 @@ def evaluate(
         asking: how they are asked.
         judging: the judge; None for scores without one.
         controls: beside the scores; None for none.
-
-    Returns:
-        What `scores.json` holds.
 
     Raises:
         FileNotFoundError: there is no such data file.
@@ -129,9 +125,11 @@ def evaluate(
     _write(out / "evaluation.json", _settings(who, questions, asking, judging))
     _export(samples, given[MAIN], questions.root or questions.path.parent, out)
     verdicts = {} if judging is None else _judged(given, samples, judging, out)
-    content = _content(samples, given, verdicts, judging)
-    _write(out / "scores.json", content)
-    return content
+    sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
+    judge = judging.judge.identity().get("model") if judging is not None else None
+    found = results(samples, sides.pop(MAIN), sides, judge)
+    _write(out / "scores.json", as_json(found))
+    return found
 
 
 def _export(samples: Sequence[Sample], answers: Sequence[Answer], root: Path, out: Path) -> None:
@@ -152,22 +150,6 @@ def _judged(
         apart[name] = list(islice(verdicts, len(answers) * judging.settings.runs))
         write_verdicts(apart[name], out / name / "verdicts.jsonl")
     return apart
-
-
-def _content(
-    samples: Sequence[Sample],
-    given: Mapping[str, Sequence[Answer]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    judging: Judging | None,
-) -> dict[str, Any]:
-    sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
-    judge = judging.judge.identity() if judging is not None else {}
-    return scores_content(
-        sides.pop(MAIN),
-        tasks={sample.id: task_of(sample) for sample in samples},
-        controls=sides,
-        judge_model=judge.get("model"),
-    )
 
 
 def _settings(
@@ -196,18 +178,3 @@ def _settings(
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     with whole(path) as draft:
         draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def table(content: Mapping[str, Any]) -> str:
-    """What `scores.json` holds as lines for people."""
-    named = [*content["capabilities"].items()]
-    named += [(name, content[name]) for name in ("average", "everything") if name in content]
-    named += [(f"  {name}", each) for name, each in content["templates"].items()]
-    lines = ["accuracy", *(_line(name, each) for name, each in named)]
-    return "\n".join(lines)
-
-
-def _line(name: str, each: Mapping[str, Any]) -> str:
-    sure = each["low"] is not None and each["high"] is not None
-    interval = f"[{each['low']:5.1f}, {each['high']:5.1f}]" if sure else " " * 14
-    return f"{name:<24}{each['accuracy']:6.1f} %  {interval}  n = {each['n']}"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from datafiles import row, six, write
 from drivekd.data.readers import read
 from drivekd.data.sample import Sample
 from drivekd.report.answer_rows import Judged, content
 from drivekd.report.thumbnails import Thumbnail
-from datafiles import row, six, write
 from evaluations import answer, verdict
 
 NONE = Judged({}, {})

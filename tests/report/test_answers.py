@@ -18,7 +18,7 @@ from drivekd.report.answers import write_answers
 from drivekd.report.page import write_page
 from evaluations import answer, evaluation, large, verdict
 
-NASTY = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+NASTY = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='owned'\">"
 #: changes a field as a person does, and reads what is shown
 PLAY = """
   const form = document.getElementById("filter");
@@ -71,7 +71,10 @@ def test_text_of_files_never_becomes_markup(tmp_path: Path) -> None:
 
 def test_the_page_carries_its_script_by_hash_and_names_no_address(tmp_path: Path) -> None:
     text = write_answers(evaluation(tmp_path / "e", [answer()])).read_text(encoding="utf-8")
-    assert "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha2" in text
+    assert (
+        "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha2"
+        in text
+    )
     assert re.findall(r"(?:src|href|action)=", text.split("</style>")[1].split("<script")[0]) == []
     assert "http" not in text.split("</style>")[0].replace("http-equiv", "")
 
@@ -126,7 +129,9 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, said: s
 def test_half_a_character_and_strange_numbers_do_not_end_it(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", [answer(reply="\ud800")], model="\ud800")
     write(folder / "verdicts.jsonl", [verdict(total=float("nan"), scores=[float("inf"), "x"])])
-    write(folder / "scores.json", {"capabilities": {"planning": {"accuracy": "much"}}, "average": 3})
+    write(
+        folder / "scores.json", {"capabilities": {"planning": {"accuracy": "much"}}, "average": 3}
+    )
     path = write_answers(folder)
     assert "Answers of ?" in path.read_text(encoding="utf-8")
     (given,) = Data(path).questions[0]["replies"][0]["verdicts"]
@@ -226,7 +231,7 @@ def test_two_thousand_answers_stay_responsive(page: Path, chromium: Browser) -> 
       return took.sort((a, b) => a - b);
     """
     took = driven(page, PLAY + steps, chromium)
-    assert 0 < took[0] and took[len(took) // 2] < 200, took
+    assert took[0] > 0 and took[len(took) // 2] < 200, took
 
 
 @pytest.mark.system
@@ -285,9 +290,7 @@ def test_pictures_with_what_is_named_in_them(page: Path, chromium: Browser) -> N
 
 
 @pytest.mark.system
-def test_the_policy_keeps_the_network_and_other_scripts_out(
-    page: Path, chromium: Browser
-) -> None:
+def test_the_policy_keeps_the_network_and_other_scripts_out(page: Path, chromium: Browser) -> None:
     steps = """
       const kept = [];
       addEventListener("securitypolicyviolation", e => kept.push(e.violatedDirective));
@@ -295,7 +298,7 @@ def test_the_policy_keeps_the_network_and_other_scripts_out(
       image.src = "http://127.0.0.1:9/x.png";
       await fetch("http://127.0.0.1:9/").catch(() => {});
       const made = document.createElement("div");
-      made.innerHTML = "<img src=x onerror=\\"document.title='owned'\\">";
+      made.innerHTML = "<img src=x onerror=\\"document.title='x'\\">";
       document.body.append(made);
       await new Promise(done => setTimeout(done, 500));
       return [kept.sort(), document.title];

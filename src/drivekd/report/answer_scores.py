@@ -30,12 +30,13 @@ def score_table(scores: Row) -> dict[str, Any]:
     names = dict.fromkeys(name for *_, block in blocks for name in _named(block))
     columns = sorted(names, key=_place)
     rows = [
-        {"name": name, "what": what, "control": control, "cells": [_cell(block, c) for c in columns]}
+        {"name": name, "what": what, "control": control, "cells": cells}
         for name, what, control, block in blocks
+        if any(cells := [_cell(block, column) for column in columns])
     ]
     return {
         "columns": ["all questions" if name == "everything" else name for name in columns],
-        "rows": [row for row in rows if any(row["cells"])],
+        "rows": rows,
         "counts": [_number_of(scores, name) for name in columns],
     }
 

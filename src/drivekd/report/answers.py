@@ -10,7 +10,8 @@ answers.jsonl (`drivekd evaluate`)
     a row per question and run: id, capability, template, scene, question, expected, reply, correct,
     run (0 where absent).
 verdicts.jsonl (optional; `drivekd.evaluate.judge`)
-    a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total, reason.
+    a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total,
+    reason.
 scores.json (optional)
     see `drivekd.report.answer_scores`.
 CONTROL/answers.jsonl (optional)
@@ -58,13 +59,17 @@ def write_answers(folder: Path) -> Path:
     judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
     rows = content(asked, samples, thumbnails(paths, folder), judged, _controls(folder))
     script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
-    page = environment().get_template("answers.html.j2").render(
-        about=_facts(about),
-        scores=score_table(read_json(folder / "scores.json", dict) or {}),
-        missing=missing,
-        data=rows,
-        script=Markup(script),  # noqa: S704  ours, and no template
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    page = (
+        environment()
+        .get_template("answers.html.j2")
+        .render(
+            about=_facts(about),
+            scores=score_table(read_json(folder / "scores.json", dict) or {}),
+            missing=missing,
+            data=rows,
+            script=Markup(script),  # noqa: S704  ours, and no template
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
     path = folder / "report.html"
     with whole(path) as draft:

@@ -110,5 +110,5 @@ def _more(gap: Row) -> str:
     if mean is None:
         return ""
     low, high = ends["low"], ends["high"]
-    interval = f" ({low:+.1f} – {high:+.1f})" if low is not None and high is not None else ""
+    interval = f" ({low:+.1f} to {high:+.1f})" if low is not None and high is not None else ""
     return f"{mean:+.1f}{interval}".replace("-", "−")

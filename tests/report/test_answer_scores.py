@@ -29,7 +29,7 @@ def test_model_judge_and_controls_are_rows_of_one_table() -> None:
     assert right["what"] == "percent; 3 replies could not be read"
     assert judged["cells"] == [None, {"value": 62.5, "low": None, "high": None, "n": 8}, None, None]
     assert judged["what"] == "mean, out of 100; 2 verdicts without a score"
-    more = "−12.0 (−20.0 – +3.0)"
+    more = "−12.0 (−20.0 to +3.0)"
     assert black["control"] and black["name"] == "black" and not right["control"]
     assert black["cells"][1] == {"value": 52.0, "low": None, "high": None, "more": more}
     assert points["cells"] == [None, None, None, black["cells"][1]]
@@ -39,9 +39,10 @@ def test_what_is_missing_has_no_row_and_no_column() -> None:
     assert score_table({}) == {"columns": [], "rows": [], "counts": []}
 
 
-@pytest.mark.parametrize(
-    "odd", [None, 3, [], [3], {"a": 3}, [{"controls": {"a": {"theirs": "x"}}}]]
-)
+NO_NUMBER = {"measure": "accuracy", "group": "average", "controls": {"black": {"theirs": "x"}}}
+
+
+@pytest.mark.parametrize("odd", [None, 3, [], [3], {"a": 3}, [NO_NUMBER]])
 def test_odd_values_are_left_out(odd: object) -> None:
     names = ("capabilities", "average", "everything", "unreadable", "judged", "controls")
     assert score_table(dict.fromkeys(names, odd))["columns"] == []

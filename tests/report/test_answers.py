@@ -247,11 +247,14 @@ def test_keys_move_and_draw_what_is_needed(page: Path, chromium: Browser) -> Non
       const found = [here(), rows().length];
       for (let i = 0; i < 25; i++) key("j");
       found.push(here(), rows().length >= 40);
+      const top = document.activeElement.getBoundingClientRect().top;
+      const under = document.getElementById("bar").getBoundingClientRect().bottom;
+      const clear = scrollY > 1000 && top >= under && top < under + 40;
       form.elements.text.focus();
       form.elements.text.dispatchEvent(new KeyboardEvent("keydown", {key: "k", bubbles: true}));
-      return [...found, document.activeElement.name];
+      return [...found, document.activeElement.name, clear];
     """
-    assert driven(page, PLAY + steps, chromium) == [1, 20, 26, True, "text"]
+    assert driven(page, PLAY + steps, chromium) == [1, 20, 26, True, "text", True]
 
 
 @pytest.mark.system

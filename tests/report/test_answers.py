@@ -97,6 +97,13 @@ def test_data_that_are_gone_leave_a_notice(tmp_path: Path) -> None:
     assert [q["view"] for q in Data(path).questions] == [None]
 
 
+@pytest.mark.parametrize("about", [{}, {"judge": "x", "root": 3, "data": ["a"], "format": 1}])
+def test_an_evaluation_that_says_little_has_a_page(tmp_path: Path, about: dict[str, Any]) -> None:
+    folder = evaluation(tmp_path / "e", [answer()])
+    write(folder / "evaluation.json", about)
+    assert "Answers of a model" in write_answers(folder).read_text(encoding="utf-8")
+
+
 def test_pictures_are_not_shown_beside_another_question(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", [answer(), answer("q1")])
     write(tmp_path / "data/a.jsonl", [row("<image>Who?", id="q0"), row("<image>Where?", id="q1")])

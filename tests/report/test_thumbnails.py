@@ -16,7 +16,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def test_copies_are_small_upright_and_made_once(tmp_path: Path) -> None:
-    large, turned = tmp_path / "large.png", tmp_path / "turned.jpg"
+    large, turned = tmp_path / "large.jpg", tmp_path / "turned.jpg"
     Image.new("RGB", (1600, 900), "red").save(large)
     exif = Image.Exif()
     exif[0x0112] = 6  # held on its side
@@ -24,7 +24,7 @@ def test_copies_are_small_upright_and_made_once(tmp_path: Path) -> None:
     out = tmp_path / "e"
     found = thumbnails([large, turned, large], out)
     sizes = {path.name: copy and (copy.width, copy.height) for path, copy in found.items()}
-    assert sizes == {"large.png": (480, 270), "turned.jpg": (20, 40)}
+    assert sizes == {"large.jpg": (480, 270), "turned.jpg": (20, 40)}
     for copy in found.values():
         assert copy is not None
         with Image.open(out / copy.name) as image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from drivekd.data.sample import CAPABILITIES
@@ -10,55 +10,46 @@ from drivekd.report.answer_rows import number
 from drivekd.report.results import Row
 
 _SINGLE = ("average", "everything")
+_MEASURES = {"accuracy": "percent right", "judged": "judge's points"}
 
 
 def score_table(scores: Row) -> dict[str, Any]:
     """Rows of the model, its judge and the controls; a column per capability, average, all.
 
     Args:
-        scores: {"capabilities": {name: S}, "average": S, "everything": S}, each optional; the same
-            under "judged" and by name under "controls"; S = {"n", "accuracy" or "mean", "low",
-            "high"} of 100, low and high may be null, "unscored": verdicts by status.
+        scores: what scores.json holds; whatever it lacks has no row, column or cell. Read are
+            "capabilities" {name: S}, "average" and "everything" S, "unreadable" {name: count}; the
+            first two also under "judged"; S = {"n", "accuracy" or "mean", "low", "high"} of 100,
+            with "unscored" {status: count} of verdicts; and "controls" [{"measure": accuracy or
+            judged, "group": a column, "controls": {name: {"theirs", "mean": what the model has
+            more, "low", "high"}}}].
     """
-    controls = _mapping(scores.get("controls"))
     judged = _mapping(scores.get("judged"))
     blocks = [
-        ("Right answers", "percent", False, scores),
-        ("Judge's points", "mean, out of 100" + _unscored(judged), False, judged),
-        *((str(name), "percent right", True, _mapping(controls[name])) for name in controls),
+        ("Right answers", _right(scores), False, _scored(scores)),
+        ("Judge's points", _points(judged), False, _scored(judged)),
+        *_controls(scores.get("controls")),
     ]
-    names = dict.fromkeys(name for *_, block in blocks for name in _named(block))
-    columns = sorted(names, key=_place)
-    rows = [
-        {
-            "name": name,
-            "what": what,
-            "control": control,
-            "cells": [_cell(block, c) for c in columns],
-        }
-        for name, what, control, block in blocks
-    ]
+    columns = sorted(dict.fromkeys(name for *_, cells in blocks for name in cells), key=_place)
+    asked = _scored(scores)
     return {
         "columns": ["all questions" if name == "everything" else name for name in columns],
-        "rows": [row for row in rows if any(row["cells"])],
-        "counts": [_number_of(scores, name) for name in columns],
+        "rows": [
+            {
+                "name": name,
+                "what": what,
+                "control": control,
+                "cells": [cells.get(column) for column in columns],
+            }
+            for name, what, control, cells in blocks
+            if cells
+        ],
+        "counts": [asked[name]["n"] if name in asked else None for name in columns],
     }
-
-
-def _unscored(judged: Row) -> str:
-    """In words how many verdicts entered no mean."""
-    groups = _mapping(judged.get("capabilities")).values()
-    counts = [n for group in groups for n in _mapping(_mapping(group).get("unscored")).values()]
-    found = sum(int(number(n) or 0) for n in counts)
-    return f"; {found} verdict{'s' * (found != 1)} without a score" if found else ""
 
 
 def _mapping(value: Any) -> Row:
     return value if isinstance(value, Mapping) else {}
-
-
-def _named(block: Row) -> list[str]:
-    return [*_mapping(block.get("capabilities")), *(name for name in _SINGLE if name in block)]
 
 
 def _place(name: str) -> int:
@@ -66,19 +57,58 @@ def _place(name: str) -> int:
     return order.index(name if name in order else "")
 
 
-def _scored(block: Row, column: str) -> Row:
-    place = block if column in _SINGLE else _mapping(block.get("capabilities"))
-    return _mapping(place.get(column))
+def _scored(block: Row) -> dict[str, dict[str, Any]]:
+    """The cells of a model or its judge, by column."""
+    named = {**_mapping(block.get("capabilities")), **{n: block.get(n) for n in _SINGLE}}
+    cells = {}
+    for name, each in named.items():
+        score = _mapping(each)
+        value, n = number(score.get("accuracy", score.get("mean"))), number(score.get("n"))
+        if value is not None:
+            cells[name] = {"value": value, **_ends(score), "n": None if n is None else int(n)}
+    return cells
 
 
-def _cell(block: Row, column: str) -> dict[str, float | None] | None:
-    scored = _scored(block, column)
-    value = number(scored.get("accuracy", scored.get("mean")))
-    if value is None:
-        return None
-    return {"value": value, "low": number(scored.get("low")), "high": number(scored.get("high"))}
+def _ends(score: Row) -> dict[str, float | None]:
+    return {"low": number(score.get("low")), "high": number(score.get("high"))}
 
 
-def _number_of(block: Row, column: str) -> int | None:
-    n = number(_scored(block, column).get("n"))
-    return None if n is None else int(n)
+def _right(scores: Row) -> str:
+    lost = _sum([_mapping(scores.get("unreadable"))])
+    return f"percent; {lost} replies could not be read" if lost else "percent"
+
+
+def _points(judged: Row) -> str:
+    groups = _mapping(judged.get("capabilities")).values()
+    lost = _sum(_mapping(_mapping(group).get("unscored")) for group in groups)
+    return f"mean, out of 100; {lost} verdicts without a score" if lost else "mean, out of 100"
+
+
+def _sum(counts: Iterable[Row]) -> int:
+    return sum(int(number(n) or 0) for each in counts for n in each.values())
+
+
+def _controls(rows: Any) -> list[tuple[str, str, bool, dict[str, dict[str, Any]]]]:
+    """A row per control and measure; its cells say how much more the model has."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows if isinstance(rows, list) else []:
+        measure, group = str(_mapping(row).get("measure")), str(_mapping(row).get("group"))
+        for name, each in _mapping(_mapping(row).get("controls")).items():
+            gap = _mapping(each)
+            value = number(gap.get("theirs"))
+            if value is not None:
+                cell = {"value": value, "low": None, "high": None, "more": _more(gap)}
+                found.setdefault((str(name), measure), {})[group] = cell
+    return [
+        (name, f"{_MEASURES.get(measure, measure)}, and what the model has more", True, cells)
+        for (name, measure), cells in found.items()
+    ]
+
+
+def _more(gap: Row) -> str:
+    mean, ends = number(gap.get("mean")), _ends(gap)
+    if mean is None:
+        return ""
+    low, high = ends["low"], ends["high"]
+    interval = f" ({low:+.1f} to {high:+.1f})" if low is not None and high is not None else ""
+    return f"{mean:+.1f}{interval}".replace("-", "−")

@@ -2,10 +2,13 @@
 // Filters and shows the answers that stand in the page as data. Text is set as text, never as markup.
 (() => {
   const CHUNK = 20;  // answers drawn at once
-  const NUMBER = "[-+]?\\d{1,30}(?:\\.\\d{1,30})?(?:[eE][-+]?\\d{1,3})?";
-  const TAG = new RegExp(`<\\s{0,9}([A-Za-z]{1,30}\\d{0,9})\\s{0,9},\\s{0,9}(\\w{1,60})\\s{0,9},\\s{0,9}(${NUMBER})\\s{0,9},\\s{0,9}(${NUMBER})\\s{0,9}>|<r\\d{1,9}>`, "g");
+  // a tag as drivekd.data.tags reads it, or a region token
+  const NUMBER = "([-+]?\\d{1,30}(?:\\.\\d{1,30})?(?:[eE][-+]?\\d{1,3})?)";
+  const FIELDS = ["([A-Za-z]{1,30}\\d{0,9})", "(\\w{1,60})", NUMBER, NUMBER];
+  const TAG = new RegExp(`<${FIELDS.map(field => `\\s{0,9}${field}\\s{0,9}`).join(",")}>|<r\\d{1,9}>`, "g");
   const data = JSON.parse(document.getElementById("data").textContent);
-  const [form, list, more, count] = ["filter", "rows", "more", "count"].map(id => document.getElementById(id));
+  const [form, list, more, count, bar] =
+    ["filter", "rows", "more", "count", "bar"].map(id => document.getElementById(id));
   const judged = data.questions.some(q => q.replies.some(r => r.verdicts.length));
   let shown = [], drawn = 0;
 
@@ -30,7 +33,7 @@
   function fits(q, want) {
     if (want.capability && q.capability !== want.capability) return false;
     if (want.template && q.template !== want.template) return false;
-    if (want.outcome && (want.outcome === "unscored" ? !unscored(q) : outcome(q) !== want.outcome)) return false;
+    if (want.outcome === "unscored" ? !unscored(q) : want.outcome && outcome(q) !== want.outcome) return false;
     if (want.low && !(q.score !== null && q.score >= Number(want.low))) return false;
     if (want.high && !(q.score !== null && q.score <= Number(want.high))) return false;
     if (want.control) {
@@ -52,7 +55,8 @@
     shown = data.questions.filter(q => fits(q, want));
     if (ORDERS[want.order]) shown.sort(ORDERS[want.order]);
     count.textContent = `${shown.length} of ${data.questions.length} questions`;
-    list.replaceChildren(...(shown.length ? [] : [make("p", "missing", "No question fits. Clear shows them all.")]));
+    list.replaceChildren();
+    if (!shown.length) list.append(make("p", "missing", "No question fits. Clear shows them all."));
     drawn = 0;
     draw();
   }
@@ -74,19 +78,22 @@
   // ---- one answer -----------------------------------------------------------------------------
 
   function article(q) {
+    const scene = q.id.startsWith(q.scene) ? "" : q.scene;
+    const about = [q.capability, q.template.replaceAll("_", " "), scene, q.id].filter(Boolean).join(" · ");
     const made = make("article", "answer",
-      make("p", "about", [q.capability, q.template.replaceAll("_", " "), q.id.startsWith(q.scene) ? "" : q.scene, q.id].filter(Boolean).join(" · ")),
-      make("h3", "question", ...rich(q.question)), pictures(q));
+      make("p", "about", about), make("h3", "question", ...rich(q.question)), pictures(q));
     made.tabIndex = -1;
     for (const words of q.undrawn) made.append(make("p", "about", `Not drawn: ${words}.`));
     const talk = make("dl", "talk");
     const tell = (label, look, ...parts) => talk.append(make("dt", look, label), make("dd", look, ...parts));
     tell("Reference", "reference", ...rich(q.expected));
     for (const reply of q.replies) {
-      tell(run("Reply", reply.run, q.replies), q.replies.length > 1 ? "reply turn" : "reply", ...rich(reply.reply), " ", verdict(reply.correct));
+      const look = q.replies.length > 1 ? "reply turn" : "reply";
+      tell(run("Reply", reply.run, q.replies), look, ...rich(reply.reply), " ", verdict(reply.correct));
       for (const each of reply.verdicts) tell(run("Judge", each.run, reply.verdicts), "", points(each));
     }
-    for (const each of q.controls) tell(`Control: ${each.name}`, "aside", each.reply || "(nothing)", " ", verdict(each.correct));
+    for (const each of q.controls)
+      tell(`Control: ${each.name}`, "aside", each.reply || "(nothing)", " ", verdict(each.correct));
     made.append(talk);
     return made;
   }
@@ -116,13 +123,15 @@
 
   function points(given) {
     if (given.total === null) return make("span", "aside", `not scored: ${given.reason}`);
-    const bar = make("span", "track", make("i", "band"));
-    bar.firstChild.style.width = `${Math.min(100, Math.max(0, given.total))}%`;
-    const made = make("span", "points", make("span", "", make("strong", "", number(given.total)), " of 100"), bar);
+    const track = make("span", "track", make("i", "band"));
+    track.firstChild.style.width = `${Math.min(100, Math.max(0, given.total))}%`;
+    const total = make("span", "", make("strong", "", number(given.total)), " of 100");
+    const made = make("span", "points", total, track);
     const criteria = data.criteria[given.sheet] ?? [];
     given.scores.forEach((score, i) => {
       const [name, most] = criteria[i] ?? [`criterion ${i + 1}`, null];
-      made.append(make("span", "", `${name} `, make("b", "", number(score)), most === null ? "" : ` of ${number(most)}`));
+      const out = most === null ? "" : ` of ${number(most)}`;
+      made.append(make("span", "", `${name} `, make("b", "", number(score)), out));
     });
     return made;
   }
@@ -132,15 +141,18 @@
   // ---- its pictures ---------------------------------------------------------------------------
 
   function pictures(q) {
-    if (q.view === null) return make("p", "missing", "The data file does not have this question any more: no pictures.");
+    if (q.view === null)
+      return make("p", "missing", "The data file does not have this question any more: no pictures.");
     const tiles = data.views[q.view].map((picture, i) => tile(q, picture, i));
     return make("div", tiles.length > 3 ? "strip" : "strip few", ...tiles);
   }
 
   function tile(q, [camera, file, width, height], i) {
-    if (file === null) return make("figure", "tile", make("div", "gone", "picture not found"), make("figcaption", "", camera));
+    const caption = make("figcaption", "", camera);
+    if (file === null) return make("figure", "tile", make("div", "gone", "picture not found"), caption);
     const image = make("img");
-    Object.assign(image, {loading: "lazy", decoding: "async", width, height, alt: `camera ${camera}`, src: file});
+    const alt = `camera ${camera}`;
+    Object.assign(image, {loading: "lazy", decoding: "async", width, height, alt, src: file});
     const look = make("button", "look", image);
     look.type = "button";
     look.setAttribute("aria-expanded", "false");
@@ -149,13 +161,14 @@
     const distinct = new Map(marks.map(each => [String(each), each]));
     const labels = new Set();
     for (const each of distinct.values()) look.append(mark(each, labels));
-    return make("figure", "tile", look, make("figcaption", "", camera));
+    return make("figure", "tile", look, caption);
   }
 
   function mark([, x, y, name, role], labels) {
     const label = `${name} ${x} ${y}`;
     const side = `${x > 0.7 ? " left" : ""}${y < 0.12 || role === "reply" ? " low" : ""}`;
-    const made = make("span", `mark ${role}${side}`, make("i", "shape"), labels.has(label) ? null : make("b", "", name));
+    const text = labels.has(label) ? null : make("b", "", name);
+    const made = make("span", `mark ${role}${side}`, make("i", "shape"), text);
     labels.add(label);
     made.style.left = `${100 * x}%`;
     made.style.top = `${100 * y}%`;
@@ -190,7 +203,8 @@
     offer("outcome", [["right", "right"], ["wrong", "wrong"]]);
     if (data.questions.some(q => q.replies.length > 1)) offer("outcome", [["some", "right in some runs"]]);
     if (data.questions.some(unscored)) offer("outcome", [["unscored", "not scored by the judge"]]);
-    offer("control", data.controls.flatMap(name => [[`!${name}`, `not as ${name} says`], [`=${name}`, `as ${name} says`]]));
+    for (const name of data.controls)
+      offer("control", [[`!${name}`, `not as ${name} says`], [`=${name}`, `as ${name} says`]]);
     if (judged) offer("order", [["low", "fewest points first"], ["high", "most points first"]]);
     const has = {controls: data.controls.length > 0, scores: judged};
     for (const label of form.querySelectorAll("[data-needs]")) label.hidden = !has[label.dataset.needs];
@@ -219,6 +233,8 @@
     if (next >= drawn && !more.hidden) draw();
     const target = list.children[next];
     if (!target) return;
+    const over = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
+    document.documentElement.style.setProperty("--bar", `${over}px`);
     target.focus({preventScroll: true});
     target.scrollIntoView({block: "start"});
   }

@@ -10,7 +10,8 @@ answers.jsonl (`drivekd evaluate`)
     a row per question and run: id, capability, template, scene, question, expected, reply, correct,
     run (0 where absent).
 verdicts.jsonl (optional; `drivekd.evaluate.judge`)
-    a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total, reason.
+    a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total,
+    reason.
 scores.json (optional)
     see `drivekd.report.answer_scores`.
 CONTROL/answers.jsonl (optional)
@@ -58,17 +59,14 @@ def write_answers(folder: Path) -> Path:
     judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
     rows = content(asked, samples, thumbnails(paths, folder), judged, _controls(folder))
     script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
-    page = (
-        environment()
-        .get_template("answers.html.j2")
-        .render(
-            about=_facts(about),
-            scores=score_table(read_json(folder / "scores.json", dict) or {}),
-            missing=missing,
-            data=rows,
-            script=Markup(script),  # noqa: S704  ours, and no template
-            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    template = environment().get_template("answers.html.j2")
+    page = template.render(
+        about=_facts(about),
+        scores=score_table(read_json(folder / "scores.json", dict) or {}),
+        missing=missing,
+        data=rows,
+        script=Markup(script),  # noqa: S704  ours, and no template
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = folder / "report.html"
     with whole(path) as draft:
@@ -111,7 +109,8 @@ def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:
 
 def _criteria(about: Row) -> dict[str, list[tuple[str, float | None]]]:
     """What each sheet weighs: names and most points."""
-    sheets = (about.get("judge") or {}).get("criteria") or {}
+    judge = about.get("judge")
+    sheets = judge.get("criteria") or {} if isinstance(judge, Mapping) else {}
     try:
         return {
             text_of(sheet): [(text_of(name), number(points)) for name, points in rows]
@@ -130,9 +129,9 @@ def _samples(about: Row, asked: Mapping[str, Sequence[Row]]) -> tuple[dict[str, 
     One whose question is another by now is left out: its pictures need not be those shown.
     """
     found: dict[str, Sample] = {}
-    data, root = text_of(about.get("data")), about.get("root")
+    data, format, root = (text_of(about.get(name)) for name in ("data", "format", "root"))
     try:
-        for sample in read(data, about.get("format") or "auto", root=root):
+        for sample in read(data, format or "auto", root=root or None):
             if sample.id in asked and sample.question == asked[sample.id][0]["question"]:
                 found[sample.id] = sample
     except (OSError, ValueError) as error:

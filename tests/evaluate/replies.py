@@ -1,4 +1,4 @@
-r"""Replies in the styles of real models, with what a careful person reads in each.
+"""Replies in the styles of real models, with what a careful person reads in each.
 
 The rows were written before the parser was run on them. None: the reply takes no offered option, or
 more than one, so that a person would not say which.

@@ -68,7 +68,7 @@ def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; 0.4678 and CAM_FRONT are one each."""
+    """The words of a text in lower case, without punctuation; 0.4678 and CAM_FRONT are single."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).replace("’", "'").lower())
 
 

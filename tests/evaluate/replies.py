@@ -1,4 +1,4 @@
-r"""Replies in the styles of real models, with what a careful person reads in each.
+"""Replies in the styles of real models, with what a careful person reads in each.
 
 The rows were written before the parser was run on them. None: the reply takes no offered option, or
 more than one, so that a person would not say which.
@@ -243,41 +243,41 @@ REASONED = _rows(
     MOVING,
     (
         (
-            "Let's look at each option:\n\nA. Turn left: no indicator is on.\nB. Going ahead: the wheels"
-            " are straight.\nC. Turn right: there is no road on the right.\nD. Stopped: it has moved."
-            "\n\nTherefore, the correct answer is B."
+            "Let's look at each option:\n\nA. Turn left: no indicator is on.\nB. Going ahead:"
+            " the wheels are straight.\nC. Turn right: there is no road on the right.\nD."
+            " Stopped: it has moved.\n\nTherefore, the correct answer is B."
         ),
         "B",
     ),
     (
         (
-            "1. The object is a white sedan.\n2. Its brake lights are on.\n3. It stands before a red"
-            " light.\n\nSo the answer is D."
+            "1. The object is a white sedan.\n2. Its brake lights are on.\n3. It stands before"
+            " a red light.\n\nSo the answer is D."
         ),
         "D",
     ),
     (
-        "A. Turn left - unlikely\nB. Going ahead - likely\nC. Turn right - unlikely\n\nSo, B.",
+        ("A. Turn left - unlikely\nB. Going ahead - likely\nC. Turn right - unlikely\n\nSo, B."),
         "B",
     ),
     (
         (
-            "**Analysis**\n- A: the lane marking is solid.\n- C: there is a wall.\n- D: it moves.\n\n"
-            "**Conclusion**\nB"
+            "**Analysis**\n- A: the lane marking is solid.\n- C: there is a wall.\n- D: it"
+            " moves.\n\n**Conclusion**\nB"
         ),
         "B",
     ),
     (
         (
-            "The vehicle at <c1,CAM_BACK,1088.3,497.5> keeps its lane.\n\n**Correct answer: B. Going"
-            " ahead.**"
+            "The vehicle at <c1,CAM_BACK,1088.3,497.5> keeps its lane.\n\n**Correct answer: B."
+            " Going ahead.**"
         ),
         "B",
     ),
     (
         (
-            "Step 1: Find <c1,CAM_FRONT,0.4462,0.5595>.\nStep 2: Look at its wheels.\nStep 3: Compare."
-            "\nThe answer is C"
+            "Step 1: Find <c1,CAM_FRONT,0.4462,0.5595>.\nStep 2: Look at its wheels.\nStep 3:"
+            " Compare.\nThe answer is C"
         ),
         "C",
     ),
@@ -311,8 +311,8 @@ REASONED = _rows(
     ("As a driver I see a clear lane. Thus (B) is correct.", "B"),
     (
         (
-            "The indicator on the left is on.\nThe car leaves its lane.\n\nConclusion: the car is"
-            " going to turn left."
+            "The indicator on the left is on.\nThe car leaves its lane.\n\nConclusion: the car"
+            " is going to turn left."
         ),
         "A",
     ),
@@ -330,7 +330,10 @@ SEVERAL_FINALS = _rows(
     ("The answer is A. Correction: the answer is B.", "B"),
     ("The answer is A. Actually, it's D.", "D"),
     ("Answer: A. Sorry, I meant B.", "B"),
-    ((r"\boxed{A}" "\n\nWait. " r"\boxed{C}"), "C"),
+    (
+        "\\boxed{A}\n\nWait. \\boxed{C}",
+        "C",
+    ),
     ("<answer>A</answer> <answer>B</answer>", "B"),
     ("I choose A. On reflection I choose D.", "D"),
     ("The answer is B. Final: {E. None}", None),
@@ -338,8 +341,8 @@ SEVERAL_FINALS = _rows(
     ("Answer: C\nConfidence: high", "C"),
     (
         (
-            "Answer: B\n\nQuestion: What is the status of the other car? A. Turn left. B. Going ahead."
-            "\nAnswer: A"
+            "Answer: B\n\nQuestion: What is the status of the other car? A. Turn left. B. Going"
+            " ahead.\nAnswer: A"
         ),
         "B",
     ),
@@ -387,7 +390,7 @@ SENTENCES = _rows(
     ("The ego vehicle is going straight and is not moving.", "C"),
     ("The ego vehicle is steering to the left. The ego vehicle is driving fast.", "D"),
     (
-        "The ego vehicle is slightly steering to the left. The ego vehicle is driving very fast.",
+        ("The ego vehicle is slightly steering to the left. The ego vehicle is driving very fast."),
         "A",
     ),
     ("The ego vehicle is slightly steering to the left, and it is driving very fast.", "A"),
@@ -396,8 +399,8 @@ SENTENCES = _rows(
     ("The ego vehicle is steering to the right. The ego vehicle is driving fast.", None),
     (
         (
-            "A. The ego vehicle is slightly steering to the left. The ego vehicle is driving very"
-            " fast."
+            "A. The ego vehicle is slightly steering to the left. The ego vehicle is driving"
+            " very fast."
         ),
         "A",
     ),
@@ -666,17 +669,17 @@ BROKEN_OFF = _rows(
     ("Please select the correct answer from the following options: A. Turn left. B. Going", None),
     (
         (
-            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
-            " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
-            " Stopped."
+            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the"
+            " correct answer from the following options: A. Turn left. B. Going ahead. C. Turn"
+            " right. D. Stopped."
         ),
         None,
     ),
     (
         (
-            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the correct"
-            " answer from the following options: A. Turn left. B. Going ahead. C. Turn right. D."
-            " Stopped. Answer: C"
+            "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? Please select the"
+            " correct answer from the following options: A. Turn left. B. Going ahead. C. Turn"
+            " right. D. Stopped. Answer: C"
         ),
         "C",
     ),
@@ -698,8 +701,8 @@ HARDER = _rows(
     MOVING,
     (
         (
-            "The object <c1,CAM_BACK,0.6804,0.5522> appears to be going ahead. Therefore, the correct"
-            " answer is:\n\nB. Going ahead."
+            "The object <c1,CAM_BACK,0.6804,0.5522> appears to be going ahead. Therefore, the"
+            " correct answer is:\n\nB. Going ahead."
         ),
         "B",
     ),

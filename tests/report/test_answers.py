@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from answer_folders import answer, evaluation, large, verdict
 from browser import Browser, driven, measured
 from datafiles import row, write
 from drivekd.report.answers import write_answers
 from drivekd.report.page import write_page
-from answer_folders import answer, evaluation, large, verdict
 
 NASTY = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='owned'\">"
 #: changes a field as a person does, and reads what is shown

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 _WORD = re.compile(r"\d+\.\d+|\w+(?:'\w+)?|[^\w\s]")
-_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_DIGITS = {word: str(i) for i, word in enumerate(_NUMBERS)}
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(i) for i, word in enumerate(_NUMBERS, 1)}
 #: words that carry no meaning of their own in an option
 _SMALL = {"the", "a", "an", "is", "are", "it", "its", "and", "to"}
 #: what makes the text behind it no vote: "not (yet) moving", "instead of moving"

@@ -30,19 +30,21 @@ _IS = r"""\s*(?:
 _CUE = re.compile(
     rf"""(?<![A-Za-z])(?:
         (?: final (?:\s+(?:{_ANSWER}|choice|option))?
-          | {_ANSWER} (?:\s+(?:to|for)(?:\s+\w+){{1,5}}?)? | choice | selection | pick | verdict | guess | conclusion | correct
+          | {_ANSWER} (?:\s+(?:to|for)(?:\s+\w+){{1,5}}?)?
+          | choice | selection | pick | verdict | guess | conclusion | correct
           | (?:correct|right|best|chosen|selected|likely|appropriate|suitable)
             \s+(?:option|one|action)
         ) {_IS}
       | (?:{_FOREIGN}) {_IS}
       | (?:option|prediction|status)\s*[:=]
       | (?:{_ANSWER}|conclusion) (?=\s+[\[({{]*[A-Z0-9](?:[\])}}.:,;\s]|$))
-      | (?:let's|(?:i|we)(?:\s+would|\s+will|'d|'ll)?)\s+(?:choose|chose|pick|select|say|{_ANSWER}|meant
-          |(?:go|opt)\s+(?:with|for))\b
+      | (?:let's|(?:i|we)(?:\s+would|\s+will|'d|'ll)?)
+        \s+(?:choose|chose|pick|select|say|{_ANSWER}|meant|(?:go|opt)\s+(?:with|for))\b
       | (?<![^.!?\n]) \s? (?:choose|select|pick|going\s+with)\b
     ) | 选项(?=[A-Z]) | 选择?""",
     re.IGNORECASE | re.VERBOSE,
 )
+#: words that only announce a letter: "option B", "the letter B", "opton B"
 _OPTION = r"(?:(?:the\s+)?(?:opt\w*|choice|letter)\s+)?"
 #: "therefore B", "I think it is (C).", "that leaves D".
 _HINT = re.compile(
@@ -55,7 +57,7 @@ _HINT = re.compile(
 _LAST = re.compile(rf"[.!?:,]\s+(?i:{_OPTION})[\[({{]*(?P<letter>[A-Z0-9])[\])}}]*\s*[.!]?\s*$")
 #: a capital alone that is no article and no pronoun
 _ALONE = re.compile(r"(?<![\w'])([A-Z0-9])(?![\w'])(?!(?<=[AI])\s+[a-z])")
-#: "B is correct", "option (B) is the right answer", "option B: correct", "C fits better", "B it is".
+#: "B is correct", "option (B) is the right one", "option B: correct", "C fits better", "B it is"
 _VERDICT = re.compile(
     r"(?<![\w'])(?:(?P<option>[Oo]ption\s+)\(?(?P<named>[A-Za-z0-9])|\(?(?P<letter>[A-Z0-9]))\)?"
     r"(?:\s*:\s*|\s+(?:is|would\s+be|seems|looks)\s+(?:the\s+|my\s+)?)"
@@ -64,32 +66,41 @@ _VERDICT = re.compile(
     r"|(?<![\w'])\(?(?P<fits>[A-Z0-9])\)?(?:\s+\([^()]*\))?\s+"
     r"(?:(?:fits|matches|suits)\s+be(?:st|tter)|best\s+(?:fits|matches|describes)|it\s+is)\b"
 )
+#: "A or …" before a verdict on B
 _ONE_OF_TWO = re.compile(r"\b[A-Z0-9]\)?\s*(?:\bor\b|\band\b|/|&)\s*$")
+#: "is clearly …"
 _FILLER = re.compile(
     r"(?:\s|[:=]|(?:clearly|simply|therefore|definitely|certainly|probably|most\s+likely|likely"
     r"|still|either|both)\b)*",
     re.IGNORECASE,
 )
+#: a letter that a cue is followed by; Chinese goes on without a blank
 _LABEL = re.compile(
-    rf"{_OPTION}[\[({{<]*(?P<letter>[A-Za-z0-9])(?:(?![.,:;]\d)(?=[\])}}>.:,;!?/&\s])|(?![!-~]))",
+    rf"{_OPTION}[\[({{<]*(?P<letter>[A-Za-z0-9])(?:(?![.,:;]\d)(?=[\])}}>.:,;!?/&\s])|(?![!-~À-ɏ]))",
     re.IGNORECASE,
 )
+#: a letter that opens a line: "B", "- (B) stop", "Probably B", "B选项"
 _LINE_LABEL = re.compile(
     r"[\s>#•'\-–—]*(?i:(?:definitely|certainly|clearly|probably|most\s+likely|likely)\s+)?"
     rf"(?P<option>(?i:{_OPTION}))[\[({{<]*(?P<letter>[A-Za-z0-9])"
     r"(?:[\])}>.:;!]+(?!\d|[A-Z]\.)|(?=,)|(?P<bare>(?=\s|/|选?项|$)))"
 )
+#: a letter within a line that reads like that of a list: "C." or, broken off, "C"
 _INNER_LABEL = re.compile(
     r"(?:(?<=\s)|(?<=^)|(?<=[(\[{]))([A-Z0-9])(?:[.):\]}](?=\s|$)|(?<=[.!?]\s.)$)"
 )
+#: a line of letters: "A B", "B. B. B."
 _LETTERS_ONLY = re.compile(r"\W*(?:[A-Z0-9]\W+)+[A-Z0-9]?\W*")
+#: a second letter behind a first: " or C", "/C", ", maybe C"
 _SECOND = re.compile(
     r"[\])}>]*\s*(?P<by>,?\s*(?:\bor\b|\band\b)|[,/&])\s*(?i:maybe\s+|possibly\s+|perhaps\s+)?"
     r"(?i:option\s+)?[\[({]*(?P<letter>[A-Za-z0-9])(?![\w'])"
 )
+#: … or further behind: "A) turn left, C) turn right"
 _SECOND_BRACKET = re.compile(r"(?:[,;/&]|\bor|\band)\s*\(?([A-Z0-9])[)\]](?=\s|$)")
 #: a new sentence about the second letter: "B, A is wrong"
 _IS_SO = re.compile(r"\s+(?:is|was|has|would)\b")
+#: what follows a letter that is turned down: " is wrong", ": incorrect"
 _REFUSED = re.compile(
     r"\W*(?:is|are|was|would\s+be)?\s*(?:not|wrong|incorrect|unsafe|less|unlikely)\b"
     r"|\s+(?:isn't|can't|cannot|doesn't|wouldn't)\b",
@@ -97,13 +108,15 @@ _REFUSED = re.compile(
 )
 #: what follows a letter that is no article: "A because …"
 _GOES_ON = r"(?:because|since|as|for|and|or|not|but|it|rather|over|instead)\b"
+#: what precedes a declaration in its clause and takes it back: "I don't think …", "the wrong …"
 _NEGATED = re.compile(
     r"(?:\b(?:not|never|cannot|hardly|whether|if|unless|wrong|incorrect|less|least)\b|n't\b|不)"
     r"(?:(?!\b(?:but|and|so|because|since|hence|therefore|thus)\b)[^.,;:!?\n])*$",
     re.IGNORECASE,
 )
-
+#: thinking that an answer follows
 _THINKING = re.compile(r"\A.*</think>(?=.*\w)", re.IGNORECASE | re.DOTALL)
+#: a question that the model asks itself behind its answer
 _NEXT_TURN = re.compile(r"\n(?:#+\s)?(?:question|q|human|user)\s*\d*\s*:", re.IGNORECASE)
 _WRAPPING = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf))\b|\\[\[\]()]")
 _ANSWER_MARK = re.compile(r"<answer>|\\boxed\b", re.IGNORECASE)
@@ -111,14 +124,15 @@ _MARKUP = re.compile(
     r"[*`$\"“”]|</?(?:answer|think|s)>|<\|\w+\|>|(?<![A-Za-z0-9])(?:_+|')|(?:_+|')(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-
 #: says neither: "yes or no", and the "no. 1" of a list
 _NEITHER = re.compile(r"\b(?:yes|no)\b\s*(?:/|\bor\b|\band\b)\s*\b(?:yes|no)\b|\bno\.\s*\d")
+#: a first word that answers; "no idea" does not
 _OPENING = re.compile(
     r"[\s({\[>#\-]*(?:(?P<yes>yes|yeah|yep|yup)|(?P<no>no|nope|nah)"
     r"(?!\s+(?:idea|clue|doubt|information|answer|way|comment)\b))(?![\w'])"
 )
 _FLATLY_NOT = re.compile(r"\W*(?:absolutely|definitely|certainly|surely|probably)\s+not\W*")
+#: words behind which a yes or no counts like a declared one: "so yes", "wait, no"
 _TURN = re.compile(
     r"\b(?:so|therefore|thus|hence|actually|correction|wait|say|think)\W+"
     r"(?=(?:yes|no)\b\s*(?:[.,;!]|because|since|$))"

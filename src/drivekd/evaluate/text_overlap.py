@@ -68,7 +68,7 @@ def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; 0.4678 and CAM_FRONT are one each."""
+    """The words of a text in lower case, without punctuation; 0.4678 and CAM_FRONT are single."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).replace("’", "'").lower())
 
 
@@ -136,10 +136,10 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 def cider_d(replies: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
     """CIDEr-D of every reply, 0 … 10 (Vedantam et al. 2015).
 
-    10 · mean over n = 1 … 4 of Σ_ω min(c_ω, s_ω)·s_ω / (‖c‖·‖s‖) · exp(−(l_c − l_s)² / 2σ²): c and s
-    are the tf-idf of the reply's and the reference's n-grams ω, l their lengths in words, σ = 6. A
-    term's frequency is its count, its inverse document frequency ln(N / number of references that
-    hold it), from the N references given here; what none holds counts as held by one.
+    10 · mean over n = 1 … 4 of Σ_ω min(c_ω, s_ω)·s_ω / (‖c‖·‖s‖) · exp(−(l_c − l_s)² / 2σ²). c and
+    s are the tf-idf of the reply's and the reference's n-grams ω, l their lengths in words, σ = 6.
+    A term's frequency is its count, its inverse document frequency ln(N / number of references
+    that hold it), from the N references given here; what none holds counts as held by one.
 
     With one reference per question there is no mean over references, and what many references of
     the set say alike weighs little: n-grams in all of them weigh nothing, so that a set of one

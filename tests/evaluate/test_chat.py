@@ -192,3 +192,28 @@ def test_addresses_of_one_server(url: str) -> None:
 def test_bodies_that_are_no_reply(body: Any) -> None:
     with pytest.raises(ValueError):
         read_reply(body)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "taken"),
+    [
+        ("", "stop", True),
+        (None, "stop", True),
+        (" ", "length", True),
+        ("", "content_filter", False),
+        (None, "tool_calls", False),
+        ("", None, False),
+        (7, "stop", False),
+    ],
+)
+def test_a_reply_without_text_is_one_where_the_model_ended_it(
+    text: Any, reason: str | None, taken: bool
+) -> None:
+    body = {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
+    with pytest.raises(ValueError):
+        read_reply(body)
+    if taken:
+        assert read_reply(body, empty=True) == ChatReply(text or "", finish_reason=reason)
+    else:
+        with pytest.raises(ValueError, match=r"no text \(finish_reason"):
+            read_reply(body, empty=True)

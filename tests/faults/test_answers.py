@@ -21,9 +21,9 @@ pytestmark = pytest.mark.faults
 CONCURRENCY = 4
 
 
-@pytest.mark.parametrize("after", [1, 40, 97, 203])
+@pytest.mark.parametrize("after", [1, 40, 97])
 def test_killed_while_asking(tmp_path: Path, after: int) -> None:
-    _, samples = planned(120)
+    _, samples = planned(60)
     out, asking = tmp_path / "answers.jsonl", Asking(temperature=0.2, runs=2)
     with serving(str.upper, lambda n, body: "late") as server:
 
@@ -44,7 +44,7 @@ def test_killed_while_asking(tmp_path: Path, after: int) -> None:
 
         again = children.start(go, tmp_path / "said")
         assert children.ended(again) == 0, (tmp_path / "said").read_text()
-        assert len(server.bodies) - asked == 240 - len(kept)
+        assert len(server.bodies) - asked == 120 - len(kept)
     found = read_answers(out)
-    assert len(found) == len({(a.id, a.run) for a in found}) == 240
+    assert len(found) == len({(a.id, a.run) for a in found}) == 120
     assert all(a.reply == a.question.upper() for a in found)

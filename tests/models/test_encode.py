@@ -141,3 +141,16 @@ def test_template_that_rewrites_answers_is_refused(make):
     assert encode(own, make("a", "Why?", "so")).prefix
     with pytest.raises(ValueError, match=r"does not repeat the answer ' so '"):
         encode(own, make("a", "Why?", " so "))
+
+
+def test_template_that_takes_no_system_turn_is_named(make):
+    own = tiny.tiny_vlm(vision_layers=1, text_layers=1)
+    own.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + own.tokenizer.chat_template
+    )
+    sample = make("a", "Why?", "so")
+    led = dataclasses.replace(sample, messages=(Message("system", "Be brief."), *sample.messages))
+    assert encode(own, sample).prefix
+    with pytest.raises(ValueError, match=r"takes no turns of system, user .*no system.*leave out"):
+        encode(own, led, add_answer=False)

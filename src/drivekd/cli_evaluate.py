@@ -176,8 +176,11 @@ def _judging(options: Mapping[str, Any]) -> Judging | None:
 def compare(
     folders: Annotated[list[Path], typer.Argument(help=_FOLDERS)],
     out: Annotated[Path | None, typer.Option("--out", help="A JSON file for the result.")] = None,
+    accuracy_only: Annotated[
+        bool, typer.Option("--accuracy-only", help="Leave judged scores out.")
+    ] = False,
 ) -> None:
     """Say which model is better, by how much, and whether that is more than noise."""
     from drivekd.evaluate.compare import run
 
-    typer.echo(run(folders, out))
+    typer.echo(run(folders, out, judged=not accuracy_only))

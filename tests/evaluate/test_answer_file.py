@@ -100,17 +100,17 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     for text, named in (
         ('{"id": 1}\n', "lacks capability"),
         ("nonsense\n" + json.dumps({}) + "\n", "line 1"),
-        ("{}\n7\n", "line 2: expected one JSON object"),
-        ("{}\n[]\n\n", "line 3"),
+        (json.dumps(7) + "\n", "line 1: expected one JSON object"),
+        ("\n", "line 1"),
         (row[:-1] + ', "capability": 1, "template": 1, "scene": 1, "correct": 1}\n', "no texts"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=named):
-            read_answers(path)
+            resume(path, SAMPLES, MARK)
     path.write_bytes(b"\xff{}\n")
     with pytest.raises(ValueError, match=r"line 1: .*xff"):
-        read_answers(path)
-    with pytest.raises(ValueError, match="no such file"):
+        resume(path, SAMPLES, MARK)
+    with pytest.raises(ValueError, match="cannot be read"):
         read_answers(tmp_path / "nowhere.jsonl")
 
 

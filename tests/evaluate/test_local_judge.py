@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import Qwen2ForCausalLM
 
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.judge import judge_answers

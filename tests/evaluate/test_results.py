@@ -52,7 +52,7 @@ def test_every_question_counts_where_it_belongs(samples: list[Sample], model: Gi
     content = as_json(found)
     assert set(content) == PLAIN
     assert content["tags"]["overall"]["f1"] == 1.0
-    assert json.loads(json.dumps(content)) == content
+    json.dumps(content, allow_nan=False)
     text = table(found)
     assert "2 replies unreadable" in text and "ROUGE-L" in text and "F1 100.0 %" in text
 

@@ -9,7 +9,7 @@ DIR/black/ …          a control of the same layout; DIR/majority/ another one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -77,7 +77,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that `drivekd evaluate` wrote")
-    answers = read_answers(folder / "answers.jsonl")
+    path = folder / "answers.jsonl"
+    answers = read_answers(path)
+    _refuse_incomplete(answers, path)
     verdicts = folder / "verdicts.jsonl"
     read = read_verdicts(verdicts) if verdicts.is_file() else None
     return Evaluation(folder, _settings(folder / "evaluation.json"), Given(answers, read))
@@ -87,8 +89,7 @@ def read_answers(path: Path) -> list[Answer]:
     """Reads a file of answers; half a line at the end of an interrupted run is left out.
 
     Raises:
-        ValueError: the file is not there, holds no answer, a line is none, a question has two in
-            one run or fewer runs than others.
+        ValueError: the file is not there or a line is no answer.
     """
     texts = ("id", "question", "expected", "reply")
     answers = []
@@ -97,6 +98,10 @@ def read_answers(path: Path) -> list[Answer]:
         if type(row["correct"]) is not bool:
             raise ValueError(f"{where}: correct {row['correct']!r:.40}, expected true or false")
         answers.append(Answer(**row))
+    return answers
+
+
+def _refuse_incomplete(answers: Sequence[Answer], path: Path) -> None:
     if not answers:
         raise ValueError(f"answers {path}: no complete row; evaluate again")
     runs: dict[str, set[int]] = {}
@@ -110,7 +115,6 @@ def read_answers(path: Path) -> list[Answer]:
             f"answers {path}: {len(short)} of {len(runs)} questions, {short[0]!r} first, were not"
             f" answered in all of the {len(every)} runs; the same evaluation again completes them"
         )
-    return answers
 
 
 def read_verdicts(path: Path) -> list[Verdict]:

@@ -13,6 +13,7 @@ Everything is continued after an interruption: the same command makes only what 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -155,13 +156,6 @@ def _judged(
 def _settings(
     who: Who, questions: Questions, asking: Asking, judging: Judging | None
 ) -> dict[str, Any]:
-    judge = None
-    if judging is not None:
-        rows = {
-            name: [[criterion.name, criterion.points] for criterion in sheet.criteria]
-            for name, sheet in judging.settings.sheets.items()
-        }
-        judge = {**judging.judge.identity(), "runs": judging.settings.runs, "criteria": rows}
     return {
         "model": who.name,
         "data": str(questions.path.absolute()),
@@ -170,8 +164,23 @@ def _settings(
         "max_samples": questions.max_samples,
         **asdict(asking),
         "corruption": corruption_of(questions.path),
-        "judge": judge,
+        "judge": None if judging is None else _judge(judging),
         "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
+    }
+
+
+def _judge(judging: Judging) -> dict[str, Any]:
+    """Who judged and by what; verdicts are compared only where all of it but `runs` is the same."""
+    sheets = judging.settings.sheets
+    criteria = {
+        name: [[c.name, c.points] for c in sheet.criteria] for name, sheet in sheets.items()
+    }
+    words = json.dumps([asdict(sheet) for sheet in sheets.values()])
+    return {
+        **judging.judge.identity(),
+        "runs": judging.settings.runs,
+        "criteria": criteria,
+        "sheets": hashlib.blake2b(words.encode(), digest_size=8).hexdigest(),
     }
 
 

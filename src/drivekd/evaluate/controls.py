@@ -55,13 +55,14 @@ def beside(model: Given, controls: Mapping[str, Given], *, seed: int = 0) -> lis
 
 
 def table(found: list[Beside]) -> str:
-    """Lines for people: the model, each control, and what the model has more."""
-    lines = []
-    for row in found:
-        for name, gap in row.controls.items():
-            interval = "" if gap.low is None else f" [{gap.low:+.1f}, {gap.high:+.1f}]"
-            lines.append(
-                f"{row.measure:<9} {row.group:<12}{gap.mine:6.1f}  {name} {gap.theirs:.1f}:"
-                f" {gap.mean:+.1f}{interval}  n = {gap.n}"
-            )
-    return "\n".join(lines)
+    """A line per mean for people: the model, each control, and what the model has more."""
+    return "\n".join(
+        f"{row.measure:<9} {row.group:<12}{next(iter(row.controls.values())).mine:6.1f}"
+        + "".join(f"  {name} {_cell(gap):<32}" for name, gap in row.controls.items()).rstrip()
+        for row in found
+    )
+
+
+def _cell(gap: Gap) -> str:
+    interval = "" if gap.low is None else f" [{gap.low:+.1f}, {gap.high:+.1f}]"
+    return f"{gap.theirs:.1f}: {gap.mean:+.1f}{interval}"

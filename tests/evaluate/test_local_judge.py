@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2ForCausalLM
 
+from drivekd.evaluate.asking import Asking
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.judge import judge_answers
 from drivekd.evaluate.judges import ChatJudge, LocalJudge, _rendered
+from drivekd.evaluate.remote import remote_answers
 from evaluate.chat_server import planned
 
 
@@ -94,7 +96,7 @@ def test_a_local_model_is_asked_one_thing_at_a_time(text_model: Path) -> None:
         LocalJudge(str(text_model), concurrency=2)  # type: ignore[call-arg]
 
 
-def test_nonsense_of_transformers_serve_is_unscored_with_reasons(
+def test_transformers_serve_answers_and_its_nonsense_is_unscored_with_reasons(
     text_model: Path, tmp_path: Path
 ) -> None:
     """Needs the extra `serving`; the server is started and stopped here."""
@@ -116,11 +118,15 @@ def test_nonsense_of_transformers_serve_is_unscored_with_reasons(
         endpoint = ChatEndpoint(f"http://127.0.0.1:{port}/v1", str(text_model), concurrency=1)
         answers, samples = planned(2)
         verdicts = judge_answers(answers, samples, ChatJudge(endpoint, longest=8), tmp_path)
+        drawing = Asking(max_new_tokens=6, temperature=0.5, top_p=0.9, runs=2)
+        given = remote_answers(endpoint, samples, drawing, tmp_path / "answers.jsonl")
     finally:
         server.terminate()
         server.wait(30)
     assert [verdict.total for verdict in verdicts] == [None, None]
     assert all(verdict.status == "bad_reply" and verdict.reason for verdict in verdicts)
+    assert [(a.run, a.id) for a in given] == [(0, "q0"), (0, "q1"), (1, "q0"), (1, "q1")]
+    assert any(a.reply for a in given)
 
 
 def _listening(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -73,6 +73,7 @@ def test_text_and_pictures_arrive_in_order_as_they_are(samples: list[Sample], ou
         settings = {key: body[key] for key in ("model", "max_tokens", "temperature", "top_p")}
         assert settings == {"model": "m", "max_tokens": 9, "temperature": 0.0, "top_p": 1.0}
     assert json.loads(out.read_text().splitlines()[0])["model"] == f"m at {server.url}"
+    assert ask(server, samples, out, asking=asking, key_env="NOT_SET") == given  # nobody is asked
 
 
 def test_pictures_without_places_come_first_and_old_turns_stay(

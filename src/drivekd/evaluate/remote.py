@@ -30,7 +30,7 @@ from drivekd.evaluate.chat import ChatEndpoint, ChatError, ChatReply
 from drivekd.models.encode import placed
 from drivekd.models.images import PLAIN, ImageMode, image_size, stand_in_of
 
-#: answers between two writes to the file, fewer than are lost by a process that is killed
+#: answers between two writes to the file: no more are lost with a process that is killed
 GROUP = 8
 #: questions in a row without an answer, after which no more are asked
 PATIENCE = 32
@@ -103,19 +103,21 @@ def remote_answers(
     asked = missing(questions, asking, known)
     other = stand_ins(questions, asking)
     session = _Session(endpoint, asking, other, mark, out, known)
-    try:
-        asyncio.run(_ask_all(asked, session, total=len(asking.distinct_runs) * len(questions)))
-    finally:
-        session.write()
+    if asked:  # a complete file needs neither server nor key
+        try:
+            asyncio.run(_ask_all(asked, session, total=len(asking.distinct_runs) * len(questions)))
+        finally:
+            session.write()
     if lost := missing(questions, asking, known):
         name, why = session.failed[0]
         raise RuntimeError(
             f"{len(lost)} of {len(asked)} questions have no answer, first {name!r}: {why}; the"
-            f" answers that came are in {out}, and the same command asks for the others again"
+            " answers that came are kept, and the same command asks for the others again"
         )
-    if empty := sum(not answer.reply.strip() for answer in known.values()):
-        tell(f"{empty} of {len(known)} replies are empty; they count as wrong answers")
-    return in_order(questions, asking, known)
+    given = in_order(questions, asking, known)
+    if empty := sum(not answer.reply.strip() for answer in given):
+        tell(f"{empty} of {len(given)} replies are empty; they count as wrong answers")
+    return given
 
 
 async def _ask_all(asked: Sequence[tuple[int, Sample]], session: _Session, total: int) -> None:

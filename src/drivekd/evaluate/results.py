@@ -134,9 +134,13 @@ def table(found: Results) -> str:
     if found.tags is not None:
         parts.append(_named(found.tags))
     if found.judged is not None:
-        parts.append(f"judged scores, 0 to 100: mean ± standard error, interval\n{judged.table(found.judged)}")
+        parts.append(
+            f"judged scores, 0 to 100: mean ± standard error, interval\n{judged.table(found.judged)}"
+        )
     if found.beside:
-        parts.append(f"beside controls: theirs, and what the model has more\n{controls.table(list(found.beside))}")
+        parts.append(
+            f"beside controls: theirs, and what the model has more\n{controls.table(list(found.beside))}"
+        )
     return "\n\n".join(parts)
 
 

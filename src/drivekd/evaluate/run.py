@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.data.corrupt import corruption_of
+from drivekd.data.lock import locked
 from drivekd.data.readers import read
 from drivekd.data.sample import Sample
 from drivekd.data.written import whole
@@ -110,27 +111,36 @@ def evaluate(
 
     Raises:
         FileNotFoundError: there is no such data file.
-        ValueError: the data, the model, or answers of another evaluation in `out`.
+        ValueError: the data, the model, answers of another evaluation in `out`, or another process
+            in it.
         ChatError: a server refuses everybody; what was answered and judged is kept.
     """
     samples = questions.samples()
     train = list(read(controls.train)) if controls is not None and controls.train else samples
-    out.mkdir(parents=True, exist_ok=True)
-    given = {MAIN: who.answer(samples, asking, out / ANSWERS)}
-    if controls is not None:
-        if who.sees and asking.images == "real":
-            blind = replace(asking, images="black", runs=1, temperature=0.0)
-            given[BLACK] = who.answer(samples, blind, out / BLACK / ANSWERS)
-        given[MAJORITY] = majority(train, samples)
-        write_answers(given[MAJORITY], out / MAJORITY / ANSWERS)
-    _write(out / "evaluation.json", _settings(who, questions, asking, judging))
-    _export(samples, given[MAIN], questions.root or questions.path.parent, out)
-    verdicts = {} if judging is None else _judged(given, samples, judging, out)
-    sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
-    judge = judging.judge.identity().get("model") if judging is not None else None
-    found = results(samples, sides.pop(MAIN), sides, judge)
-    _write(out / "scores.json", as_json(found))
+    with locked(out):
+        given = {MAIN: who.answer(samples, asking, out / ANSWERS)}
+        if controls is not None:
+            given |= _controls(who, samples, train, asking, out)
+        _write(out / "evaluation.json", _settings(who, questions, asking, judging))
+        _export(samples, given[MAIN], questions.root or questions.path.parent, out)
+        verdicts = {} if judging is None else _judged(given, samples, judging, out)
+        sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
+        judge = judging.judge.identity().get("model") if judging is not None else None
+        found = results(samples, sides.pop(MAIN), sides, judge)
+        _write(out / "scores.json", as_json(found))
     return found
+
+
+def _controls(
+    who: Who, samples: Sequence[Sample], train: Sequence[Sample], asking: Asking, out: Path
+) -> dict[str, list[Answer]]:
+    given = {}
+    if who.sees and asking.images == "real":
+        blind = replace(asking, images="black", runs=1, temperature=0.0)
+        given[BLACK] = who.answer(samples, blind, out / BLACK / ANSWERS)
+    given[MAJORITY] = majority(train, samples)
+    write_answers(given[MAJORITY], out / MAJORITY / ANSWERS)
+    return given
 
 
 def _export(samples: Sequence[Sample], answers: Sequence[Answer], root: Path, out: Path) -> None:

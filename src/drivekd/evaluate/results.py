@@ -134,13 +134,11 @@ def table(found: Results) -> str:
     if found.tags is not None:
         parts.append(_named(found.tags))
     if found.judged is not None:
-        parts.append(
-            f"judged scores, 0 to 100: mean ± standard error, interval\n{judged.table(found.judged)}"
-        )
+        title = "judged scores, 0 to 100: mean ± standard error, interval"
+        parts.append(f"{title}\n{judged.table(found.judged)}")
     if found.beside:
-        parts.append(
-            f"beside controls: theirs, and what the model has more\n{controls.table(list(found.beside))}"
-        )
+        title = "beside controls: theirs, and what the model has more"
+        parts.append(f"{title}\n{controls.table(list(found.beside))}")
     return "\n\n".join(parts)
 
 

@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -217,6 +217,17 @@ class ChatEndpoint:
         for form in {self._key, json.dumps(self._key)[1:-1], self._key.replace("/", "\\/")} - {""}:
             text = text.replace(form, "[key]")
         return ChatError(kind, text[:_LONGEST_MESSAGE])
+
+
+async def together(workers: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run workers side by side; the first error stops them all and is passed on."""
+    tasks = [asyncio.create_task(worker) for worker in workers]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def checked_url(url: str) -> str:

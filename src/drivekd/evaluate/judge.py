@@ -25,7 +25,7 @@ from drivekd.data.progress import tell, track
 from drivekd.data.sample import Sample
 from drivekd.data.written import whole
 from drivekd.evaluate.answer import Answer, options_given
-from drivekd.evaluate.chat import ChatError
+from drivekd.evaluate.chat import ChatError, together
 from drivekd.evaluate.cost import Bill, Budget, OverBudget, Price
 from drivekd.evaluate.descriptions import describe
 from drivekd.evaluate.judges import Judge
@@ -206,13 +206,7 @@ async def _all(items: Sequence[_Item], session: _Session) -> list[Verdict]:
             verdicts[item.place, run] = await _judge(item, run, session)
 
     async with session.judge.ready():
-        workers = [asyncio.create_task(work(queue)) for _ in range(session.judge.concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(work(queue) for _ in range(session.judge.concurrency))
     return [verdicts[item.place, run] for item, run in jobs]
 
 

@@ -26,7 +26,7 @@ from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Sample
 from drivekd.evaluate.answer import Answer, answer_of
 from drivekd.evaluate.answer_file import Key, Mark, append, resume
 from drivekd.evaluate.asking import Asking, in_order, mark_of, missing, prepared, stand_ins
-from drivekd.evaluate.chat import ChatEndpoint, ChatError, ChatReply
+from drivekd.evaluate.chat import ChatEndpoint, ChatError, ChatReply, together
 from drivekd.models.encode import placed
 from drivekd.models.images import PLAIN, ImageMode, image_size, stand_in_of
 
@@ -135,13 +135,7 @@ async def _ask_all(asked: Sequence[tuple[int, Sample]], session: _Session, total
                 return
 
     async with session.endpoint:
-        workers = [asyncio.create_task(work(queue)) for _ in range(session.endpoint.concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(work(queue) for _ in range(session.endpoint.concurrency))
 
 
 async def _ask(run: int, sample: Sample, session: _Session) -> None:

@@ -60,12 +60,12 @@ def test_a_rule_makes_two_wordings_that_keep_what_is_asked(rule: Rule) -> None:
         question = example(rule) + tail
         found = reworded(question)
         assert len({question, *found}) == 3 and found == tuple(
-            words.format(**WORDS) + tail for words in rule.others
+            words.format(**WORDS) + tail for words in (rule.second, rule.third)
         )
         for words in found:
             keeps(question, words)
     slots = sorted(re.findall(r"\{\w+\}", rule.asked))
-    for words in rule.others:
+    for words in (rule.second, rule.third):
         made = sorted(re.findall(r"\{\w+\}", words))
         assert [each for each in made if each != "{be}"] == [s for s in slots if s != "{be}"]
 
@@ -80,7 +80,7 @@ def test_no_rule_stands_in_the_way_of_another(rule: Rule) -> None:
 
 
 def test_all_wordings_of_all_rules_are_distinct() -> None:
-    every = [words for rule in RULES for words in (rule.asked, *rule.others)]
+    every = [words for rule in RULES for words in (rule.asked, rule.second, rule.third)]
     assert len(set(every)) == len(every) == 3 * len(RULES)
 
 

@@ -22,7 +22,7 @@ from drivekd.study.curves import Curve, band, unit
 from drivekd.study.measuring import Asked
 from drivekd.study.panels import DRAWS, FEWEST
 from drivekd.study.reading import Array, Seen
-from drivekd.study.recommend import SCENES, UNSTEADY
+from drivekd.study.recommend import SCENES
 from drivekd.study.sums import Sums, mean_curve
 
 DROP = 0.3
@@ -39,6 +39,9 @@ RARE, OFTEN = 0.05, 0.25
 
 LEADS, TRAILS = 0.5, 0.1
 """Of the change that another question makes, a rewording must spare so much, or so little."""
+
+MOVES = 0.1
+"""Maps whose cosine falls by less over wordings are nearly the same whatever is asked."""
 
 Rows = Literal["question", "all"]
 Word = Literal["use", "use with care", "do not use"]
@@ -217,8 +220,8 @@ def judge(
     """The verdict on question rows, in the layers that would be distilled [ours].
 
     1. Fewer than five scenes: use with care.
-    2. Do not use: more than a quarter of the questions have a drop; or the maps differ by more than
-       UNSTEADY over wordings, nearly as much as over questions (lead below TRAILS).
+    2. Do not use: more than a quarter of the questions have a drop (OFTEN); or the maps differ by
+       more than MOVES over wordings, nearly as much as over questions (lead below TRAILS).
     3. Use: at most RARE have a drop, and a rewording spares at least half of the change that
        another question makes (lead of LEADS or more).
     4. Otherwise: use with care.
@@ -274,7 +277,7 @@ def _word(
     bad = []
     if beyond.low > OFTEN:
         bad.append(f"{shared}, more than {100 * OFTEN:.0f} %")
-    if lead and lead.high is not None and lead.high < TRAILS and cosine.high < 1 - UNSTEADY:
+    if lead and lead.high is not None and lead.high < TRAILS and cosine.high < 1 - MOVES:
         bad.append(
             f"a rewording changes where it looks (cosine {cosine.mean:.3f}) nearly as much as "
             "another question does"

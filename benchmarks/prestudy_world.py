@@ -2,8 +2,8 @@
 
     python benchmarks/prestudy_world.py
 
-Writes out/prestudy/TEACHER, results/prestudy.json and results/stability.json for the three capability
-teachers, docs/pictures/prestudy.png and stability.png, the pictures of planning's, and
+Writes out/prestudy/TEACHER, results/prestudy.json and results/stability.json for the three
+capability teachers, docs/pictures/prestudy.png and stability.png, the pictures of planning's, and
 results/capacity.json: how near the shipped student comes to each of the four teachers.
 """
 

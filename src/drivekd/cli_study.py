@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ def prestudy(
         str | None, typer.Option(help="Whose depth the layers are given for.")
     ] = None,
     general: Annotated[
-        Path | None, typer.Option(help="Questions that are not about driving; else drawn.")
+        Path | None, typer.Option(help="Questions that are not about driving; drawn where absent.")
     ] = None,
     format: Format = "auto",
     root: Root = None,
@@ -38,7 +38,7 @@ def prestudy(
     ] = False,
     drop: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help=f"With --stability: of the cosine; {_DROP:g}."),
+        typer.Option(min=0.01, max=1.0, help=f"With --stability: of the cosine; {_DROP:g}."),
     ] = None,
     reading: Annotated[
         Literal["usual", "token_wise", "pooled"],
@@ -56,11 +56,26 @@ def prestudy(
 
     if drop is not None and not stability:
         raise ValueError("--drop is the limit of --stability: give that, too")
-    files = {"format": format, "root": root, "max_samples": max_samples, "seed": seed}
+    files: dict[str, Any] = {
+        "format": format,
+        "root": root,
+        "max_samples": max_samples,
+        "seed": seed,
+    }
     probes = capacity.prepare(student, candidate, data, **files) if candidate else None
     limit = (_DROP if drop is None else drop) if stability else None
-    models = {"student": student, "device": device, "dtype": dtype}
-    run(teacher, data, out, general=general, drop=limit, reading=reading, **files, **models)
+    run(
+        teacher,
+        data,
+        out,
+        student=student,
+        general=general,
+        drop=limit,
+        reading=reading,
+        device=device,
+        dtype=dtype,
+        **files,
+    )
     _show(out, stability)
     if probes is not None:
         typer.echo(f"{capacity.table(capacity.run(probes, out))}\n{out / 'capacity.json'}")

@@ -1,4 +1,4 @@
-"""The worst cases of a teacher's stability: a question's pictures beside its maps in three wordings."""
+"""Where a rewording moves a teacher's attention most: pictures beside maps of three wordings."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _title(content: Content) -> str:
     verdict = content["verdict"] or "no verdict"
     return (
         f"{content['teacher']['source']}: {verdict}; {data['samples']} questions of "
-        f"{data['scenes']} scenes\nthe questions whose maps differ most over wordings, in the layers "
-        "that would be distilled; wordings that are farthest apart in orange"
+        f"{data['scenes']} scenes\nthe questions whose maps differ most over wordings, in the "
+        "layers that would be distilled; wordings that are farthest apart in orange"
     )
 
 

@@ -1,7 +1,7 @@
 """Whether a teacher looks at the same places however a question is worded, and what that is worth.
 
 Asked for by a next check of the paper's summary: where a rewording lowers the cosine of attention
-maps by more than 0.3, the signal may be unreliable. Everything else is ours; docs/prestudy.md has the
+maps by more than 0.3, the signal may be unreliable. All else is ours; docs/prestudy.md has the
 rules in words.
 """
 

@@ -34,7 +34,8 @@ def draw_stability(content: Content, folder: Path) -> tuple[Path, Path]:
     """Draws `stability.png` and `stability.svg` into a folder.
 
     A row per case: all cameras of the question as the model sees them, then the same under the
-    attention of the question's rows in three wordings, one scale for the row.
+    attention of the question's rows in three wordings. Each of these has its own scale: cosines
+    compare where a map looks, not how much it looks at images altogether.
 
     Args:
         content: what `stability.json` holds.
@@ -66,7 +67,7 @@ def _bytes(figure: Figure, format: str) -> bytes:
 def _figure(content: Content, folder: Path, maps: Mapping[str, NDArray[np.float32]]) -> Figure:
     cases = content["worst"]
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(12.4, 0.9 + 2.75 * max(1, len(cases))), layout="constrained")
+        figure = Figure(figsize=(12.4, 0.9 + 2.45 * max(1, len(cases))), layout="constrained")
         figure.suptitle(_title(content), fontsize=9.5)
         grid = figure.subplots(max(1, len(cases)), 4, squeeze=False)
         for axes in grid.flat:
@@ -85,7 +86,7 @@ def _title(content: Content) -> str:
     return (
         f"{content['teacher']['source']}: {verdict}; {data['samples']} questions of "
         f"{data['scenes']} scenes\nthe questions whose maps differ most over wordings, in the "
-        "layers that would be distilled; wordings that are farthest apart in orange"
+        "layers that would be distilled; each map has its own scale, the farthest two in orange"
     )
 
 
@@ -119,12 +120,15 @@ def _tiles(
     marks = {camera: _marks(case["wordings"][0], camera) for camera in cameras}
     words = range(len(case["wordings"]))
     heat = [{camera: maps[f"{number}/{word}/{camera}"] for camera in cameras} for word in words]
-    peak = max(float(each.max()) for one in heat for each in one.values())
     plain = [tile(pictures[c], marks=marks[c], size=TILE) for c in cameras]
-    return [_together(plain)] + [
-        _together([tile(pictures[c], one[c], peak=peak, size=TILE) for c in cameras])
-        for one in heat
-    ]
+    return [_together(plain), *(_heated(pictures, one) for one in heat)]
+
+
+def _heated(
+    pictures: Mapping[str, Image.Image], heat: Mapping[str, NDArray[np.float32]]
+) -> Image.Image:
+    peak = max(float(each.max()) for each in heat.values())
+    return _together([tile(pictures[c], heat[c], peak=peak, size=TILE) for c in pictures])
 
 
 def _together(tiles: Sequence[Image.Image]) -> Image.Image:

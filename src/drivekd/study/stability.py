@@ -110,7 +110,7 @@ class Steadiness:
         cosines = np.stack([(units[i] * units[j]).sum(axis=1) for i, j in pairs])
         mean, least = cosines.mean(axis=0), cosines.min(axis=0)
         self.sums[f"cosine/{group}"].add(scene, mean)
-        self.sums[f"beyond/{group}"].add(scene, least < 1 - self.drop)
+        self.sums[f"beyond/{group}"].add(scene, np.asarray(least < 1 - self.drop, np.float64))
         if len(others):
             self.sums[f"near/{group}"].add(scene, mean)
             self.sums[f"other/{group}"].add(scene, others.mean(axis=0))

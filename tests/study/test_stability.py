@@ -93,12 +93,12 @@ def test_planted_teachers_get_the_verdict_that_they_deserve(teacher: str) -> Non
     assert judged.n == 24 and judged.scenes == 8
     if teacher == "deaf":
         assert judged.cosine.mean == pytest.approx(1) and judged.beyond.high == 0
-        assert judged.lead is not None and judged.lead.mean == pytest.approx(1)
+        assert judged.spared is not None and judged.spared.mean == pytest.approx(1)
         assert judged.other is not None and judged.other.mean < 0.8
     if teacher == "one map":  # steady, but whether because it minds the question nobody can tell
-        assert judged.lead is None and "nothing to compare with" in judged.reasons[0]
+        assert judged.spared is None and "nothing to compare with" in judged.reasons[0]
     if teacher == "noise":
-        assert judged.lead is not None and abs(judged.lead.mean) < 0.1
+        assert judged.spared is not None and abs(judged.spared.mean) < 0.1
         assert judged.beyond.mean > 0.5 and len(judged.reasons) == 2
 
 
@@ -109,7 +109,7 @@ def test_a_small_change_that_is_all_wording_is_no_reason_against_a_teacher() -> 
         maps = 1 + 0.1 * random.random((2, 3, LAYERS, V))
         found.add([asked(scene, number, each) for number, each in enumerate(maps)])
     judged = verdict_of(found)
-    assert judged.cosine.mean > 0.99 and judged.lead is not None and judged.lead.mean < 0.1
+    assert judged.cosine.mean > 0.99 and judged.spared is not None and judged.spared.mean < 0.1
     assert judged.verdict == "use with care"
 
 
@@ -120,7 +120,7 @@ def test_few_scenes_or_no_other_question_give_no_clear_verdict() -> None:
         assert (judged.cosine.low is None) == (scenes == 1)
         assert said is None or said in judged.reasons[0]
     alone = verdict_of(planted("deaf", questions=1))
-    assert alone.verdict == "use with care" and alone.lead is None and alone.other is None
+    assert alone.verdict == "use with care" and alone.spared is None and alone.other is None
 
 
 def test_a_question_without_others_about_its_pictures_is_said(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_figures_are_those_by_hand() -> None:
         expected = {"cosine": cosine, "beyond": beyond, "other": other}
         for name, values in expected.items():
             assert got[f"{name}/{rows}/planning"].mean == pytest.approx(np.mean(values, axis=0))
-        lead = (np.mean(cosine, 0) - np.mean(other, 0)) / (1 - np.mean(other, 0))
-        assert got[f"lead/{rows}/planning"].mean == pytest.approx(lead)
+        spared = (np.mean(cosine, 0) - np.mean(other, 0)) / (1 - np.mean(other, 0))
+        assert got[f"spared/{rows}/planning"].mean == pytest.approx(spared)
     judged = judge(got, "planning", (2,), drop=0.4)
     assert judged is not None and judged.cosine.mean == pytest.approx(np.mean(cosine, 0)[1])
 
@@ -244,7 +244,7 @@ def test_a_teacher_to_whom_wordings_are_other_questions_is_not(samples: list[Sam
     words = ("It stops no wait.", "How many cars are there? Turn, keep red.")
     changed = [replace(s, paraphrases=words) for s in samples]
     judged = verdict_of(read_all(teacher(), changed), layers=(1, 2, 3))
-    assert judged.verdict != "use" and judged.lead is not None and judged.lead.mean < 0.3
+    assert judged.verdict != "use" and judged.spared is not None and judged.spared.mean < 0.3
 
 
 # --------------------------------------------------------------------------- files

@@ -90,7 +90,7 @@ def _title(content: Content) -> str:
     )
 
 
-def _case(row: Sequence[Any], case: Content, tiles: Sequence[Image.Image]) -> None:
+def _case(row: Any, case: Content, tiles: Sequence[Image.Image]) -> None:
     for place, (axes, picture) in enumerate(zip(row, tiles, strict=True)):
         axes.imshow(picture, interpolation="none")
         if place == 0:

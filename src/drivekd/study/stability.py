@@ -37,7 +37,7 @@ WORST = 6
 RARE, OFTEN = 0.05, 0.25
 """Shares of questions with a drop: up to the first all is well, above the second it is not."""
 
-LEADS, TRAILS = 0.5, 0.1
+MUCH, LITTLE = 0.5, 0.1
 """Of the change that another question makes, a rewording must spare so much, or so little."""
 
 MOVES = 0.1
@@ -152,7 +152,7 @@ def curves(sums: Sums, seed: int, draws: int = DRAWS) -> dict[str, Curve]:
     `cosine`: mean over pairs of wordings. `beyond`: share of questions of which two wordings are
     farther apart than the drop. `other`: mean cosine to other questions about the same pictures
     (all wordings of both), what chance would give; `near`: `cosine` of those questions that have
-    such others. `lead`: (near − other) / (1 − other), the part of the change that another question
+    such others. `spared`: (near − other) / (1 − other), the part of the change that another question
     makes which a rewording spares: 1 where wordings do not matter, 0 where they matter as much as
     what is asked.
     """
@@ -164,12 +164,12 @@ def curves(sums: Sums, seed: int, draws: int = DRAWS) -> dict[str, Curve]:
     }
     for name in [name for name in found if name.startswith("near/")]:
         near, other = found[name], found[name.replace("near", "other", 1)]
-        lead = _lead(near.draws, other.draws)
-        found[name.replace("near", "lead", 1)] = Curve(lead, near.n, near.scenes)
+        spared = _spared(near.draws, other.draws)
+        found[name.replace("near", "spared", 1)] = Curve(spared, near.n, near.scenes)
     return found
 
 
-def _lead(near: Array, other: Array) -> Array:
+def _spared(near: Array, other: Array) -> Array:
     """Not a number where the maps are the same whatever is asked."""
     room = 1 - other
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -198,7 +198,7 @@ class Verdict:
         cosine: over wordings, mean over these layers.
         beyond: share of questions beyond the drop.
         other: cosine to other questions about the same pictures, where there are some.
-        lead: see `curves`.
+        spared: see `curves`.
         reasons: in words.
     """
 
@@ -210,7 +210,7 @@ class Verdict:
     cosine: Figure
     beyond: Figure
     other: Figure | None
-    lead: Figure | None
+    spared: Figure | None
     reasons: tuple[str, ...]
 
 
@@ -221,9 +221,9 @@ def judge(
 
     1. Fewer than five scenes: use with care.
     2. Do not use: more than a quarter of the questions have a drop (OFTEN); or the maps differ by
-       more than MOVES over wordings, nearly as much as over questions (lead below TRAILS).
+       more than MOVES over wordings, nearly as much as over questions (spared below LITTLE).
     3. Use: at most RARE have a drop, and a rewording spares at least half of the change that
-       another question makes (lead of LEADS or more).
+       another question makes (spared of MUCH or more).
     4. Otherwise: use with care.
 
     Numbers count with the end of their band that speaks against the verdict. None without enough
@@ -241,12 +241,12 @@ def judge(
     cosine, beyond, near, other = map(pooled, ("cosine", "beyond", "near", "other"))
     assert cosine is not None, "it was there"
     assert beyond is not None, "it has the same questions"
-    lead = None if near is None or other is None else _lead(near, other)
-    lead = None if lead is None or not np.isfinite(lead[0]) else lead
+    spared = None if near is None or other is None else _spared(near, other)
+    spared = None if spared is None or not np.isfinite(spared[0]) else spared
     scenes = found[f"cosine/{group}"].scenes
     steady, drops = _figure(cosine, scenes), _figure(beyond, scenes)
     by_chance = None if other is None else _figure(other, scenes)
-    ahead = None if lead is None else _figure(lead, scenes)
+    ahead = None if spared is None else _figure(spared, scenes)
     word, reasons = _word(steady, drops, ahead, scenes, drop)
     return Verdict(
         capability,
@@ -268,7 +268,7 @@ def _figure(draws: Array, scenes: int) -> Figure:
 
 
 def _word(
-    cosine: Figure, beyond: Figure, lead: Figure | None, scenes: int, drop: float
+    cosine: Figure, beyond: Figure, spared: Figure | None, scenes: int, drop: float
 ) -> tuple[Word, tuple[str, ...]]:
     """The rules of `judge`; reasons say what stands in the way of a better verdict."""
     if scenes < SCENES or cosine.high is None or beyond.low is None or beyond.high is None:
@@ -277,21 +277,21 @@ def _word(
     bad = []
     if beyond.low > OFTEN:
         bad.append(f"{shared}, more than {100 * OFTEN:.0f} %")
-    if lead and lead.high is not None and lead.high < TRAILS and cosine.high < 1 - MOVES:
+    if spared and spared.high is not None and spared.high < LITTLE and cosine.high < 1 - MOVES:
         bad.append(
             f"a rewording changes where it looks (cosine {cosine.mean:.3f}) nearly as much as "
             "another question does"
         )
     if bad:
         return "do not use", tuple(bad)
-    doubts, spared = [], ""
+    doubts, told = [], ""
     if beyond.high > RARE:
         doubts.append(f"{shared}; up to {100 * RARE:.0f} % for certain would be steady")
-    if lead is None or lead.low is None:
+    if spared is None or spared.low is None:
         doubts.append("nothing to compare with: its maps of other questions are the same, or none")
     else:
-        part = 100 * lead.mean
-        spared = f"a rewording spares {part:.0f} % of the change that another question makes"
-        if lead.low < LEADS:
-            doubts.append(f"{spared}; {100 * LEADS:.0f} % for certain would be steady")
-    return ("use with care", tuple(doubts)) if doubts else ("use", (f"{shared}; {spared}",))
+        part = 100 * spared.mean
+        told = f"a rewording spares {part:.0f} % of the change that another question makes"
+        if spared.low < MUCH:
+            doubts.append(f"{told}; {100 * MUCH:.0f} % for certain would be steady")
+    return ("use with care", tuple(doubts)) if doubts else ("use", (f"{shared}; {told}",))

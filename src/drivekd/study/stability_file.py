@@ -161,7 +161,7 @@ def _verdicts(content: Mapping[str, Any]) -> Table:
             _with_band(each["cosine"]),
             _with_band(each["beyond"], percent=True),
             _with_band(each["other"]),
-            _with_band(each["lead"], percent=True),
+            _with_band(each["spared"], percent=True),
             f"{each['verdict']}: {'; '.join(each['reasons'])}",
         )
         made.add_row(*map(escape, cells))
@@ -182,7 +182,7 @@ def _layers(content: Mapping[str, Any]) -> Table:
     """A row per layer and reading: cosine of wordings, of other questions, and what is spared."""
     found = content["curves"]
     names = [n.removeprefix("cosine/question/") for n in found if n.startswith("cosine/question/")]
-    shown = [(kind, name) for name in names for kind in ("cosine", "other", "lead")]
+    shown = [(kind, name) for name in names for kind in ("cosine", "other", "spared")]
     heads = [f"{escape(name[:4])}.\n{kind}" for kind, name in shown]
     made = Table("layer", "rows", *heads, box=None)
     for layer in range(content["layers"]):

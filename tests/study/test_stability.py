@@ -368,15 +368,17 @@ def test_nothing_to_compare_is_said_and_drawn(tmp_path: Path, saved: Path) -> No
 
 @pytest.mark.real_data
 @pytest.mark.usefixtures("no_debug")
-def test_drivelms_questions_are_reworded_by_rule(
+def test_a_tiny_teacher_reads_drivelms_questions_in_words_made_by_rule(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: Path, real_data: Path
 ) -> None:
     given = ("--data", real_data / "drivelm" / "test_eval.json", "--max-samples", "40")
-    code, printed, _ = prestudy(
-        capsys, "--teacher", saved, *given, "--out", tmp_path, "--stability"
-    )
-    assert code in (0, None) and "stability over wordings" in printed
+    given = ("--teacher", saved, *given, "--out", tmp_path, "--stability")
+    code, printed, _ = prestudy(capsys, *given)
+    assert code in (0, None) and "choice" in printed and "stability over wordings" in printed
+    study = json.loads((tmp_path / "prestudy.json").read_text(encoding="utf-8"))
+    names = {"intra/attention/perception", "margin/driving", "dispersion/attention/all"}
+    assert names <= set(study["curves"])
     content = stability(tmp_path)
-    assert content["data"]["samples"] == 40
+    assert content["data"]["samples"] == study["data"]["samples"] == 40
     n = sum(content["curves"][f"cosine/question/{name}"]["n"] for name in CAPABILITIES)
     assert n == 40 and all(each["verdict"] == "use with care" for each in content["verdicts"])

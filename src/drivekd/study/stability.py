@@ -152,9 +152,9 @@ def curves(sums: Sums, seed: int, draws: int = DRAWS) -> dict[str, Curve]:
     `cosine`: mean over pairs of wordings. `beyond`: share of questions of which two wordings are
     farther apart than the drop. `other`: mean cosine to other questions about the same pictures
     (all wordings of both), what chance would give; `near`: `cosine` of those questions that have
-    such others. `spared`: (near − other) / (1 − other), how much of the change that another question
-    makes a rewording spares: 1 where wordings do not matter, 0 where they matter as much as what is
-    asked.
+    such others. `spared`: (near − other) / (1 − other), how much a rewording spares of the change
+    that another question makes: 1 where wordings do not matter, 0 where they matter as much as what
+    is asked.
     """
     random = partial(stream, seed, "bootstrap")
     found = {

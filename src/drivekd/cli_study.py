@@ -12,7 +12,11 @@ from drivekd.cli_data import Device, Format, Out, Root
 
 PRESTUDY = "Example: drivekd prestudy --teacher world:teacher_planning --data val.jsonl --out pre"
 
-_DROP = 0.3
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the teacher's weights.")]
+Reading = Annotated[
+    Literal["usual", "token_wise", "pooled"],
+    typer.Option(help="How tokens become features; see docs/prestudy.md."),
+]
 
 
 def prestudy(
@@ -34,25 +38,21 @@ def prestudy(
         list[str] | None, typer.Option(help="Teacher to probe --student with; may be repeated.")
     ] = None,
     stability: Annotated[
-        bool, typer.Option("--stability", help="Does a rewording change where it looks?")
+        bool, typer.Option("--stability", help="Also measure what rewording does to attention.")
     ] = False,
     drop: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1.0, help=f"With --stability: of the cosine; {_DROP:g}."),
+        typer.Option(min=0.01, max=1.0, help="Fall of cosine that counts with --stability; 0.3."),
     ] = None,
-    reading: Annotated[
-        Literal["usual", "token_wise", "pooled"],
-        typer.Option(help="How tokens become features; see docs/prestudy.md."),
-    ] = "usual",
+    reading: Reading = "usual",
     seed: Annotated[int, typer.Option(min=0, help="Of draws and bands.")] = 0,
     device: Device = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the teacher's weights.")
-    ] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Find which layers and which signal of a teacher to distil: four panels and a recipe."""
     from drivekd.study import capacity
     from drivekd.study.prestudy import run
+    from drivekd.study.stability import DROP
 
     if drop is not None and not stability:
         raise ValueError("--drop is the limit of --stability: give that, too")
@@ -63,7 +63,7 @@ def prestudy(
         "seed": seed,
     }
     probes = capacity.prepare(student, candidate, data, **files) if candidate else None
-    limit = (_DROP if drop is None else drop) if stability else None
+    limit = (drop or DROP) if stability else None
     run(
         teacher,
         data,

@@ -67,8 +67,11 @@ def _bytes(figure: Figure, format: str) -> bytes:
 def _figure(content: Content, folder: Path, maps: Mapping[str, NDArray[np.float32]]) -> Figure:
     cases = content["worst"]
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(12.4, 0.9 + 2.45 * max(1, len(cases))), layout="constrained")
-        figure.suptitle(_title(content), fontsize=9.5)
+        height = 0.7 + 2.6 * max(1, len(cases))  # [inch]
+        figure = Figure(figsize=(12.4, height))
+        figure.suptitle(_title(content), fontsize=9.5, y=1 - 0.08 / height, va="top")
+        # By hand: a layout that measures every text takes seconds.
+        figure.subplots_adjust(0.01, 0.45 / height, 0.99, 1 - 0.7 / height, 0.03, 0.25)
         grid = figure.subplots(max(1, len(cases)), 4, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
@@ -103,7 +106,7 @@ def _case(row: Any, case: Content, tiles: Sequence[Image.Image]) -> None:
         axes.text(
             0,
             picture.height * 1.03,
-            words if len(words) <= 170 else words[:169] + "…",
+            words if len(words) <= 130 else words[:129] + "…",
             fontsize=7.5,
             va="top",
             color="#d55e00" if apart else "black",

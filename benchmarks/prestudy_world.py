@@ -2,23 +2,27 @@
 
     python benchmarks/prestudy_world.py
 
-Writes out/prestudy/TEACHER and results/prestudy.json for the three capability teachers,
-docs/pictures/prestudy.png, the picture of planning's, and results/capacity.json: how near the
-shipped student comes to each of the four teachers.
+Writes out/prestudy/TEACHER, results/prestudy.json and results/stability.json for the three
+capability teachers, docs/pictures/prestudy.png and stability.png, the pictures of planning's, and
+results/capacity.json: how near the shipped student comes to each of the four teachers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 from provenance import write_result
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.report.prestudy import draw
-from drivekd.study import capacity
+from drivekd.report.stability import draw_stability
+from drivekd.study import capacity, stability_file
 from drivekd.study.prestudy import run
+from drivekd.study.stability import DROP
 from drivekd.study.table import table
 from drivekd.world.make import make
 
@@ -33,21 +37,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=SCENES)
     given = parser.parse_args()
+    whole = given.scenes == SCENES
+    suffix = "" if whole else "_quick"
     questions = make(OUT / "world", given.scenes, "val")
-    found = {}
-    for capability in CAPABILITIES:
-        folder = OUT / capability
-        content = run(f"world:teacher_{capability}", questions, folder, student=STUDENT)
-        picture, _ = draw(content, folder)
-        print(table(content))
-        found[capability] = content
-        if capability == SHOWN and given.scenes == SCENES:
-            copyfile(picture, Path("docs/pictures/prestudy.png"))
+    studies = {name: study(name, questions, whole) for name in CAPABILITIES}
+    for i, name in enumerate(("prestudy", "stability")):
+        print(write_result(f"{name}{suffix}", {"teachers": {k: v[i] for k, v in studies.items()}}))
     nearness = capacity.run(capacity.prepare(STUDENT, CANDIDATES, questions), OUT)
     print(capacity.table(nearness))
-    suffix = "" if given.scenes == SCENES else "_quick"
-    print(write_result(f"prestudy{suffix}", {"teachers": found}))
     print(write_result(f"capacity{suffix}", nearness))
+
+
+def study(capability: str, questions: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `prestudy.json` and `stability.json` of one teacher hold; their pictures, if shown."""
+    folder = OUT / capability
+    content = run(f"world:teacher_{capability}", questions, folder, student=STUDENT, drop=DROP)
+    steady = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
+    print(f"{table(content)}\n{stability_file.table(steady)}")
+    for picture in (draw(content, folder)[0], draw_stability(steady, folder)[0]):
+        if capability == SHOWN and whole:
+            copyfile(picture, Path("docs/pictures") / picture.name)
+    return content, steady
 
 
 if __name__ == "__main__":

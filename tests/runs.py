@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from drivekd.data.sample import Sample
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, parse
+from drivekd.study.measuring import add, ask
+from drivekd.study.sums import Sums
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 CLOCKS = ("seconds", "questions_per_second")
@@ -90,6 +93,15 @@ def tiny_teachers(**options: Any) -> dict[str, Vlm]:
         f"tiny:{name}": tiny_student(seed=10 + i, text_layers=4, initializer_range=0.2, **options)
         for i, name in enumerate(CAPABILITIES)
     }
+
+
+def measured(vlm: Vlm, samples: Sequence[Sample]) -> Sums:
+    """What a pre-study keeps of a frozen teacher."""
+    sums = Sums()
+    for asked in ask(vlm, samples):
+        for each in asked:
+            add(sums, each)
+    return sums
 
 
 def recipe(path: Path, output_dir: Path, /, **changes: Mapping[str, Any]) -> Recipe:

@@ -25,7 +25,7 @@ def test_both_arms_run_the_same_pass(bench: ModuleType, tmp_path: Path) -> None:
     (seen,) = bench.make_pass("prestudy", size, sample)()
     assert plain.shape == (1, size.tokens, size.teacher.hidden)
     assert seen.hidden.shape == (size.teacher.layers, size.teacher.hidden)
-    assert seen.attention.shape == (size.teacher.layers, 64 * size.pictures)
+    assert seen.own_attention.shape == (size.teacher.layers, 64 * size.pictures)
     # The last feature is the mean of the plain pass's states at text positions.
     model = bench.step.model(size.teacher, 1)
     (encoded,) = (bench.encode(model, s) for s in bench.read(sample))

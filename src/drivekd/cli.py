@@ -6,15 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from drivekd import __version__, ending
-from drivekd.cli_data import PLAIN, Format, Out, Root, data_app
+from drivekd.cli_data import PLAIN, Device, Format, Out, Root, data_app
 from drivekd.cli_evaluate import COMPARE, EVALUATE, compare, evaluate
+from drivekd.cli_study import PRESTUDY, prestudy
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
@@ -31,7 +31,6 @@ Changes = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
-Device = Annotated[str, typer.Option(help="Where the model runs, for example cuda.")]
 
 
 def _version(wanted: bool) -> bool:
@@ -156,66 +155,7 @@ def cache(
     _echo_once(str(fill(resolved)))
 
 
-@app.command(
-    epilog="Example: drivekd prestudy --teacher world:teacher_planning --data val.jsonl --out pre"
-)
-def prestudy(
-    teacher: Annotated[str, typer.Option(help="Folder, hub id or world:NAME.")],
-    data: Annotated[Path, typer.Option(help="Driving questions: JSON or JSONL, any known format.")],
-    out: Out,
-    student: Annotated[
-        str | None, typer.Option(help="Whose depth the layers are given for.")
-    ] = None,
-    general: Annotated[
-        Path | None,
-        typer.Option(help="Questions that are not about driving; drawn where absent."),
-    ] = None,
-    format: Format = "auto",
-    root: Root = None,
-    max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many, drawn by the seed.")
-    ] = None,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option(help="Teachers that --student is probed with; may be repeated."),
-    ] = None,
-    reading: Annotated[
-        Literal["usual", "token_wise", "pooled"],
-        typer.Option(help="How tokens become features; see docs/prestudy.md."),
-    ] = "usual",
-    seed: Annotated[int, typer.Option(min=0, help="Of draws and bands.")] = 0,
-    device: Device = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the teacher's weights.")
-    ] = "float32",
-) -> None:
-    """Find which layers and which signal of a teacher to distil: four panels and a recipe."""
-    from drivekd.report.prestudy import draw
-    from drivekd.study import capacity
-    from drivekd.study.prestudy import run
-    from drivekd.study.table import table
-
-    asked = partial(capacity.prepare, format=format, root=root, max_samples=max_samples, seed=seed)
-    probes = asked(student, candidate, data) if candidate else None
-    content = run(
-        teacher,
-        data,
-        out,
-        student=student,
-        general=general,
-        format=format,
-        root=root,
-        max_samples=max_samples,
-        reading=reading,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
-    typer.echo(table(content))
-    for path in (*draw(content, out), out / "prestudy.json", out / "recipe.fragment.yaml"):
-        typer.echo(path)
-    if probes is not None:
-        typer.echo(f"{capacity.table(capacity.run(probes, out))}\n{out / 'capacity.json'}")
+app.command(epilog=PRESTUDY)(prestudy)
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:

@@ -17,6 +17,7 @@ PLAIN: dict[str, Any] = {
 data_app = typer.Typer(help="Look at data files, check, convert and corrupt them.", **PLAIN)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Device = Annotated[str, typer.Option(help="Where the model runs, for example cuda.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder that image paths start from.")]
 DataFile = Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")]
 Format = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from drivekd.cli_data import Format, Out, Root
+from drivekd.cli_data import Device, Format, Out, Root
 
 if TYPE_CHECKING:
     from drivekd.evaluate.judging import Judging
@@ -69,7 +69,6 @@ Retry = Annotated[
     bool, typer.Option("--retry-unscored", help="Ask again where no points could be read.")
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time.")]
-Device = Annotated[str, typer.Option(help="Where models run, for example cuda.")]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")]
 
 

@@ -229,15 +229,3 @@ def test_what_is_not_there_is_told_in_one_line(
     words = [word for pair in {**given, option: value}.items() for word in pair]
     code, _, err = prestudy(capsys, *words)
     assert code == 2 and value in err and len(err.strip().splitlines()) == 1
-
-
-@pytest.mark.real_data
-def test_a_tiny_teacher_reads_drivelm(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, teacher: Path, real_data: Path
-) -> None:
-    given = ("--data", real_data / "drivelm" / "test_eval.json", "--max-samples", "60")
-    code, printed, _ = prestudy(capsys, "--teacher", teacher, *given, "--out", tmp_path)
-    assert code in (0, None) and "choice" in printed
-    content = studied(tmp_path)
-    assert content["data"]["samples"] == 60
-    assert {"intra/attention/perception", "margin/driving"} <= set(content["curves"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runs import CAPABILITIES, tiny_student, write_data
+from tests.runs import CAPABILITIES, measured, tiny_student, write_data
 
 from drivekd.data.paraphrases import paraphrased
 from drivekd.data.readers import read
@@ -21,10 +21,8 @@ from drivekd.models.batch import IGNORE, collate, embed
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm, decoder_layers, language_model, lm_head
 from drivekd.study.curves import unit
-from drivekd.study.measuring import measure
 from drivekd.study.panels import panels
 from drivekd.study.reading import Reading, read_margins, read_row
-from drivekd.study.sums import Sums
 
 LAYERS = 4
 READINGS: tuple[Reading, ...] = ("usual", "token_wise", "pooled")
@@ -70,15 +68,21 @@ def whole(vlm: Vlm, sample: Sample, reading: Reading) -> dict[str, np.ndarray]:
         assert (states == torch.cat(ran.hidden_states).double().numpy()).all()
     maps = torch.cat(ran.attentions).double().mean(dim=1).numpy()
     image = encoded.is_image.numpy()
+    behind = np.arange(n) >= encoded.prefix
+    rows = {"own": behind, "asking": behind & (np.arange(n) < int(answers[0]))}
     best = logits.softmax(dim=1).topk(2, dim=1).values
     return {
         "margins": (best[:, 0] - best[:, 1]).numpy()[:-1],
-        **formulas(states, maps, image, reading),
+        **formulas(states, maps, image, rows, reading),
     }
 
 
 def formulas(
-    states: np.ndarray, maps: np.ndarray, image: np.ndarray, reading: Reading
+    states: np.ndarray,
+    maps: np.ndarray,
+    image: np.ndarray,
+    some: dict[str, np.ndarray],
+    reading: Reading,
 ) -> dict[str, np.ndarray]:
     tokens = unit(states) if reading == "token_wise" else states
     text, vision = tokens[:, ~image].mean(axis=1), tokens[:, image].mean(axis=1)
@@ -87,21 +91,30 @@ def formulas(
         mean = unit(states.mean(axis=1))
         adjacent = (mean[1:] * mean[:-1]).sum(axis=1)
     pairs = (unit(text) * unit(vision)).sum(axis=1)
-    rows = maps[:, ~image][:, :, image]
-    share = rows.sum(axis=2).mean(axis=1)
     if reading == "token_wise":
         pairs = (text * vision).sum(axis=1)
-        rows = rows[:, rows[0].sum(axis=1) > 0]
-        rows = rows / rows.sum(axis=2, keepdims=True)
-    profile = rows.mean(axis=1)
+    profile = profile_of(maps, ~image, image, reading)
     return {
         "adjacent": adjacent,
         "vision_text": pairs,
         "hidden": text[1:],
-        "attention": profile,
+        "own_hidden": tokens[1:, some["own"]].mean(axis=1),
+        "own_attention": profile_of(maps, some["own"], image, reading),
+        "asking": profile_of(maps, some["asking"], image, reading),
         "grid": profile.reshape(len(profile), 2, -1).mean(axis=1),
-        "share": share,
+        "share": maps[:, ~image][:, :, image].sum(axis=2).mean(axis=1),
     }
+
+
+def profile_of(
+    maps: np.ndarray, rows: np.ndarray, image: np.ndarray, reading: Reading
+) -> np.ndarray:
+    seen = maps[:, rows][:, :, image]
+    if reading == "token_wise":
+        seen = seen[:, seen[0].sum(axis=1) > 0]
+        seen = seen / seen.sum(axis=2, keepdims=True)
+    found: np.ndarray = seen.mean(axis=1)
+    return found
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -134,8 +147,7 @@ def with_wordings(samples: list[Sample]) -> list[Sample]:
 
 def test_streamed_curves_are_those_of_all_features_at_once(samples: list[Sample]) -> None:
     samples = with_wordings(samples)
-    sums = Sums()
-    measure(freeze(teacher()), samples, sums)
+    sums = measured(freeze(teacher()), samples)
     curves = panels(sums, LAYERS, seed=0, draws=3).curves
     plain = teacher()
     kept = [[whole(plain, each, "usual") for each in paraphrased(s)] for s in samples]
@@ -159,7 +171,7 @@ def brute_force(samples: list[Sample], kept: list[list[Any]]) -> Iterator[tuple[
     for group in ("all", *CAPABILITIES):
         own = [i for i, s in enumerate(samples) if group in ("all", s.capability)]
         for kind in ("attention", "hidden"):
-            spreads = [spread(kept[i], kind) for i in own if len(kept[i]) > 1]
+            spreads = [spread(kept[i], f"own_{kind}") for i in own if len(kept[i]) > 1]
             if len(spreads) > 1:
                 yield f"dispersion/{kind}/{group}", np.mean(spreads, axis=0)
     places: list[list[float]] = [[] for _ in range(10)]
@@ -184,10 +196,9 @@ def test_a_question_without_pictures_has_no_attention_to_them(samples: list[Samp
     vlm = freeze(teacher())
     plain = Sample("text", (Message("user", "Which colour?"), Message("assistant", "red 1")), {})
     (seen,) = read_row(vlm, [encode(vlm, plain)])
-    assert seen.vision_text is None and seen.attention is None and seen.share is None
+    assert seen.vision_text is None and seen.own_attention is None and seen.share is None
     assert seen.hidden.shape == (LAYERS, 32) and len(seen.margins) > 1
-    sums = Sums()
-    measure(vlm, [samples[0], plain, samples[1]], sums)
+    sums = measured(vlm, [samples[0], plain, samples[1]])
     assert (sums.count("adjacent"), sums.count("vision_text")) == (3, 2)
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runs import CAPABILITIES, tiny_student, write_data
+from tests.runs import CAPABILITIES, measured, tiny_student, write_data
 
 from drivekd.data.readers import read
 from drivekd.distill.teacher import freeze
 from drivekd.report.prestudy import published
 from drivekd.study.curves import Curve, unit
-from drivekd.study.measuring import measure
 from drivekd.study.panels import panels
 from drivekd.study.recommend import Advice, advise, find, looks_at_images, named, paper_choice
 from drivekd.study.sums import Sums
@@ -126,8 +125,9 @@ STEADY = (0.01, 0.2)
     [
         (0.02, 0.2, "text_to_vision"),
         (0.02, 0.001, "text_to_vision"),
-        (0.3, 0.4, "text_to_vision"),
-        (0.3, 0.05, "hidden"),
+        (0.2, 0.01, "text_to_vision"),
+        (0.4, 0.5, "text_to_vision"),
+        (0.4, 0.05, "hidden"),
     ],
 )
 def test_hidden_states_only_where_attention_is_unsteady_and_they_are_steadier(
@@ -207,8 +207,7 @@ def toy(layer: int) -> Any:
 def test_the_layer_that_carries_the_signal_in_a_toy_transformer_is_recommended(
     tmp_path: Path, layer: int
 ) -> None:
-    sums = Sums()
-    measure(toy(layer), list(read(write_data(tmp_path, scenes=6))), sums)
+    sums = measured(toy(layer), list(read(write_data(tmp_path, scenes=6))))
     found = panels(sums, DEPTH, seed=0, draws=100)
     for each in found.advice:
         assert each.measured is not None and each.measured.layers == (layer,), each

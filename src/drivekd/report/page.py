@@ -23,6 +23,8 @@ ARM/log.jsonl (`drivekd train`)
 prestudy.json, or prestudy/prestudy.json (optional; `drivekd prestudy`)
     the curves of a teacher's pre-study and the layers they speak for; alone it makes a page of its
     own.
+stability.json, stability.png beside it (optional; `drivekd prestudy --stability`)
+    whether that teacher looks at the same places however a question is worded.
 attention/cases.json, attention/maps.npz (optional; `drivekd.looking.attention_cases`)
     [{"id", "capability", "template", "question", "expected", "rows": "answer" | "question",
     "images": {camera: path}, "tags": […], "arms": {ARM: {"reply", "correct", "layer", "layers",
@@ -47,6 +49,7 @@ from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels
 from drivekd.report.prestudy import as_address
 from drivekd.report.results import ARMS, Arm, Results, Row, read_results
+from drivekd.report.stability import stability_address
 from drivekd.report.template import environment
 
 _REGION = re.compile(r"<r\d+>")
@@ -81,6 +84,8 @@ def _context(results: Results) -> dict[str, Any]:
         "title": results.about.get("title", f"drivekd: {results.folder.resolve().name}"),
         "prestudy": results.prestudy,
         "picture": as_address(results.prestudy) if results.prestudy else "",
+        "stability": results.stability,
+        "stability_picture": results.study and stability_address(results.study),
         "facts": results.about.get("facts", {}),
         "commands": results.about.get("commands", []),
         "seconds": (results.summary or {}).get("seconds"),

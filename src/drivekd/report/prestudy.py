@@ -28,7 +28,8 @@ TITLES = {
     "c": "dispersion over paraphrases",
     "d": "margin of answer tokens",
 }
-_SETTINGS: Any = {
+#: of every picture of a study
+SETTINGS: Any = {
     "svg.hashsalt": "drivekd",  # else ids differ from run to run
     "font.size": 9,
     "axes.spines.top": False,
@@ -70,7 +71,7 @@ def as_address(content: Content) -> str:
 
 
 def _picture(content: Content, format: str) -> bytes:
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10.4, 7.6), layout="constrained")
         panels: Sequence[tuple[str, Callable[[Any, Content], None]]] = (
             ("a", _similarity),

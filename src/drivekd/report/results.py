@@ -51,7 +51,7 @@ ARMS: tuple[Arm, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What was found in the folder of a run."""
+    """What was found in the folder of a run; `study` is the folder of a teacher's pre-study."""
 
     folder: Path
     summary: Row | None
@@ -61,7 +61,9 @@ class Results:
     answers: Mapping[str, Sequence[Row]]
     scenes: Sequence[Row] | None
     cases: Sequence[Row] | None
+    study: Path | None = None
     prestudy: Row | None = None
+    stability: Row | None = None
     maps: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
     @property
@@ -90,6 +92,9 @@ def read_results(folder: Path) -> Results:
             " out/demo"
         )
     arms = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    study = next(
+        (p for p in (folder, folder / "prestudy") if (p / "prestudy.json").is_file()), None
+    )
     own = {folder.resolve().name: folder}  # of a single `drivekd train` or `evaluate`
     cases = read_json(folder / "attention" / "cases.json", list)
     results = Results(
@@ -101,8 +106,9 @@ def read_results(folder: Path) -> Results:
         answers=_found(own | arms, "answers.jsonl", read_lines),
         scenes=read_json(folder / "scenes.json", list),
         cases=cases,
-        prestudy=read_json(folder / "prestudy.json", dict)
-        or read_json(folder / "prestudy" / "prestudy.json", dict),
+        study=study,
+        prestudy=read_json(study / "prestudy.json", dict) if study else None,
+        stability=read_json(study / "stability.json", dict) if study else None,
         maps=_arrays(folder / "attention" / "maps.npz") if cases else {},
     )
     if not results.of_a_run and results.prestudy is None:

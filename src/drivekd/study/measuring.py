@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -26,20 +27,42 @@ OWN_TOKENS = 1024
 """Tokens of a row behind its pictures: a longer row costs more attention than it saves."""
 
 
-def measure(vlm: Vlm, samples: Sequence[Sample], sums: Sums, reading: Reading = "usual") -> None:
-    """Adds driving samples to the sums, each in all its wordings; one pass for all panels.
+@dataclass(frozen=True)
+class Asked:
+    """One question in all its wordings, and what was seen of each.
+
+    Attributes:
+        sample: the question as it stands.
+        wordings: its words, and the others.
+        grids: rows and columns of visual tokens of each image.
+        seen: of each wording.
+    """
+
+    sample: Sample
+    wordings: tuple[str, ...]
+    grids: tuple[tuple[int, int], ...]
+    seen: tuple[Seen, ...]
+
+
+def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iterator[list[Asked]]:
+    """Runs driving samples through a teacher, each in all its wordings; one pass for everything.
 
     Samples that share pictures and the text before them run behind one prefix; so do the wordings
     of a question, which therefore cost little.
 
     Args:
         vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
-        samples: in any order; those of one frame should follow each other.
-        sums: what is filled.
+        samples: in any order.
         reading: how tokens become features.
+
+    Yields:
+        Questions about the same pictures, at most `SAMPLES_AT_ONCE`; pictures come in the order in
+        which the samples first name them.
     """
     features, grid = FeatureCache(latest=True), None
-    for chunk in _chunks(track(samples, len(samples), "reading the teacher")):
+    rows = group_rows([tuple(sample.images.values()) for sample in samples])
+    ordered = [samples[i] for row in rows for i in row]
+    for chunk in _chunks(track(ordered, len(ordered), "reading the teacher")):
         wordings = [[_encoded(vlm, each) for each in paraphrased(sample)] for sample in chunk]
         flat = [each for several in wordings for each in several]
         grid = grid or next((each.grids[0] for each in flat if each.grids), None)
@@ -50,8 +73,15 @@ def measure(vlm: Vlm, samples: Sequence[Sample], sums: Sums, reading: Reading = 
             )
             seen |= zip(row, found, strict=True)
         order = iter(range(len(flat)))
-        for sample, several in zip(chunk, wordings, strict=True):
-            add(sums, sample, [seen[next(order)] for _ in several])
+        yield [
+            Asked(
+                sample,
+                tuple(each.sample.question for each in several),
+                several[0].grids,
+                tuple(seen[next(order)] for _ in several),
+            )
+            for sample, several in zip(chunk, wordings, strict=True)
+        ]
 
 
 def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
@@ -65,9 +95,9 @@ def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
                 _add_margins(sums, "general", chunk[i], margins)
 
 
-def add(sums: Sums, sample: Sample, wordings: Sequence[Seen]) -> None:
-    """Adds what was seen of one sample; its first wording is the question as it stands."""
-    seen, scene, capability = wordings[0], scene_of(sample), sample.capability
+def add(sums: Sums, asked: Asked) -> None:
+    """Adds what was seen of one question to the sums of the panels."""
+    seen, scene, capability = asked.seen[0], scene_of(asked.sample), asked.sample.capability
     sums["adjacent"].add(scene, seen.adjacent)
     if seen.vision_text is not None and seen.share is not None:
         sums["vision_text"].add(scene, seen.vision_text)
@@ -76,16 +106,17 @@ def add(sums: Sums, sample: Sample, wordings: Sequence[Seen]) -> None:
         sums[f"intra/hidden/{capability}"].add(scene, unit(seen.hidden))
         if seen.grid is not None:
             sums[f"intra/attention/{capability}"].add(scene, unit(seen.grid))
-    _add_margins(sums, "driving", sample, seen.margins)
-    if len(wordings) > 1:
+    _add_margins(sums, "driving", asked.sample, seen.margins)
+    if len(asked.seen) > 1:
         for group in ("all", *([capability] if capability else [])):
-            _add_dispersion(sums, scene, group, wordings)
+            _add_dispersion(sums, scene, group, asked.seen)
 
 
 def _add_dispersion(sums: Sums, scene: str, group: str, wordings: Sequence[Seen]) -> None:
-    hidden = np.stack([each.hidden for each in wordings])
+    """Of own positions: text in front of the question is the same whatever its wording."""
+    hidden = np.stack([each.own_hidden for each in wordings])
     sums[f"dispersion/hidden/{group}"].add(scene, dispersion(hidden))
-    profiles = [each.attention for each in wordings if each.attention is not None]
+    profiles = [each.own_attention for each in wordings if each.own_attention is not None]
     if profiles:
         sums[f"dispersion/attention/{group}"].add(scene, dispersion(np.stack(profiles)))
 

@@ -143,15 +143,16 @@ def _one_token(group: str, sums: Sums) -> list[str]:
 
 
 def as_json(found: Panels) -> dict[str, Any]:
-    """Curves, what is lacking and differences as plain numbers; a place without data is null."""
+    """Curves, what is lacking and differences as plain numbers."""
     return {
-        "curves": {name: _curve(curve) for name, curve in found.curves.items()},
+        "curves": {name: curve_json(curve) for name, curve in found.curves.items()},
         "lacks": {panel: list(said) for panel, said in found.lacks.items()},
         "differences": {name: list(each) for name, each in found.differences.items()},
     }
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
+def curve_json(curve: Curve) -> dict[str, Any]:
+    """A curve as plain numbers; a place without data is null."""
     ends = curve.band or (None, None)
     low, high = (None if end is None else _numbers(end) for end in ends)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,10 +23,12 @@ from drivekd.distill.out_of_memory import happened
 from drivekd.models import vlm as vlms
 from drivekd.study.fragment import fragment
 from drivekd.study.general import draw_general
-from drivekd.study.measuring import measure, measure_margins
+from drivekd.study.measuring import add, ask, measure_margins
 from drivekd.study.panels import Panels, as_json, panels
 from drivekd.study.reading import Reading
 from drivekd.study.recommend import Advice, named
+from drivekd.study.stability import Steadiness
+from drivekd.study.stability_file import write
 from drivekd.study.sums import Sums
 
 GENERAL_PICTURES = 40
@@ -43,6 +45,7 @@ def run(
     format: str = "auto",
     root: Path | None = None,
     max_samples: int | None = None,
+    drop: float | None = None,
     reading: Reading = "usual",
     seed: int = 0,
     device: str = "cpu",
@@ -59,6 +62,8 @@ def run(
         format: of both files.
         root: folder that relative image paths of `data` start from.
         max_samples: use only so many, drawn by the seed.
+        drop: of the cosine of attention over wordings, from which on it counts as one, for
+            `stability.json`; None leaves that out.
         reading: how tokens become features, see `drivekd.study.reading.Reading`.
         seed: of that draw, of the drawn questions, and of the bootstrap.
         device: where the teacher runs.
@@ -73,26 +78,45 @@ def run(
     rows = _assigned(list(read(data, format, root=root)), data)
     samples = select(rows, seed=seed, max_scenes=None, max_samples=max_samples)
     pupil = (student, teachers.depth(student)) if student else None
+    steadiness = None if drop is None else Steadiness(drop)
     with _held(out, teacher):
         others = list(read(general, format)) if general else _drawn(out, seed)
         vlm = teachers.freeze(vlms.load(teacher, device=device, dtype=getattr(torch, dtype)))
-        depth = len(vlms.decoder_layers(vlm))
-        found = _studied(vlm, samples, others, reading, seed)
-        content = {
-            "teacher": teachers.identity(vlm),
-            "layers": depth,
-            "student": student,
-            "data": _counts(data.name, samples),
-            "general": _counts(general.name if general else "drawn", others),
-            "reading": reading,
-            "seed": seed,
-            "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
-            **as_json(found),
-            "advice": [_advice(each, depth) for each in found.advice],
-        }
-        _write(out / "recipe.fragment.yaml", fragment(found.advice, teacher, depth, pupil))
+        about = _about(vlm, data, samples, reading, seed)
+        found = panels(_read(vlm, samples, others, reading, steadiness), about["layers"], seed)
+        content = _content(about, found, student, _counts(general, others))
+        if steadiness is not None:
+            write(steadiness, found.advice, about, out)
+        lines = fragment(found.advice, teacher, about["layers"], pupil)
+        _write(out / "recipe.fragment.yaml", lines)
         _write(out / "prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return content
+
+
+def _about(
+    vlm: vlms.Vlm, data: Path, samples: Sequence[Sample], reading: Reading, seed: int
+) -> dict[str, Any]:
+    """What was read, of whom."""
+    return {
+        "teacher": teachers.identity(vlm),
+        "layers": len(vlms.decoder_layers(vlm)),
+        "data": _counts(data, samples),
+        "reading": reading,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
+    }
+
+
+def _content(
+    about: Mapping[str, Any], found: Panels, student: str | None, general: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        **about,
+        "student": student,
+        "general": general,
+        **as_json(found),
+        "advice": [_advice(each, about["layers"]) for each in found.advice],
+    }
 
 
 def _assigned(samples: list[Sample], data: Path) -> list[Sample]:
@@ -116,12 +140,20 @@ def _held(out: Path, teacher: str) -> Iterator[None]:
         yield
 
 
-def _studied(
-    vlm: vlms.Vlm, samples: Sequence[Sample], others: Sequence[Sample], reading: Reading, seed: int
-) -> Panels:
+def _read(
+    vlm: vlms.Vlm,
+    samples: Sequence[Sample],
+    others: Sequence[Sample],
+    reading: Reading,
+    steadiness: Steadiness | None,
+) -> Sums:
     sums = Sums()
     try:
-        measure(vlm, samples, sums, reading)
+        for asked in ask(vlm, samples, reading):
+            for each in asked:
+                add(sums, each)
+            if steadiness is not None:
+                steadiness.add(asked)
         measure_margins(vlm, others, sums)
     except (RuntimeError, MemoryError) as error:
         if not happened(error):
@@ -130,7 +162,7 @@ def _studied(
             "out of memory while reading the teacher; nothing was written. Take --dtype bfloat16, "
             "another --device, or fewer samples (--max-samples)"
         ) from error
-    return panels(sums, len(vlms.decoder_layers(vlm)), seed)
+    return sums
 
 
 def _drawn(out: Path, seed: int) -> list[Sample]:
@@ -142,11 +174,11 @@ def _write(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _counts(file: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What was read."""
+def _counts(file: Path | None, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Of a file, or of questions drawn here."""
     capabilities = Counter(sample.capability or "none" for sample in samples)
     return {
-        "file": file,
+        "file": file.name if file else "drawn",
         "samples": len(samples),
         "scenes": len({scene_of(sample) for sample in samples}),
         "capabilities": dict(sorted(capabilities.items())),

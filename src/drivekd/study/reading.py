@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 from drivekd.distill import attention
 from drivekd.distill.teacher import text_rows
 from drivekd.models.batch import Batch, answer_positions, collate, forward
-from drivekd.models.encode import Encoded
+from drivekd.models.encode import IGNORE, Encoded
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm, decoder_layers, lm_head
 
@@ -33,7 +33,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of one sample; L layers, width d.
+    """What is kept of one sample; L layers, width d, V visual tokens.
+
+    Text positions are all that are no visual token; a sample's own ones stand behind the images:
+    question, answer and template. Those in front are the same in every wording of a question.
 
     State 0 is the embedding, state L the one behind the last norm; block l leaves state l.
 
@@ -42,8 +45,11 @@ class Seen:
         vision_text: similarity of image and text positions in every state [L+1]; None without
             images.
         hidden: feature of the text positions behind every block [L, d].
-        attention: profile on the visual tokens [L, V]; None without images.
-        grid: the same averaged over images, on one image's grid [L, rows · columns].
+        own_hidden: the same of the own ones.
+        grid: attention profile of the text positions, averaged over images, on one image's grid
+            [L, rows · columns]; None without images.
+        own_attention: profile of the own ones on the visual tokens [L, V].
+        asking: the same of those before the answer: the question, and the template around it.
         share: attention of text positions that goes to images [L].
         margins: of the answer's tokens.
     """
@@ -51,8 +57,10 @@ class Seen:
     adjacent: Array
     vision_text: Array | None
     hidden: Array
-    attention: Array | None
+    own_hidden: Array
     grid: Array | None
+    own_attention: Array | None
+    asking: Array | None
     share: Array | None
     margins: Array
 
@@ -76,9 +84,9 @@ def read_row(
     cos(mean_V h^l, mean_T h^l); `token_wise`: the mean over pairs of an image and a text position
     of their cosine, which is the product of the two mean unit vectors. Features of states: the
     mean over text positions, `token_wise` of unit states. Attention profile [ours]: rows of text
-    positions (question, answer, template), head-averaged, on the visual tokens, averaged over the
-    rows; `token_wise`: every row first scaled to sum to 1 over the visual tokens, rows that see
-    none left out.
+    positions, head-averaged, on the visual tokens, averaged over the rows; `token_wise`: every row
+    first scaled to sum to 1 over the visual tokens, rows that see none left out. See `Seen` for
+    which positions a feature or profile is of.
 
     Args:
         vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
@@ -95,7 +103,7 @@ def read_row(
     assert len(batch.input_ids) == 1, "samples of one row share prefix and images"
     layers = decoder_layers(vlm)
     sees = bool(batch.images[0])
-    watch = _Watch(*_weights(batch), reading)
+    watch = _Watch(*_weights(batch, encoded), reading)
     rows = text_rows(batch)
     asked = dict.fromkeys(range(len(layers)), rows) if sees else {}
     with attention.capture(layers, asked) as maps, _reducing(layers, watch, maps, batch, rows):
@@ -125,7 +133,7 @@ def _reducing(
 ) -> Iterator[None]:
     """Hand every layer's input to the watch, and put profiles in place of captured maps."""
     columns = batch.is_image[0].nonzero().squeeze(1)
-    of_rows = watch.text.index_select(1, rows)
+    of_rows = torch.cat([watch.text, watch.own, watch.asking]).index_select(1, rows)
 
     def before(module: nn.Module, inputs: Any, named: Any) -> None:
         watch.state(inputs[0] if inputs else named["hidden_states"])
@@ -150,7 +158,7 @@ def _reducing(
 
 
 def _profile(seen: Tensor, of_rows: Tensor, reading: Reading) -> Tensor:
-    """Each sample's profile on the visual tokens, and its share in front [s, 1 + V]."""
+    """Profiles on the visual tokens by weights of rows, each with its share in front [w, 1 + V]."""
     total = seen.sum(dim=1, keepdim=True)
     share = of_rows @ total
     if reading != "token_wise":
@@ -160,15 +168,27 @@ def _profile(seen: Tensor, of_rows: Tensor, reading: Reading) -> Tensor:
     return torch.cat([share, looks / looks.sum(dim=1, keepdim=True) @ each], dim=1)
 
 
-def _weights(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Weights of means over text positions of each sample [s, n] and image positions [v, n].
+def _weights(batch: Batch, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of means over each sample's positions in one row [s, n], images' in common [v, n].
 
-    Samples of one row share their images: v is 1, without images 0.
+    All text, images, own text, and own text before the answer. Samples of one row share their
+    images: v is 1, without images 0.
     """
-    text = (batch.members & ~batch.is_image).float()
-    vision = batch.is_image.float()
-    vision = vision[vision.sum(dim=1) > 0]
-    return text / text.sum(dim=1, keepdim=True), vision / vision.sum(dim=1, keepdim=True)
+    text, vision = batch.members & ~batch.is_image, batch.is_image
+    place = torch.arange(text.shape[1], device=text.device)
+    own = text & (place >= encoded[0].prefix)
+    asked = torch.tensor([_asked(each) for each in encoded], device=text.device)
+    start = torch.tensor([start for _, start in batch.places], device=text.device)
+    asking = own & (place < (start + asked)[:, None])
+    found = (text, vision[vision.any(dim=1)], own, asking)
+    text, vision, own, asking = (each / each.sum(dim=1, keepdim=True) for each in found)
+    return text, vision, own, asking
+
+
+def _asked(encoded: Encoded) -> int:
+    """How many tokens stand between a sample's images and its answer."""
+    answer = (encoded.labels != IGNORE).nonzero()
+    return int(answer[0] if len(answer) else len(encoded.labels)) - encoded.prefix
 
 
 @dataclass(eq=False)
@@ -178,13 +198,17 @@ class _Watch:
     Attributes:
         text: weights of each sample's text positions [s, n].
         vision: of the image positions [v, n].
+        own: of each sample's own text [s, n].
+        asking: of its own text before the answer [s, n].
         reading: how tokens become features.
-        means: of every state, those of text [s, d] above those of images [v, d].
+        means: of every state, those of text [s, d] above those of images [v, d] and of own text.
         adjacent: similarity of every state with the one before [s].
     """
 
     text: Tensor
     vision: Tensor
+    own: Tensor
+    asking: Tensor
     reading: Reading
     means: list[Tensor] = field(default_factory=list)
     adjacent: list[Tensor] = field(default_factory=list)
@@ -195,7 +219,7 @@ class _Watch:
         states = hidden[0].float()
         tiny = torch.finfo(states.dtype).tiny
         norms = torch.linalg.vector_norm(states, dim=1).clamp_min(tiny)
-        weights = torch.cat([self.text, self.vision])
+        weights = torch.cat([self.text, self.vision, self.own])
         weights = weights / norms if self.reading == "token_wise" else weights
         self.means.append(weights @ states)
         if self._last is not None:
@@ -206,7 +230,8 @@ class _Watch:
         """Of two states, of each sample [s]: mean over text and image positions by their number."""
         share = self._text_share()
         if self.reading == "pooled":
-            now, before = (self._all(means, share) for means in self.means[-2:][::-1])
+            pair = [means[: -len(self.own)] for means in self.means[-2:]]
+            now, before = (self._all(means, share) for means in pair)
             return cosine_similarity(now, before, dim=1)
         # One product per position, without a copy of the states.
         each = torch.einsum("nd,nd->n", new, old) / (norms * old_norms)
@@ -233,22 +258,25 @@ def _apart(
     """Everything to the host at once, a sample each."""
     count = len(encoded)
     means = torch.stack(watch.means)
-    text, vision = means[:, :count], means[:, count:]
+    text, vision, own = means[:, :count], means[:, count:-count], means[:, -count:]
     pairs = (text * vision).sum(dim=2)
     if watch.reading != "token_wise":
         pairs = cosine_similarity(text, vision.expand_as(text), dim=2) if vision.numel() else pairs
     adjacent, hidden = _host(torch.stack(watch.adjacent)), _host(text[1:])
-    found = _host(profiles) if profiles is not None else None
-    alike = _host(pairs)
-    _refuse_infinite(encoded, adjacent, hidden, alike, *([] if found is None else [found]))
+    own_hidden, alike = _host(own[1:]), _host(pairs)
+    found = None if profiles is None else _host(profiles).reshape(len(hidden), 3, count, -1)
+    parts = [adjacent, hidden, own_hidden, alike, *([] if found is None else [found])]
+    _refuse_infinite(encoded, *parts)
     return [
         Seen(
             adjacent=adjacent[:, s],
             vision_text=alike[:, s] if found is not None else None,
             hidden=hidden[:, s],
-            attention=found[:, s, 1:] if found is not None else None,
-            grid=_on_grid(found[:, s, 1:], each.grids, grid) if found is not None else None,
-            share=found[:, s, 0] if found is not None else None,
+            own_hidden=own_hidden[:, s],
+            grid=None if found is None else _on_grid(found[:, 0, s, 1:], each.grids, grid),
+            own_attention=None if found is None else found[:, 1, s, 1:],
+            asking=None if found is None else found[:, 2, s, 1:],
+            share=None if found is None else found[:, 0, s, 0],
             margins=margins[s],
         )
         for s, each in enumerate(encoded)

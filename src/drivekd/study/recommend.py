@@ -32,8 +32,9 @@ CLEAR = 0.03
 NEAR = 0.15
 """… and so far below the highest layer it may lie: a peak in the noise below says nothing."""
 
-UNSTEADY = 0.1
-"""Attention that differs by more over paraphrases (mean 1 − cos) is left for steadier states."""
+UNSTEADY = 0.3
+"""Attention that differs by more over paraphrases (mean 1 − cos) is left for steadier states; the
+limit that the paper's summary names for a signal that may be unreliable."""
 
 SURE = 0.8
 """In so many of the bootstrap draws the rules must choose the same layers."""

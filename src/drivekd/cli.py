@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from drivekd import __version__, ending
-from drivekd.cli_data import PLAIN, Device, Format, Out, Root, data_app
+from drivekd.cli_data import PLAIN, Device, Out, data_app
 from drivekd.cli_evaluate import COMPARE, EVALUATE, compare, evaluate
 from drivekd.cli_study import PRESTUDY, prestudy
 

@@ -10,7 +10,9 @@ import pytest
 from deploy.serving.chat_service import NAME, Service, data_url, noise, picture, serving, text, user
 from drivekd.data.sample import Message, Sample
 from drivekd.deploy.serving.limits import Limits
+from drivekd.evaluate.asking import Asking, answers
 from drivekd.evaluate.chat import ChatEndpoint
+from drivekd.evaluate.remote import remote_answers
 from drivekd.models.generate import generate, generate_ids
 from drivekd.models.sampling import Sampling
 from drivekd.models.tiny import tiny_vlm
@@ -195,3 +197,25 @@ def test_our_own_endpoint_is_answered(service: Service, vlm, tmp_path):
     assert reply.text == generate(vlm, [sample], max_new_tokens=NEW)[0]
     assert reply.finish_reason == "length"
     assert reply.completion_tokens == NEW
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_data_set_asked_over_the_server_is_answered_as_here(service, vlm, tmp_path, temperature):
+    """Draws too: the seed that our client sends with a question is that of the sample's stream."""
+    (tmp_path / "a.png").write_bytes(noise("a"))
+    samples = [
+        Sample(
+            f"q{k}",
+            (Message("user", f"<image>Where, {k}?"), Message("assistant", "There.")),
+            {"CAM_FRONT": tmp_path / "a.png"},
+            capability="planning",
+            scene="s",
+        )
+        for k in range(3)
+    ]
+    asking = Asking(max_new_tokens=6, temperature=temperature, seed=3)
+    endpoint = ChatEndpoint(service.url, NAME)
+    remote = remote_answers(endpoint, samples, asking, tmp_path / "answers.jsonl")
+    assert [answer.reply for answer in remote] == [
+        answer.reply for answer in answers(vlm, samples, asking)
+    ]

@@ -25,6 +25,7 @@ from deploy.serving.chat_service import (
     text,
     user,
 )
+from drivekd.deploy.serving import app
 from drivekd.deploy.serving.limits import Limits
 
 LIMITS = Limits(
@@ -233,6 +234,20 @@ def test_an_endless_body_is_cut_off(strict):
         except OSError:
             pass
     assert 1_000_000 < sent < 20_000_000
+    assert strict.quiet()
+
+
+def test_a_body_that_does_not_come(strict, monkeypatch):
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
+    host, port = strict.root.removeprefix("http://").split(":")
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a-key\r\n"
+        "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    )
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # the server hangs up
+    assert answer.startswith(b"HTTP/1.1 408")
     assert strict.quiet()
 
 

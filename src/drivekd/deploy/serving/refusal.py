@@ -36,7 +36,7 @@ class Refused(Exception):  # noqa: N818 - it is told to a client, not to the use
         """What belongs into the head of the response."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        if self.status == 413:  # whatever still comes is not read
+        if self.status in (408, 413):  # whatever still comes is not read
             return {"Connection": "close"}
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 

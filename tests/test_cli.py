@@ -30,6 +30,7 @@ VERBS = [
     "evaluate",
     "compare",
     "ask",
+    "serve",
     "report",
 ]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from drivekd import __version__, ending
+from drivekd import __version__, cli_serve, ending
 from drivekd.cli_data import PLAIN, Device, Out, data_app
 from drivekd.cli_evaluate import COMPARE, EVALUATE, compare, evaluate
 from drivekd.cli_study import PRESTUDY, prestudy
@@ -23,6 +23,7 @@ app = typer.Typer(help="Distil driving vision-language models from several teach
 world_app = typer.Typer(help="Make and show scenes of the embedded world.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
+app.command(epilog=cli_serve.EXAMPLE)(cli_serve.serve)
 
 Split = Literal["train", "student", "val", "demo", "transfer", "test"]
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]

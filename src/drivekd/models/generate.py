@@ -7,14 +7,13 @@ once, its cache is repeated, the questions follow padded on the right with expli
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
@@ -24,8 +23,9 @@ from drivekd.models import crossed
 from drivekd.models.batch import embed, prefix_positions
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
+from drivekd.models.rows import Rows, axes, decode, end_tokens, follow
 from drivekd.models.sampling import GREEDY, Choice, Sampling, choice
-from drivekd.models.vlm import Vlm, language_model, lm_head
+from drivekd.models.vlm import Vlm
 
 
 def generate(
@@ -132,7 +132,7 @@ def _run_prefix(vlm: Vlm, encoded: Encoded, features: FeatureCache | None) -> _P
     positions = prefix_positions(vlm, encoded).to(vlm.device)
     causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=vlm.device).tril()
     inputs = embed(vlm, ids, is_image, encoded.images, features)
-    _decode(vlm, inputs, positions[:, None], causal, cache)
+    decode(vlm, inputs, positions[:, None], causal, cache)
     return _Prefix(cache, length, int(positions.max()) + 1)
 
 
@@ -152,54 +152,29 @@ def _continue(
     lengths = torch.tensor([len(q) for q in questions], device=device)
     steps = torch.arange(ids.shape[1], device=device)
     known = steps[None] < lengths[:, None]
-    hidden = _decode(
+    hidden = decode(
         vlm,
         embed(vlm, ids, torch.zeros_like(known), (), None),
-        _axes(vlm, (prefix.after + steps).expand(many, -1)),
+        axes(vlm, (prefix.after + steps).expand(many, -1)),
         _question_mask(prefix.length, known),
         cache,
     )
     hidden = hidden[torch.arange(many, device=device), lengths - 1]
     visible = torch.cat([known.new_ones(many, prefix.length), known], dim=1)
-    ends = _end_tokens(vlm)
+    rows = Rows(cache, visible, prefix.after + lengths, hidden)
+    ends = torch.tensor(end_tokens(vlm), device=device)
     finished = torch.zeros(many, dtype=torch.bool, device=device)
     answers: list[list[int]] = [[] for _ in questions]
     for step in count(1):
-        token = choose(lm_head(vlm)(hidden), step - 1)
+        token = choose(rows.logits(vlm), step - 1)
         for answer, new, done in zip(answers, token.tolist(), finished.tolist(), strict=True):
             if not done:
                 answer.append(new)
         finished |= torch.isin(token, ends)
         if step == max_new_tokens or bool(finished.all()):
             return answers
-        visible = torch.cat([visible, visible.new_ones(many, 1)], dim=1)
-        inputs = embed(vlm, token[:, None], torch.zeros_like(visible[:, :1]), (), None)
-        position = _axes(vlm, (prefix.after + lengths + step - 1)[:, None])
-        hidden = _decode(vlm, inputs, position, visible[:, None, None], cache)[:, 0]
+        follow(vlm, rows, token)
     raise AssertionError("unreachable")
-
-
-def _decode(
-    vlm: Vlm,
-    inputs: Mapping[str, Any],
-    positions: Int[Tensor, "axes b n"],
-    mask: Bool[Tensor, "b 1 n m"],
-    cache: DynamicCache,
-) -> Float[Tensor, "b n d"]:
-    """Run the decoder on new tokens (see `embed`); their keys and values go into the cache."""
-    hidden: Tensor = language_model(vlm)(
-        **inputs,
-        attention_mask=mask,
-        position_ids=positions if vlm.family.rope_axes == 3 else positions[0],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return hidden
-
-
-def _axes(vlm: Vlm, positions: Int[Tensor, "b n"]) -> Int[Tensor, "axes b n"]:
-    """The same position on every axis, as behind images all tokens are text."""
-    return positions.expand(vlm.family.rope_axes, -1, -1)
 
 
 def _question_mask(prefix: int, known: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1 m n"]:
@@ -209,13 +184,6 @@ def _question_mask(prefix: int, known: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1
     itself = torch.eye(length, dtype=torch.bool, device=known.device)
     own = (causal & known[:, None]) | itself
     return torch.cat([own.new_ones(many, length, prefix), own], dim=2)[:, None]
-
-
-def _end_tokens(vlm: Vlm) -> Int[Tensor, " e"]:
-    ends = vlm.model.generation_config.eos_token_id
-    if ends is None:
-        ends = vlm.tokenizer.eos_token_id
-    return torch.tensor([ends] if isinstance(ends, int) else list(ends), device=vlm.device)
 
 
 @contextmanager

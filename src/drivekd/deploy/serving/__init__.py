@@ -1,0 +1,1 @@
+"""A chat server for one model, where vLLM or SGLang cannot run."""

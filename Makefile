@@ -51,7 +51,7 @@ study: setup ## arms over five seeds on the test scenes; writes results/study.js
 ablation: setup ## every row of the ablation tables, three seeds; writes results/ablation.json
 	$(BIN)/python benchmarks/ablation.py
 
-prestudy: setup ## the world's teachers: four panels, capacity gap; writes results/prestudy.json, capacity.json
+prestudy: setup ## the world's teachers: panels, stability, capacity gap; writes results/prestudy.json and two more
 	$(BIN)/python benchmarks/prestudy_world.py
 
 prestudy-cost: setup ## its pass beside a plain forward pass; writes results/prestudy_cost.json

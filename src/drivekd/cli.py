@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from drivekd import __version__, cli_serve, ending
+from drivekd import __version__, cli_evaluate, cli_serve, cli_study, ending
 from drivekd.cli_data import PLAIN, Device, Out, data_app
-from drivekd.cli_evaluate import COMPARE, EVALUATE, compare, evaluate
-from drivekd.cli_study import PRESTUDY, prestudy
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
@@ -23,7 +21,6 @@ app = typer.Typer(help="Distil driving vision-language models from several teach
 world_app = typer.Typer(help="Make and show scenes of the embedded world.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
-app.command(epilog=cli_serve.EXAMPLE)(cli_serve.serve)
 
 Split = Literal["train", "student", "val", "demo", "transfer", "test"]
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
@@ -156,7 +153,7 @@ def cache(
     _echo_once(str(fill(resolved)))
 
 
-app.command(epilog=PRESTUDY)(prestudy)
+app.command(epilog=cli_study.PRESTUDY)(cli_study.prestudy)
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:
@@ -172,8 +169,8 @@ def _echo_once(text: str) -> None:
         typer.echo(text)
 
 
-app.command(epilog=EVALUATE)(evaluate)
-app.command(epilog=COMPARE)(compare)
+app.command(epilog=cli_evaluate.EVALUATE)(cli_evaluate.evaluate)
+app.command(epilog=cli_evaluate.COMPARE)(cli_evaluate.compare)
 
 
 @app.command(
@@ -195,6 +192,9 @@ def ask(
     from drivekd.ask import pictures
 
     typer.echo(run(model, pictures(image), question, attention, device=device))
+
+
+app.command(epilog=cli_serve.SERVE)(cli_serve.serve)
 
 
 @app.command(epilog="Example: drivekd report out/demo")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-EXAMPLE = "Example: drivekd serve --model out/try/final --served-name driver --key-env SERVE_KEY"
+SERVE = "Example: drivekd serve --model out/try/final --served-name driver --key-env SERVE_KEY"
 
 
 def serve(

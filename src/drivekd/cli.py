@@ -14,6 +14,8 @@ import typer
 
 from drivekd import __version__, ending
 from drivekd.cli_data import PLAIN, Format, Out, Root, data_app
+from drivekd.cli_export import EXAMPLE as EXPORT_EXAMPLE
+from drivekd.cli_export import export
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
@@ -281,6 +283,9 @@ def ask(
     from drivekd.ask import pictures
 
     typer.echo(run(model, pictures(image), question, attention, device=device))
+
+
+app.command(epilog=EXPORT_EXAMPLE)(export)
 
 
 @app.command(epilog="Example: drivekd report out/demo")

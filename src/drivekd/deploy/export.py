@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from drivekd.deploy import export_card
 from drivekd.deploy.adapter import merge
 from drivekd.deploy.export_job import NOTE, Dtype, Job, Layout, job
 from drivekd.deploy.layouts import chat_config, from_chat, same, to_chat
-from drivekd.deploy.quantise import Scheme, kept, linear_layers, quantised, untouched
+from drivekd.deploy.quantise import Scheme, kept, quantised, rounded_layers, untouched
 from drivekd.deploy.verify import agreement, plainly_loaded, questions, replies
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
@@ -91,22 +91,11 @@ def export(
 def summary(facts: dict[str, Any]) -> str:
     """What was exported, in a few lines for people."""
     before, after = (facts["weights_mb"][each] for each in ("source", "export"))
-    lines = [
-        f"{facts['format']}, {facts['dtype']}, "
-        f"{facts['quantise'] or 'not'}{'' if facts['quantise'] else ' quantised'}: "
-        f"{after:.1f} MB of weights (source: {facts['source_dtype']}, {before:.1f} MB)"
-    ]
-    check = facts["check"]
-    if check is None:
-        lines.append("not checked")
-    elif "round_trip" in check:
-        lines.append(f"{check['round_trip']} tensors renamed, read back and bit-equal")
-    else:
-        lines.append(
-            f"{check['equal']} of {check['questions']} greedy answers in plain transformers equal "
-            f"the source's ({check['tokens']} of {check['of']} tokens)"
-        )
-    return "\n".join(lines)
+    how = facts["quantise"] or "not quantised"
+    return (
+        f"{facts['format']}, {facts['dtype']}, {how}: {after:.1f} MB of weights (the source: "
+        f"{facts['source_dtype']}, {before:.1f} MB)\nchecked: {export_card.checked(facts)}"
+    )
 
 
 # ---------------------------------------------------------------------------------- the source
@@ -115,18 +104,7 @@ def summary(facts: dict[str, Any]) -> str:
 def _loaded(job: Job) -> Vlm:
     """The source with its adapter, in its own type."""
     wide = job.own if job.adapter is None else torch.float32  # the sum is rounded once, at the end
-    try:
-        vlm = vlms.load(
-            job.model, device=job.device, dtype=wide, max_image_tokens=_AS_IN_FILE
-        )
-    except (OSError, ValueError) as error:
-        if "processor" not in str(error) and "tokenizer" not in str(error):
-            raise
-        raise ValueError(
-            f"model {job.model!r} lacks files that read its input: expected preprocessor_config."
-            "json, tokenizer.json and tokenizer_config.json beside the weights; copy them from the "
-            f"model that it was trained from ({' '.join(str(error).split())[:120]} …)"
-        ) from error
+    vlm = vlms.load(job.model, device=job.device, dtype=wide, max_image_tokens=_AS_IN_FILE)
     if job.adapter is not None:
         vlm = merge(vlm, job.adapter)
         _cast(vlm, job.own)
@@ -135,9 +113,18 @@ def _loaded(job: Job) -> Vlm:
 
 @torch.no_grad()
 def _cast(vlm: Vlm, dtype: torch.dtype) -> None:
-    """Weights in another type; buffers that are not saved stay exact, as transformers has them."""
-    for parameter in vlm.model.parameters():
+    """Weights in another type; buffers that are not saved stay exact, as transformers has them.
+
+    Raises:
+        ValueError: a number is too large for it, or none.
+    """
+    for name, parameter in vlm.model.named_parameters():
         parameter.data = parameter.data.to(dtype)
+        if not torch.isfinite(parameter).all():
+            raise ValueError(
+                f"model {vlm.source!r}: {name} has numbers that are not finite in {dtype}: choose "
+                "another --dtype, or an earlier checkpoint"
+            )
     for part in (vlm.model.config, vlm.model.config.text_config, vlm.model.config.vision_config):
         part.dtype = dtype
 
@@ -198,7 +185,7 @@ def _write_hf(job: Job, vlm: Vlm, draft: Path) -> dict[str, Any]:
     rounded = quantised(vlm, plain, job.scheme, job.dtype, job.device)
     shutil.rmtree(plain)
     vlms.save(rounded, draft, shard_size=_SHARD)
-    return {"quantised_layers": len(linear_layers(rounded.model))}
+    return {"quantised_layers": len(rounded_layers(rounded))}
 
 
 def _write_chat(job: Job, vlm: Vlm, draft: Path) -> None:
@@ -231,7 +218,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _megabytes(sizes: Any) -> float:
+def _megabytes(sizes: Iterable[int]) -> float:
     return round(sum(sizes) / 1e6, 3)
 
 

@@ -8,12 +8,6 @@ from pathlib import Path
 from typing import Any
 
 HEADING = "## Export"
-_HEADER = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [drivekd, autonomous-driving]
----"""
 
 
 def text(card: str | None, facts: Mapping[str, Any], folder: Path) -> str:
@@ -24,8 +18,17 @@ def text(card: str | None, facts: Mapping[str, Any], folder: Path) -> str:
         facts: what `export.json` says.
         folder: that the export gets.
     """
-    card = f"{_HEADER}\n\n# {_code(folder.name)}" if card is None else _without_section(card)
+    card = _new_card(facts, folder) if card is None else _without_section(card)
     return f"{card.rstrip()}\n\n{HEADING}\n\n{_section(facts, folder)}\n"
+
+
+def _new_card(facts: Mapping[str, Any], folder: Path) -> str:
+    """The head of a card; a model of the hub is named in the way that the hub links."""
+    meta = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", facts["source"]) and not Path(facts["source"]).exists():
+        meta = {"base_model": facts["source"], **meta}
+    lines = "\n".join(f"{name}: {value}" for name, value in meta.items())
+    return f"---\n{lines}\ntags: [drivekd, autonomous-driving]\n---\n\n# {_code(folder.name)}"
 
 
 def _without_section(card: str) -> str:
@@ -42,7 +45,7 @@ def _section(facts: Mapping[str, Any], folder: Path) -> str:
         ("type of the weights", f"{facts['dtype']} (the source's: {facts['source_dtype']})"),
         ("quantised", _quantised(facts)),
         ("weights on disk", f"{after:.1f} MB (the source's: {before:.1f} MB)"),
-        ("checked", _checked(facts["check"])),
+        ("checked", checked(facts)),
         ("by", f"drivekd {facts['drivekd']}, transformers {facts['transformers']}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -65,7 +68,9 @@ def _quantised(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _checked(check: Mapping[str, Any] | None) -> str:
+def checked(facts: Mapping[str, Any]) -> str:
+    """What reading the folder back has shown."""
+    check = facts["check"]
     if check is None:
         return "no"
     if "round_trip" in check:

@@ -80,6 +80,7 @@ def job(
     place = out.resolve()
     _refuse_place(place, vlms.locate(model), adapter)
     config = _config(str(model), format)
+    _refuse_unreadable(vlms.locate(model))
     own = _own_dtype(config, str(model))
     wanted = own if dtype is None else getattr(torch, dtype)
     return Job(str(model), place, format, scheme, own, wanted, adapter, device)  # type: ignore[arg-type]
@@ -131,6 +132,24 @@ def _config(model: str, format: str) -> Any:
     if format == "internvl-chat":
         refuse_unlike(config, model)
     return config
+
+
+def _refuse_unreadable(model: str) -> None:
+    """Refuse a folder that cannot turn text and pictures into the model's input."""
+    folder = Path(model)
+    if not folder.is_dir():  # of the hub: transformers says what it lacks
+        return
+    processor = folder / "processor_config.json"  # newer files hold the image processor too
+    seen = (folder / "preprocessor_config.json").is_file() or (
+        processor.is_file() and '"image_processor"' in processor.read_text(encoding="utf-8")
+    )
+    read = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    missing = ["preprocessor_config.json"] * (not seen) + ["tokenizer.json"] * (not read)
+    if missing:
+        raise ValueError(
+            f"model {model!r} has no {' and no '.join(missing)}, so nothing can read its input; "
+            "copy the processor and tokenizer files of the model that it was trained from"
+        )
 
 
 def _own_dtype(config: Any, model: str) -> torch.dtype:

@@ -112,9 +112,7 @@ def _renamed(name: str, side: int) -> str:
 
 
 def _pattern(template: str) -> str:
-    return re.sub(
-        r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{_PARTS[m[1]]})", re.escape(template)
-    )
+    return re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{_PARTS[m[1]]})", re.escape(template))
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -194,15 +192,27 @@ def _text(text: dict[str, Any], tied: bool, dtype: str) -> dict[str, Any]:
     rope = dict(text.get("rope_parameters") or {})
     text |= {"architectures": [_DECODERS[text["model_type"]]], "torch_dtype": dtype}
     text |= {"tie_word_embeddings": tied, "rope_theta": rope.pop("rope_theta", 10_000.0)}
-    text["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    kind = rope.get("rope_type", "default")
+    text["rope_scaling"] = None if kind == "default" else {**rope, "type": kind}
     text.pop("dtype", None)
     return text
 
 
+_ALIKE = (
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "norm_type",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+)
+
+
 def _vision(vision: Any, dtype: str) -> dict[str, Any]:
-    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    kept += ("num_channels", "hidden_act", "layer_norm_eps", "norm_type", "initializer_range")
-    return {name: getattr(vision, name) for name in kept} | {
+    return {name: getattr(vision, name) for name in _ALIKE} | {
         "architectures": ["InternVisionModel"],
         "attention_dropout": vision.attention_dropout,
         "drop_path_rate": 0.0,

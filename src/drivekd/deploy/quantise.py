@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from drivekd.models.quiet import hush_quantised, quiet
@@ -76,12 +76,10 @@ def quantised(
     return replace(vlm, model=model.eval())
 
 
-def linear_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that are rounded."""
-    import bitsandbytes
-
-    rounded = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
-    return [name for name, module in model.named_modules() if isinstance(module, rounded)]
+def rounded_layers(vlm: Vlm) -> list[str]:
+    """Names of the layers whose weights are integers."""
+    named = vlm.model.named_parameters()
+    return [n.removesuffix(".weight") for n, p in named if p.dtype in (torch.int8, torch.uint8)]
 
 
 def untouched(vlm: Vlm, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ _QUESTIONS = (
     "Which colour has the nearest car?",
     "How many pedestrians are there?",
     "What should the ego vehicle do next, and why?",
+    "Is it safe to change to the left lane?",
+    "Describe the scene.",
 )
 _SIZE = (160, 96)  # of a picture [px]
 
@@ -50,7 +52,7 @@ class Agreement:
 
 
 def questions(folder: Path) -> list[Sample]:
-    """Four questions about two pictures of coloured noise, which are written into a folder."""
+    """Six questions about two pictures of coloured noise, which are written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     images, random = {}, np.random.default_rng(20260128)
     for camera in _CAMERAS:

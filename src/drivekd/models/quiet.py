@@ -26,5 +26,5 @@ def quiet() -> Iterator[None]:
 
 
 def hush_quantised() -> None:
-    """Let bitsandbytes report errors only: it would tell of each int8 layer that it uses float16."""
+    """Let bitsandbytes tell of errors only, not of every int8 layer that it computes in float16."""
     standard.getLogger("bitsandbytes").setLevel(standard.ERROR)

@@ -29,6 +29,7 @@ _QUESTIONS = (
     "Describe the scene.",
 )
 _SIZE = (160, 96)  # of a picture [px]
+NEW_TOKENS = 16  # longest answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def plainly_loaded(folder: Path, family: Family, device: str = "cpu") -> Vlm:
 
 
 @torch.no_grad()
-def replies(vlm: Vlm, samples: Sequence[Sample], new_tokens: int = 16) -> list[list[int]]:
+def replies(vlm: Vlm, samples: Sequence[Sample]) -> list[list[int]]:
     """Greedy answers by `model.generate`, one question at a time: the new tokens of each."""
     given: list[list[int]] = []
     model: Any = vlm.model
@@ -95,7 +96,7 @@ def replies(vlm: Vlm, samples: Sequence[Sample], new_tokens: int = 16) -> list[l
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
+            max_new_tokens=NEW_TOKENS,
             do_sample=False,
             temperature=None,
             top_p=None,

@@ -29,6 +29,7 @@ VERBS = [
     "cache",
     "evaluate",
     "ask",
+    "export",
     "report",
 ]
 

@@ -146,6 +146,7 @@ def _facts(job: Job, vlm: Vlm) -> dict[str, Any]:
     size = _megabytes(p.numel() * p.element_size() for p in vlm.model.parameters())
     return {
         "source": job.model,
+        "family": vlm.family.name,
         "adapter": None if job.adapter is None else str(job.adapter),
         "format": job.format,
         "dtype": str(job.dtype).removeprefix("torch."),

@@ -89,13 +89,19 @@ def _use(facts: Mapping[str, Any], folder: Path) -> str:
             f"python -m sglang.launch_server --model-path {place} --trust-remote-code\n```\n\n"
             f"{_NOT_RUN}"
         )
-    served = f"vllm serve {place}\n"
+    served, tiles = f"vllm serve {place}", ""
+    if facts["family"] == "internvl":
+        served += """ --mm-processor-kwargs '{"crop_to_patches": false}'"""
+        tiles = (
+            " It was trained on one tile per picture, and the class of its processor makes several "
+            "whatever its files say: pass `crop_to_patches=False` to `AutoProcessor`'s call."
+        )
     if facts["quantise"] is None:
-        served += f"python -m sglang.launch_server --model-path {place}\n"
+        served += f"\npython -m sglang.launch_server --model-path {place}"
     return (
         "Plain transformers loads it with `AutoModelForImageTextToText.from_pretrained`"
-        f"{', and bitsandbytes beside it' if facts['quantise'] else ''}. Servers take\n\n"
-        f"```sh\n{served}```\n\n{_NOT_RUN}"
+        f"{', and bitsandbytes beside it' if facts['quantise'] else ''}.{tiles} Servers take\n\n"
+        f"```sh\n{served}\n```\n\n{_NOT_RUN}"
     )
 
 

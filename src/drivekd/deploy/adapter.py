@@ -28,12 +28,12 @@ def merge(vlm: Vlm, folder: Path) -> Vlm:
         folder: with peft's `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        ValueError: no such files, another kind of adapter than LoRA, or one of another model.
+        ValueError: as `tensors`, or the adapter is of another model.
     """
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
 
-    names = _names(folder)
+    names = tensors(folder)
     with _fitting(folder, vlm.source):
         wrapped: Any = PeftModel.from_pretrained(vlm.model, str(folder))
         if get_peft_model_state_dict(wrapped).keys() != names:
@@ -44,8 +44,12 @@ def merge(vlm: Vlm, folder: Path) -> Vlm:
     return replace(vlm, model=merged.eval())
 
 
-def _names(folder: Path) -> set[str]:
-    """The tensors in an adapter's file."""
+def tensors(folder: Path) -> set[str]:
+    """Names of the tensors in an adapter's file.
+
+    Raises:
+        ValueError: no such files, damaged ones, or another kind of adapter than LoRA.
+    """
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(

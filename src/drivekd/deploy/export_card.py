@@ -94,7 +94,7 @@ def _use(facts: Mapping[str, Any], folder: Path) -> str:
         served += """ --mm-processor-kwargs '{"crop_to_patches": false}'"""
         tiles = (
             " It was trained on one tile per picture, and the class of its processor makes several "
-            "whatever its files say: pass `crop_to_patches=False` to `AutoProcessor`'s call."
+            "by default: pass `crop_to_patches=False` to `AutoProcessor`'s call."
         )
     if facts["quantise"] is None:
         served += f"\npython -m sglang.launch_server --model-path {place}"

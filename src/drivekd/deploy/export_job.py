@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from drivekd.deploy.adapter import SETTINGS
+from drivekd.deploy.adapter import SETTINGS, tensors
 from drivekd.deploy.layouts import refuse_unlike
 from drivekd.deploy.quantise import Scheme, refuse_unready
 from drivekd.models import vlm as vlms
@@ -79,6 +79,8 @@ def job(
     refuse_absent(device)
     place = out.resolve()
     _refuse_place(place, vlms.locate(model), adapter)
+    if adapter is not None:
+        tensors(adapter)
     config = _config(str(model), format)
     _refuse_unreadable(vlms.locate(model))
     own = _own_dtype(config, str(model))

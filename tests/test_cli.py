@@ -31,6 +31,7 @@ VERBS = [
     "compare",
     "ask",
     "serve",
+    "export",
     "report",
 ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.data.written import filling, new_rows, writing
+from drivekd.data.written import draft_of, filling, new_rows, whole_folder, writing
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -47,3 +47,22 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
         (tmp_path / "file").mkdir()
     assert "once there is room" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_there_as_a_whole_and_takes_the_place_of_the_earlier_one(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "new" / "out"
+    with whole_folder(out) as draft:
+        (draft / "inner").mkdir()
+        (draft / "inner/a").write_text("first")
+        assert not out.exists()
+    draft_of(out).mkdir()  # what a killed process left
+    (draft_of(out) / "half").write_text("")
+    with pytest.raises(ZeroDivisionError), whole_folder(out) as draft:
+        (draft / "b").write_text(str(1 / 0))
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "inner/a").read_text() == "first"
+    with whole_folder(out) as draft:
+        (draft / "b").write_text("second")
+    assert [path.name for path in out.iterdir()] == ["b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -64,6 +65,36 @@ def synced(path: Path) -> Iterator[Path]:
         yield draft
         sync(draft)
     sync(path.parent)
+
+
+def draft_of(folder: Path) -> Path:
+    """What a folder is called until it is complete."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place to fill a folder at, which is then there, on disk, as a whole or not at all.
+
+    It takes the place of an earlier folder of that name only when it is complete.
+    """
+    draft = draft_of(folder)
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        for path in sorted(draft.rglob("*")):
+            if path.is_file():
+                share(path)
+            sync(path)
+        sync(draft)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def share(path: Path) -> None:

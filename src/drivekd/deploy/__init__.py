@@ -1,1 +1,1 @@
-"""Models in use: what they cost, and how fast they answer."""
+"""Models in use: what they cost, how fast they answer, folders and a server for them."""

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drivekd.data.written import share, sync
+from drivekd.data.written import draft_of, whole_folder
 from drivekd.distill import lora
 from drivekd.distill.trainer_state import FILE, FINAL, State, place_of, write_state
 from drivekd.models import vlm as vlms
@@ -106,14 +106,10 @@ def drop_after(folder: Path, step: int) -> None:
 
 def _drop(path: Path) -> None:
     """Remove a folder; interrupted on the way, it does not look like a whole one."""
-    gone = _draft(path)
+    gone = draft_of(path)
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone)
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
 
 
 def save_final(
@@ -174,22 +170,10 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     Raises:
         OSError: with the folder, the reason and the space left, in one line.
     """
-    draft = _draft(target)
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        fill(draft)
-        for path in sorted(draft.rglob("*")):
-            if path.is_file():
-                share(path)
-            sync(path)
-        sync(draft)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-        sync(target.parent)
+        with whole_folder(target) as draft:
+            fill(draft)
     except Exception as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise OSError(_complaint(target, error)) from error
     return target
 

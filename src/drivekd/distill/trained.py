@@ -23,14 +23,20 @@ def load_student(recipe: Recipe) -> vlms.Vlm:
     """The student that a recipe names, in float32, where this process trains.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or is quantised.
     """
-    return vlms.load(
+    student = vlms.load(
         recipe.student,
         device=device(),
         dtype=torch.float32,
         max_image_tokens=recipe.data.max_image_tokens,
     )
+    if getattr(student.model.config, "quantization_config", None):
+        raise ValueError(
+            f"student {recipe.student} is quantised, and rounded weights cannot be trained; name "
+            "the model that it was made from"
+        )
+    return student
 
 
 def trained(recipe: Recipe, student: vlms.Vlm) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:

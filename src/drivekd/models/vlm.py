@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers.utils import logging
 
 from drivekd.models import hub
 from drivekd.models.device import refuse_absent
+from drivekd.models.quiet import hush_quantised, quiet
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WORLD = "world:"
@@ -183,7 +183,9 @@ def load(
     if num_layers is not None:
         cut_layers(config.text_config, num_layers, str(source))
     refuse_absent(device)
-    with _quiet(), _whole(source):
+    if getattr(config, "quantization_config", None):
+        hush_quantised()
+    with quiet(), _whole(source):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place,
             config=config,
@@ -225,7 +227,13 @@ def _whole(source: str | Path) -> Iterator[None]:
         ) from error
 
 
-def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+def save(
+    vlm: Vlm,
+    folder: str | Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    shard_size: str = "50GB",
+) -> None:
     """Write model (safetensors), tokenizer, image processor and processor files into a folder.
 
     The processor files make `AutoProcessor` work for users who have torchvision; they are written
@@ -235,11 +243,18 @@ def save(vlm: Vlm, folder: str | Path, weights: Mapping[str, torch.Tensor] | Non
         vlm: the model.
         folder: made if needed.
         weights: by name, where the model itself does not hold all of them.
+        shard_size: of the largest file of weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        vlm.model.save_pretrained(folder, state_dict=dict(weights) if weights else None)
+    with quiet():
+        state = dict(weights) if weights else None
+        vlm.model.save_pretrained(folder, state_dict=state, max_shard_size=shard_size)
+    save_readers(vlm, folder)
+
+
+def save_readers(vlm: Vlm, folder: Path) -> None:
+    """Write what turns text and pictures into the model's input, and nothing of the model."""
     vlm.tokenizer.save_pretrained(folder)
     vlm.image_processor.save_pretrained(folder)
     processor: dict[str, Any] = {"processor_class": vlm.family.processor}
@@ -381,18 +396,3 @@ def _single_tile(image_processor: Any, family: Family, config: Any, max_image_to
 def _square(config: Any) -> dict[str, int]:
     height, width = config.vision_config.image_size
     return {"height": int(height), "width": int(width)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and reports of left-out layers, then restore both."""
-    log: Any = logging  # its functions are not annotated
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Models in use: what they cost, and how fast they answer."""

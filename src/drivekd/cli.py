@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from drivekd import __version__, ending
+from drivekd.cli_bench import bench
 from drivekd.cli_data import PLAIN, Format, Out, Root, data_app
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(help="Distil driving vision-language models from several teach
 world_app = typer.Typer(help="Make and show scenes of the embedded world.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(world_app, name="world")
+app.command(epilog="Example: drivekd bench --model world:student_base --cameras 6")(bench)
 
 Split = Literal["train", "student", "val", "demo", "transfer", "test"]
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]

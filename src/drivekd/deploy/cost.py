@@ -122,9 +122,7 @@ def floor(vlm: Vlm, load: Load, number: int, rates: Rates) -> Floor:
     """
     products, read = prefill_flops(vlm, load), decode_bytes(vlm, load, number)
     step = load.batch * 2 * _decoded(vlm) / rates.flops_per_s
-    return Floor(
-        products / rates.flops_per_s, max(read / rates.bytes_per_s, step), products, read
-    )
+    return Floor(products / rates.flops_per_s, max(read / rates.bytes_per_s, step), products, read)
 
 
 def decode_bytes(vlm: Vlm, load: Load, number: int) -> int:

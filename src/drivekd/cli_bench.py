@@ -1,0 +1,82 @@
+"""`drivekd bench`: how fast a model answers, and what it takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder, hub id or world:NAME; of a server, its name for the model."),
+    ] = None,
+    config_only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A published model instead, with random weights."),
+    ] = None,
+    engine: Annotated[
+        Literal["sdpa", "compiled", "server"],
+        typer.Option(help="Plain transformers; static cache and torch.compile; or a server."),
+    ] = "sdpa",
+    url: Annotated[
+        str | None, typer.Option(help="Of the server, such as http://127.0.0.1:8000/v1.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
+    ] = None,
+    cameras: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=6, help="Pictures of a request; may be repeated. Default 1 and 6."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Requests side by side; may be repeated. Default 1."),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 32,
+    warmup: Annotated[int, typer.Option(min=0, help="Batches that do not count.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Batches that count.")] = 5,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="Where the model runs, for example cuda.")] = "cpu",
+    scores: Annotated[
+        Path | None, typer.Option(help="scores.json of drivekd evaluate: quality beside speed.")
+    ] = None,
+    stream: Annotated[
+        float | None,
+        typer.Option(metavar="HZ", help="Instead, answer frames of a world as they come."),
+    ] = None,
+    world: Annotated[
+        Path | None, typer.Option(help="Folder of that world; made where it is missing.")
+    ] = None,
+) -> None:
+    """Measure time to the first token, time per token and memory; the last line is JSON."""
+    from drivekd.deploy import bench as benches
+    from drivekd.deploy.live import told
+
+    asked = benches.Asked(
+        model=model,
+        config_only=config_only,
+        engine=engine,
+        url=url,
+        key_env=key_env,
+        cameras=tuple(cameras or (1, 6)),
+        batch=tuple(batch or (1,)),
+        new_tokens=new_tokens,
+        warmup=warmup,
+        repeats=repeats,
+        dtype=dtype,
+        device=device,
+        scores=scores,
+    )
+    if stream is not None:
+        content = benches.live(asked, stream, world)
+        typer.echo(told(content["stream"]))
+    else:
+        content = benches.bench(asked)
+        typer.echo(benches.table(content))
+    typer.echo(json.dumps(content))

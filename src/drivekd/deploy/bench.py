@@ -1,0 +1,349 @@
+"""Measures how fast a model answers and how much memory that takes; the numbers as table and JSON.
+
+from drivekd.deploy.bench import Asked, bench, table
+print(table(bench(Asked(model="world:student_base", cameras=(1, 6)))))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drivekd.data.progress import track
+from drivekd.data.sample import Sample
+from drivekd.deploy import cost, machine, random_weights, rates, workload
+from drivekd.deploy import live as live_view
+from drivekd.deploy.cost import Load
+from drivekd.deploy.engine import Engine, local, refuse_uncompilable
+from drivekd.deploy.measure import Row, headline, measure
+from drivekd.deploy.opening import open_model, refuse_too_large
+from drivekd.deploy.server import server
+from drivekd.models.device import refuse_absent
+from drivekd.models.encode import encode
+from drivekd.models.published import parameters
+from drivekd.models.vlm import Vlm
+
+ENGINES = ("sdpa", "compiled", "server")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        model: folder, hub id or `world:NAME`; with the engine `server` the name it has there.
+        config_only: instead, a published model that is built with random weights.
+        engine: one of `ENGINES`.
+        url: of the server.
+        key_env: the environment variable that holds its key.
+        cameras: pictures of a request, one or several numbers.
+        batch: requests side by side, likewise.
+        new_tokens: of every answer; a server may stop earlier.
+        warmup: batches of each kind before those that count.
+        repeats: batches of each kind that count.
+        dtype: of the weights, one of `DTYPES`.
+        device: where the model runs.
+        scores: `scores.json` of `drivekd evaluate`, to show quality beside speed.
+    """
+
+    model: str | None = None
+    config_only: str | None = None
+    engine: str = "sdpa"
+    url: str | None = None
+    key_env: str | None = None
+    cameras: tuple[int, ...] = (1, 6)
+    batch: tuple[int, ...] = (1,)
+    new_tokens: int = 32
+    warmup: int = 1
+    repeats: int = 5
+    dtype: str = "float32"
+    device: str = "cpu"
+    scores: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine, ready to be asked.
+
+    Attributes:
+        engine: what answers.
+        vlm: the model, where it runs here.
+        load_s: how long it took to load or build [s].
+    """
+
+    engine: Engine
+    vlm: Vlm | None
+    load_s: float | None
+
+
+def bench(asked: Asked) -> dict[str, Any]:
+    """Measure every number of cameras with every batch, after one request that is cold.
+
+    Returns:
+        the headline of the first batch with the most cameras, `cold`, `rows`, `scores` and what was
+        measured on; see `headline` and `Row`.
+
+    Raises:
+        ValueError: options that do not go together, a model that cannot be read or does not fit, or
+            a score file that is none.
+        ChatError: the server failed.
+    """
+    check(asked)
+    scores = None if asked.scores is None else read_scores(asked.scores)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        most = workload.request(folder, max(asked.cameras))
+        with opened(asked) as found:
+            cold = found.engine([most], asked.new_tokens)[0].timeline.ttft
+            rows = [
+                _row(asked, found, workload.request(folder, cameras), batch)
+                for cameras in sorted(asked.cameras)
+                for batch in asked.batch
+            ]
+            main = next(row for row in rows if row.cameras == max(asked.cameras))
+            content = _content(asked, found, cold, rows, folder)
+    return rounded({**headline(main), "cameras": main.cameras, **content, "scores": scores})
+
+
+def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]:
+    """Answer frames of the embedded world as they come, and find the highest rate kept up.
+
+    Answers end where the model ends them, after `new_tokens` at the latest.
+
+    Args:
+        asked: model, engine, precision, device and length of answers; the rest does not count.
+        rate: frames a second [Hz].
+        world: folder of `drivekd world make`, made there if need be; None: made and removed.
+
+    Raises:
+        ValueError: as `bench`, or no rate.
+        ChatError: the server failed.
+    """
+    check(asked)
+    with tempfile.TemporaryDirectory() as name, opened(asked, to_the_end=True) as found:
+        shots = live_view.frames(world or Path(name))
+
+        def work(number: int) -> None:
+            found.engine([shots[number % len(shots)]], asked.new_tokens)
+
+        seen = live_view.view(work, rate, live_view.ANSWERS)
+    return rounded({"stream": {**seen, "scenes": len(shots)}, **_measured_on(asked, found)})
+
+
+def check(asked: Asked) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        ValueError: one of them, or two together.
+    """
+    if (asked.model is None) == (asked.config_only is None):
+        raise ValueError("bench: give either a model or the name of a configuration (config_only)")
+    for name, value, known in (
+        ("engine", asked.engine, ENGINES),
+        ("dtype", asked.dtype, tuple(DTYPES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}")
+    if (asked.engine == "server") != (asked.url is not None):
+        raise ValueError("bench: the engine server needs a url, and no other engine takes one")
+    if asked.engine == "server" and asked.model is None:
+        raise ValueError("bench: the engine server needs a model: its name at the server")
+    counts = [(name, getattr(asked, name)) for name in ("new_tokens", "repeats")]
+    counts += [("batch", each) for each in asked.batch]
+    for name, count in counts:
+        if count < 1:
+            raise ValueError(f"bench: {name} is {count}, expected at least 1")
+    refuse_absent(asked.device)
+    if asked.engine == "compiled":
+        refuse_uncompilable(torch.device(asked.device))
+
+
+@contextmanager
+def opened(asked: Asked, *, to_the_end: bool = False) -> Iterator[Opened]:
+    """The engine that was asked for.
+
+    Args:
+        asked: model, engine, precision and device; the largest request must fit into memory.
+        to_the_end: see `local`.
+
+    Raises:
+        ValueError: as `bench`.
+    """
+    if asked.engine == "server":
+        assert asked.url is not None
+        assert asked.model is not None
+        with server(asked.url, asked.model, asked.key_env) as engine:
+            yield Opened(engine, None, None)
+        return
+    started, dtype = time.perf_counter(), DTYPES[asked.dtype]
+    fits = partial(
+        refuse_too_large,
+        cameras=max(asked.cameras),
+        batch=max(asked.batch),
+        new_tokens=asked.new_tokens,
+        device=asked.device,
+        dtype=dtype,
+    )
+    if asked.config_only is not None:
+        bare = random_weights.shell(asked.config_only)
+        fits(bare)
+        vlm = random_weights.filled(bare, asked.device, dtype)
+    else:
+        vlm = open_model(str(asked.model), asked.device, dtype, fits)
+    seconds = time.perf_counter() - started
+    engine = local(vlm, compiled=asked.engine == "compiled", to_the_end=to_the_end)
+    yield Opened(engine, vlm, seconds)
+
+
+def _row(asked: Asked, found: Opened, sample: Sample, batch: int) -> Row:
+    label = f"{len(sample.images)} cameras, batch {batch}"
+    shown: Callable[[Iterable[int]], Iterable[int]] = partial(track, label=label)
+    return measure(
+        found.engine,
+        sample,
+        batch=batch,
+        new_tokens=asked.new_tokens,
+        warmup=asked.warmup,
+        repeats=asked.repeats,
+        device=None if found.vlm is None else asked.device,
+        shown=shown,
+    )
+
+
+# ------------------------------------------------------------------------------- what is told
+
+
+def _content(
+    asked: Asked, found: Opened, cold: float, rows: list[Row], folder: Path
+) -> dict[str, Any]:
+    """Everything but the headline: rows with their floors, and what was measured on."""
+    content = {
+        "cold": {"load_s": found.load_s, "ttft_s": cold},
+        "rows": [asdict(row) for row in rows],
+        "warmup": asked.warmup,
+        "repeats": asked.repeats,
+        **_measured_on(asked, found),
+    }
+    if found.vlm is None:
+        return content
+    found_rates = rates.rates(asked.device, DTYPES[asked.dtype])
+    for row, each in zip(rows, content["rows"], strict=True):
+        sample = workload.request(folder, row.cameras)
+        each |= _against_floor(found.vlm, row, sample, DTYPES[asked.dtype].itemsize, found_rates)
+    return content | {"rates": asdict(found_rates)}
+
+
+def rounded(content: Any) -> Any:
+    """The same with floats of six digits: a clock tells no more."""
+    if isinstance(content, Mapping):
+        return {name: rounded(each) for name, each in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(each) for each in content]
+    return float(f"{content:.6g}") if isinstance(content, float) else content
+
+
+def _measured_on(asked: Asked, found: Opened) -> dict[str, Any]:
+    """Model, engine and, where it runs here, precision, kernel and hardware."""
+    names = ("model", "config_only", "engine", "url", "new_tokens")
+    content = {name: getattr(asked, name) for name in names} | {
+        "random_weights": asked.config_only is not None,
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+        "date": datetime.now(tz=UTC).date().isoformat(),
+        "load_average": os.getloadavg(),
+    }
+    if found.vlm is None:
+        return content
+    return content | {
+        "parameters": parameters(found.vlm),
+        "dtype": asked.dtype,
+        "device": asked.device,
+        "kernel": "scaled_dot_product_attention",
+        "hardware": machine.hardware(asked.device),
+    }
+
+
+def _against_floor(
+    vlm: Vlm, row: Row, sample: Sample, number: int, found: rates.Rates
+) -> dict[str, Any]:
+    """Lengths of the prompt, what the row must cost at least, and how far above that it is."""
+    encoded = encode(vlm, sample, add_answer=False)
+    load = Load(encoded.grids, len(encoded.input_ids), row.new_tokens, row.batch)
+    least = cost.floor(vlm, load, number, found)
+    over = {
+        "prefill": row.prefill_s and row.prefill_s["median"] / least.prefill_s,
+        "decode": row.tpot_s and row.tpot_s["median"] / least.decode_s,
+    }
+    return {
+        "prompt_tokens": load.prompt,
+        "visual_tokens": load.visual,
+        "estimated_memory_mb": cost.memory(vlm, load, number).total / 1e6,
+        "floor": asdict(least),
+        "over_floor": over,
+    }
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Percent right by capability, and their average, from `scores.json` of `drivekd evaluate`.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = dict(content["capabilities"])
+        if content.get("average") is not None:
+            parts["average"] = content["average"]
+        return {name: float(each["accuracy"]) for name, each in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected scores.json as drivekd evaluate writes it ({error!r:.100})"
+        ) from error
+
+
+def table(content: dict[str, Any]) -> str:
+    """The rows for people."""
+    head = "cameras batch   TTFT s      p50      p90      p99  TPOT ms  tokens/s  images/s      MB"
+    lines = [head, *(_line(each) for each in content["rows"])]
+    cold = content["cold"]
+    loaded = "" if cold["load_s"] is None else f"loading {cold['load_s']:.3g} s, "
+    lines.append(f"cold: {loaded}first token of the first request {cold['ttft_s']:.3g} s")
+    for each in content["rows"]:
+        if "over_floor" in each:
+            over = [f"{k} {v:.2f}" for k, v in each["over_floor"].items() if v is not None]
+            kind = f"{each['cameras']} cameras, batch {each['batch']}"
+            lines.append(f"times the machine's floor, {kind}: {', '.join(over)}")
+    if content["scores"]:
+        said = (f"{name} {value:.1f} %" for name, value in content["scores"].items())
+        lines.append(f"quality: {', '.join(said)}")
+    if content["random_weights"]:
+        lines.append("weights are random: what it costs is real, what it says is not")
+    return "\n".join(lines)
+
+
+def _line(each: dict[str, Any]) -> str:
+    first, whole, per_token = each["ttft_s"], each["latency_s"], each["tpot_s"]
+    used = each["peak"]
+    memory = used and (used["allocator"] or used["process"])
+    cells = [
+        f"{each['cameras']:>7} {each['batch']:>5}",
+        f"{first['median']:>8.3f}",
+        *(f"{whole[name]:>8.3f}" for name in ("p50", "p90", "p99")),
+        f"{per_token['median'] * 1000:>8.2f}" if per_token else f"{'–':>8}",
+        f"{each['tokens_per_s']:>9.2f}" if per_token else f"{'–':>9}",
+        f"{each['images_per_s']:>9.2f}",
+        f"{memory:>7.0f}" if memory else f"{'–':>7}",
+    ]
+    return " ".join(cells)

@@ -56,9 +56,10 @@ def bench(
 ) -> None:
     """Measure time to the first token, time per token and memory; the last line is JSON."""
     from drivekd.deploy import bench as benches
+    from drivekd.deploy.asked import Asked
     from drivekd.deploy.live import told
 
-    asked = benches.Asked(
+    asked = Asked(
         model=model,
         config_only=config_only,
         engine=engine,

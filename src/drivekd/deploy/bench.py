@@ -1,6 +1,7 @@
 """Measures how fast a model answers and how much memory that takes; the numbers as table and JSON.
 
-from drivekd.deploy.bench import Asked, bench, table
+from drivekd.deploy.asked import Asked
+from drivekd.deploy.bench import bench, table
 print(table(bench(Asked(model="world:student_base", cameras=(1, 6)))))
 """
 
@@ -9,83 +10,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample
-from drivekd.deploy import cost, machine, random_weights, rates, workload
+from drivekd.deploy import cost, machine, rates, workload
 from drivekd.deploy import live as live_view
+from drivekd.deploy.asked import DTYPES, Asked, Opened, check, opened
 from drivekd.deploy.cost import Load
-from drivekd.deploy.engine import Engine, local, refuse_uncompilable
 from drivekd.deploy.measure import Row, headline, measure
-from drivekd.deploy.opening import open_model, refuse_too_large
-from drivekd.deploy.server import server
-from drivekd.models.device import refuse_absent
 from drivekd.models.encode import encode
 from drivekd.models.published import parameters
 from drivekd.models.vlm import Vlm
-
-ENGINES = ("sdpa", "compiled", "server")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is to be measured.
-
-    Attributes:
-        model: folder, hub id or `world:NAME`; with the engine `server` the name it has there.
-        config_only: instead, a published model that is built with random weights.
-        engine: one of `ENGINES`.
-        url: of the server.
-        key_env: the environment variable that holds its key.
-        cameras: pictures of a request, one or several numbers.
-        batch: requests side by side, likewise.
-        new_tokens: of every answer; a server may stop earlier.
-        warmup: batches of each kind before those that count.
-        repeats: batches of each kind that count.
-        dtype: of the weights, one of `DTYPES`.
-        device: where the model runs.
-        scores: `scores.json` of `drivekd evaluate`, to show quality beside speed.
-    """
-
-    model: str | None = None
-    config_only: str | None = None
-    engine: str = "sdpa"
-    url: str | None = None
-    key_env: str | None = None
-    cameras: tuple[int, ...] = (1, 6)
-    batch: tuple[int, ...] = (1,)
-    new_tokens: int = 32
-    warmup: int = 1
-    repeats: int = 5
-    dtype: str = "float32"
-    device: str = "cpu"
-    scores: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An engine, ready to be asked.
-
-    Attributes:
-        engine: what answers.
-        vlm: the model, where it runs here.
-        load_s: how long it took to load or build [s].
-    """
-
-    engine: Engine
-    vlm: Vlm | None
-    load_s: float | None
 
 
 def bench(asked: Asked) -> dict[str, Any]:
@@ -114,7 +55,7 @@ def bench(asked: Asked) -> dict[str, Any]:
             ]
             main = next(row for row in rows if row.cameras == max(asked.cameras))
             content = _content(asked, found, cold, rows, folder)
-    return rounded({**headline(main), "cameras": main.cameras, **content, "scores": scores})
+    return _rounded({**headline(main), "cameras": main.cameras, **content, "scores": scores})
 
 
 def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]:
@@ -139,72 +80,7 @@ def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]
             found.engine([shots[number % len(shots)]], asked.new_tokens)
 
         seen = live_view.view(work, rate, live_view.ANSWERS)
-    return rounded({"stream": {**seen, "scenes": len(shots)}, **_measured_on(asked, found)})
-
-
-def check(asked: Asked) -> None:
-    """Refuse options that make no sense.
-
-    Raises:
-        ValueError: one of them, or two together.
-    """
-    if (asked.model is None) == (asked.config_only is None):
-        raise ValueError("bench: give either a model or the name of a configuration (config_only)")
-    for name, value, known in (
-        ("engine", asked.engine, ENGINES),
-        ("dtype", asked.dtype, tuple(DTYPES)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}")
-    if (asked.engine == "server") != (asked.url is not None):
-        raise ValueError("bench: the engine server needs a url, and no other engine takes one")
-    if asked.engine == "server" and asked.model is None:
-        raise ValueError("bench: the engine server needs a model: its name at the server")
-    counts = [(name, getattr(asked, name)) for name in ("new_tokens", "repeats")]
-    counts += [("batch", each) for each in asked.batch]
-    for name, count in counts:
-        if count < 1:
-            raise ValueError(f"bench: {name} is {count}, expected at least 1")
-    refuse_absent(asked.device)
-    if asked.engine == "compiled":
-        refuse_uncompilable(torch.device(asked.device))
-
-
-@contextmanager
-def opened(asked: Asked, *, to_the_end: bool = False) -> Iterator[Opened]:
-    """The engine that was asked for.
-
-    Args:
-        asked: model, engine, precision and device; the largest request must fit into memory.
-        to_the_end: see `local`.
-
-    Raises:
-        ValueError: as `bench`.
-    """
-    if asked.engine == "server":
-        assert asked.url is not None
-        assert asked.model is not None
-        with server(asked.url, asked.model, asked.key_env) as engine:
-            yield Opened(engine, None, None)
-        return
-    started, dtype = time.perf_counter(), DTYPES[asked.dtype]
-    fits = partial(
-        refuse_too_large,
-        cameras=max(asked.cameras),
-        batch=max(asked.batch),
-        new_tokens=asked.new_tokens,
-        device=asked.device,
-        dtype=dtype,
-    )
-    if asked.config_only is not None:
-        bare = random_weights.shell(asked.config_only)
-        fits(bare)
-        vlm = random_weights.filled(bare, asked.device, dtype)
-    else:
-        vlm = open_model(str(asked.model), asked.device, dtype, fits)
-    seconds = time.perf_counter() - started
-    engine = local(vlm, compiled=asked.engine == "compiled", to_the_end=to_the_end)
-    yield Opened(engine, vlm, seconds)
+    return _rounded({"stream": {**seen, "scenes": len(shots)}, **_measured_on(asked, found)})
 
 
 def _row(asked: Asked, found: Opened, sample: Sample, batch: int) -> Row:
@@ -245,13 +121,17 @@ def _content(
     return content | {"rates": asdict(found_rates)}
 
 
-def rounded(content: Any) -> Any:
+def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
     """The same with floats of six digits: a clock tells no more."""
-    if isinstance(content, Mapping):
-        return {name: rounded(each) for name, each in content.items()}
-    if isinstance(content, list | tuple):
-        return [rounded(each) for each in content]
-    return float(f"{content:.6g}") if isinstance(content, float) else content
+
+    def each(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: each(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [each(inner) for inner in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return {name: each(value) for name, value in content.items()}
 
 
 def _measured_on(asked: Asked, found: Opened) -> dict[str, Any]:

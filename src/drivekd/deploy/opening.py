@@ -73,6 +73,6 @@ def refuse_too_large(
     told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
     raise ValueError(
         f"model {vlm.source!r} needs about {need.total / 1e9:.1f} GB in {str(dtype)[6:]} ({told}) "
-        f"and {device} has {free / 1e9:.1f} GB free; choose a smaller model, bfloat16, a smaller batch "
-        "or another device"
+        f"and {device} has {free / 1e9:.1f} GB free; choose a smaller model, bfloat16, a "
+        "smaller batch or another device"
     )

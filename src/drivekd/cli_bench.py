@@ -38,7 +38,11 @@ def bench(
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 32,
     warmup: Annotated[int, typer.Option(min=0, help="Batches that do not count.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Batches that count.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Batches that count, at most.")] = 5,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Repeat nothing that took so long already."),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")
     ] = "float32",
@@ -70,6 +74,7 @@ def bench(
         new_tokens=new_tokens,
         warmup=warmup,
         repeats=repeats,
+        budget=budget,
         dtype=dtype,
         device=device,
         scores=scores,

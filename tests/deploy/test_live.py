@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from drivekd.deploy.live import CLOSE, Clock, highest, stream, view
+from drivekd.deploy.live import CLOSE, Clock, check_rate, highest, stream, view
 
 
 @dataclass
@@ -77,6 +77,5 @@ def test_a_view_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_rate(rate: float) -> None:
-    model = Model(1.0)
-    with pytest.raises(ValueError, match="rate"):
-        view(model.work, rate, 3, model.clock)
+    with pytest.raises(ValueError, match="frames a second"):
+        check_rate(rate)

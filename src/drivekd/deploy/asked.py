@@ -36,7 +36,8 @@ class Asked:
         batch: requests side by side, likewise.
         new_tokens: of every answer; a server may stop earlier.
         warmup: batches of each kind before those that count.
-        repeats: batches of each kind that count.
+        repeats: batches of each kind that count, at most.
+        budget: no batch is repeated once its kind took so long [s]; None: all are.
         dtype: of the weights, one of `DTYPES`.
         device: where the model runs.
         scores: `scores.json` of `drivekd evaluate`, to show quality beside speed.
@@ -52,6 +53,7 @@ class Asked:
     new_tokens: int = 32
     warmup: int = 1
     repeats: int = 5
+    budget: float | None = None
     dtype: str = "float32"
     device: str = "cpu"
     scores: Path | None = None

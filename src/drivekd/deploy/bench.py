@@ -32,6 +32,8 @@ from drivekd.models.vlm import Vlm
 def bench(asked: Asked) -> dict[str, Any]:
     """Measure every number of cameras with every batch, after one request that is cold.
 
+    The cold one has the fewest cameras.
+
     Returns:
         the headline of the first batch with the most cameras, `cold`, `rows`, `scores` and what was
         measured on; see `headline` and `Row`.
@@ -45,9 +47,9 @@ def bench(asked: Asked) -> dict[str, Any]:
     scores = None if asked.scores is None else read_scores(asked.scores)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        most = workload.request(folder, max(asked.cameras))
+        first = workload.request(folder, min(asked.cameras))
         with opened(asked) as found:
-            cold = found.engine([most], asked.new_tokens)[0].timeline.ttft
+            cold = found.engine([first], asked.new_tokens)[0].timeline.ttft
             rows = [
                 _row(asked, found, workload.request(folder, cameras), batch)
                 for cameras in sorted(asked.cameras)
@@ -73,6 +75,7 @@ def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]
         ChatError: the server failed.
     """
     check(asked)
+    live_view.check_rate(rate)
     with tempfile.TemporaryDirectory() as name, opened(asked, to_the_end=True) as found:
         shots = live_view.frames(world or Path(name))
 
@@ -93,6 +96,7 @@ def _row(asked: Asked, found: Opened, sample: Sample, batch: int) -> Row:
         new_tokens=asked.new_tokens,
         warmup=asked.warmup,
         repeats=asked.repeats,
+        budget=asked.budget,
         device=None if found.vlm is None else asked.device,
         shown=shown,
     )
@@ -106,10 +110,9 @@ def _content(
 ) -> dict[str, Any]:
     """Everything but the headline: rows with their floors, and what was measured on."""
     content = {
-        "cold": {"load_s": found.load_s, "ttft_s": cold},
+        "cold": {"load_s": found.load_s, "ttft_s": cold, "cameras": min(asked.cameras)},
         "rows": [asdict(row) for row in rows],
         "warmup": asked.warmup,
-        "repeats": asked.repeats,
         **_measured_on(asked, found),
     }
     if found.vlm is None:
@@ -199,7 +202,9 @@ def table(content: dict[str, Any]) -> str:
     lines = [head, *(_line(each) for each in content["rows"])]
     cold = content["cold"]
     loaded = "" if cold["load_s"] is None else f"loading {cold['load_s']:.3g} s, "
-    lines.append(f"cold: {loaded}first token of the first request {cold['ttft_s']:.3g} s")
+    lines.append(
+        f"cold: {loaded}then first token, {cold['cameras']} cameras {cold['ttft_s']:.3g} s"
+    )
     for each in content["rows"]:
         if "over_floor" in each:
             over = [f"{k} {v:.2f}" for k, v in each["over_floor"].items() if v is not None]

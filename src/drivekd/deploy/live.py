@@ -110,6 +110,16 @@ def highest(work: Callable[[int], object], service: float, clock: Clock) -> floa
     return low or None
 
 
+def check_rate(rate: float) -> None:
+    """Refuse a rate that is none.
+
+    Raises:
+        ValueError: it is not above 0, or not finite.
+    """
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"stream: {rate} Hz; expected frames a second, more than 0")
+
+
 def view(
     work: Callable[[int], object], rate: float, answers: int, clock: Clock | None = None
 ) -> dict[str, Any]:
@@ -120,12 +130,7 @@ def view(
         rate: frames a second [Hz].
         answers: to give at that rate.
         clock: by default the real one.
-
-    Raises:
-        ValueError: a rate or a number of answers that is none.
     """
-    if not (math.isfinite(rate) and rate > 0) or answers < 1:
-        raise ValueError(f"stream: rate {rate} Hz, answers {answers}; expected more than 0 of each")
     clock = clock or Clock()
     work(0)  # the first is cold
     started = clock.now()

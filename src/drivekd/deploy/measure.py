@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ def measure(
     new_tokens: int,
     warmup: int,
     repeats: int,
+    budget: float | None,
     device: str | None,
     shown: Shown = iter,
 ) -> Row:
@@ -66,7 +68,8 @@ def measure(
         batch: requests side by side.
         new_tokens: most tokens of an answer.
         warmup: batches before those that count.
-        repeats: batches that count, at least one.
+        repeats: batches that count, at most; one counts in any case.
+        budget: no other one is begun once all took so long [s]; None: all are.
         device: whose memory is looked at; None: none.
         shown: shows the progress.
 
@@ -77,12 +80,17 @@ def measure(
     samples = [sample] * batch
     if device is not None:
         peak.reset(device)
-    replies: list[Reply] = []
-    for number in shown(range(warmup + repeats)):
-        made = engine(samples, new_tokens)
-        replies += made if number >= warmup else []
+    replies: list[list[Reply]] = []
+    started = time.monotonic()
+    for _ in shown(range(warmup + repeats)):
+        replies.append(engine(samples, new_tokens))
+        spent = time.monotonic() - started
+        if budget is not None and spent >= budget and len(replies) > warmup:
+            break
     used = None if device is None else peak.read(device)
-    return _row([each.timeline for each in replies], len(sample.images), batch, repeats, used)
+    counted = replies[warmup:]
+    times = [each.timeline for made in counted for each in made]
+    return _row(times, len(sample.images), batch, len(counted), used)
 
 
 def _row(

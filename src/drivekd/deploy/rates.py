@@ -11,6 +11,8 @@ from torch.nn.functional import linear
 
 #: of a matrix that no cache holds [bytes], and how often each product is timed
 _BYTES, _TRIES = 1 << 28, 5
+#: of the large square matrix, by device
+_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,10 @@ def rates(device: str, dtype: torch.dtype) -> Rates:
         vector = torch.rand(1, side, dtype=kind, device=where)
         seconds = _best(lambda m=matrix, v=vector: linear(v, m), where)  # type: ignore[misc]
         read.append(side * side * kind.itemsize / seconds)
-    side = 8192 if where.type == "cuda" else 2048
-    rows = side if where.type == "cuda" else side // 4
-    left = torch.rand(rows, side, dtype=dtype, device=where)
-    right = torch.rand(side, side, dtype=dtype, device=where)
+    side = _SIDE[where.type]
+    left, right = (torch.rand(side, side, dtype=dtype, device=where) for _ in range(2))
     seconds = _best(lambda: linear(left, right), where)
-    return Rates(max(read), 2 * rows * side * side / seconds)
+    return Rates(max(read), 2 * side**3 / seconds)
 
 
 def _best(work: Callable[[], object], where: torch.device) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from tests.scripts import script
 
-from drivekd.deploy import machine
+from drivekd.deploy import machine, random_weights
 from drivekd.deploy.rates import Rates
 from drivekd.deploy.workload import request
 
@@ -21,15 +23,17 @@ RATES = Rates(bytes_per_s=1e10, flops_per_s=5e10)
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    return script("efficiency")
+def bench() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_weights, "shell", cache(random_weights.shell))
+        yield script("efficiency")
 
 
 def answered(bench: ModuleType, command: list[str]) -> dict[str, Any]:
     """What `drivekd bench` would say of a machine that follows the model exactly."""
     settings = bench.Settings()
     name = command[command.index("--config-only") + 1]
-    vlm = bench.random_weights.shell(name)
+    vlm = random_weights.shell(name)
     folder = Path(command[-1])
     encoded = bench.encode(vlm, request(folder, 6), add_answer=False)
     load = bench.Load(encoded.grids, len(encoded.input_ids), settings.new_tokens)
@@ -106,7 +110,7 @@ def test_an_error_of_the_model_is_told(bench: ModuleType, asked: list[list[str]]
         over = {"prefill": 1.0 + (number == 2), "decode": 1.0}
         rows[name] = {"memory_gb": 3.0, "counted_gb": 2.0, "over_floor": over, "rates": rates}
         rows[name] |= {"ttft_s": 10.0 * over["prefill"], "prefill_s": 10.0 * over["prefill"]}
-    vlm = bench.random_weights.shell(NAMES[0])
+    vlm = random_weights.shell(NAMES[0])
     load = bench.Load([(16, 16)], 300, 4)
     least = bench.cost.floor(vlm, load, 2, RATES)
     for row in rows.values():

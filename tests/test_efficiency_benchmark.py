@@ -128,3 +128,24 @@ def test_a_measurement_that_failed_stops_the_table(
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match="exit code 2"):
         bench.run(bench.Settings(), bench.SIZES[:1], tmp_path)
+
+
+def test_it_writes_its_result_and_ends_in_one_line(
+    bench: ModuleType,
+    asked: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = [name for name in bench.SIZES if name.endswith((NAMES[0], NAMES[3]))]
+    monkeypatch.setattr(bench.sys, "argv", ["efficiency.py", "--sizes", *sizes])
+    assert bench.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: each["measured"] for name, each in last.items()} == {
+        "InternVL3-1B-hf": True,
+        "InternVL3-78B-hf": False,
+    }
+    written = json.loads((tmp_path / "results" / "efficiency_cpu_quick.json").read_text())
+    assert written["rows"].keys() == last.keys()
+    assert written["commit"]

@@ -238,6 +238,9 @@ def test_frames_of_a_world_as_they_come(
     assert (seen["answers"], seen["scenes"]) == (4, 2)
     assert seen["frames"] == 4 + seen["dropped"]
     assert seen["highest_hz"] > 0
+    assert 0 < found["ttft_s"] < seen["latency_s"]["max"]
+    assert found["tokens_per_s"] == pytest.approx(1 / found["tpot_s"], rel=1e-4)
+    assert found["peak_memory_mb"] > 100
     assert "from frame to answer" in out
     assert (tmp_path / "w" / "questions.jsonl").is_file()
 
@@ -248,3 +251,16 @@ def test_rates_are_those_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rates_of("cpu", torch.bfloat16)
     assert 1e8 < found.bytes_per_s < 1e13
     assert 1e8 < found.flops_per_s < 1e16
+
+
+def test_a_device_that_runs_out_of_memory_is_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("drivekd.deploy.engine.Stamps.put", full)
+    code, _, err = run(capsys, "--model", STUDENT, "--cameras", "2", "--repeats", "1")
+    assert code == 1
+    assert "the device's memory is not enough" in err
+    assert err.count("\n") == 1

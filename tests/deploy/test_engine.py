@@ -63,6 +63,18 @@ def test_a_static_cache_with_a_compiled_step_changes_no_token(
     assert "eager" in compiled
 
 
+def test_a_compiler_that_fails_is_told_of(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("g++ ended with 1\nand more")
+
+    usual = engines.CompileConfig
+    monkeypatch.setattr(engines, "CompileConfig", lambda **_: usual(backend=broken))
+    vlm = tiny.tiny_vlm(image_size=48, text_layers=1)
+    with pytest.raises(RuntimeError, match=r"engine compiled: .*choose the engine sdpa") as caught:
+        local(vlm, compiled=True)([shown(1)], 3)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow  # minutes of C++ compiler
 def test_the_real_compiler_too(vlm: Vlm, shown: Shown) -> None:
     want = generate_ids(vlm, [shown(1)], max_new_tokens=5)

@@ -19,11 +19,12 @@ from typing import Any
 
 from drivekd.data.progress import track
 from drivekd.data.sample import Sample
-from drivekd.deploy import cost, machine, rates, workload
+from drivekd.deploy import cost, machine, peak, rates, workload
 from drivekd.deploy import live as live_view
 from drivekd.deploy.asked import DTYPES, Asked, Opened, check, opened
 from drivekd.deploy.cost import Load
-from drivekd.deploy.measure import Row, headline, measure
+from drivekd.deploy.measure import Row, headline, measure, summed
+from drivekd.deploy.timing import Timeline
 from drivekd.models.encode import encode
 from drivekd.models.published import parameters
 from drivekd.models.vlm import Vlm
@@ -70,6 +71,9 @@ def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]
         rate: frames a second [Hz].
         world: folder of `drivekd world make`, made there if need be; None: made and removed.
 
+    Returns:
+        the headline of all answers but the cold one, and `stream`; see `live.view`.
+
     Raises:
         ValueError: as `bench`, or no rate.
         ChatError: the server failed.
@@ -79,11 +83,21 @@ def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as name, opened(asked, to_the_end=True) as found:
         shots = live_view.frames(world or Path(name))
 
-        def work(number: int) -> None:
-            found.engine([shots[number % len(shots)]], asked.new_tokens)
+        times: list[Timeline] = []
+        on = None if found.vlm is None else asked.device
 
+        def work(number: int) -> None:
+            replies = found.engine([shots[number % len(shots)]], asked.new_tokens)
+            times.append(replies[0].timeline)
+
+        if on is not None:
+            peak.reset(on)
         seen = live_view.view(work, rate, live_view.ANSWERS)
-    return _rounded({"stream": {**seen, "scenes": len(shots)}, **_measured_on(asked, found)})
+        used = None if on is None else peak.read(on)
+        warm = times[1:]
+        row = summed(warm, len(shots[0].images), 1, len(warm), used)
+    stream = {**seen, "scenes": len(shots)}
+    return _rounded({**headline(row), "stream": stream, **_measured_on(asked, found)})
 
 
 def _row(asked: Asked, found: Opened, sample: Sample, batch: int) -> Row:

@@ -136,12 +136,31 @@ def _settings(vlm: Vlm, new_tokens: int, ends: Any, compiled: bool) -> Generatio
 def _generate(
     vlm: Vlm, inputs: dict[str, Tensor], stamps: Stamps, settings: GenerationConfig
 ) -> Tensor:
-    """Under these settings alone: what an argument leaves open, `generate` takes from the model."""
+    """Under these settings alone: what an argument leaves open, `generate` takes from the model.
+
+    Raises:
+        MemoryError: the device's is not enough.
+        RuntimeError: the step was to be compiled, and that failed.
+    """
     model: Any = vlm.model
     own = model.generation_config
     model.generation_config = settings
     try:
         made: Tensor = model.generate(**inputs, streamer=stamps)
+    except torch.OutOfMemoryError:
+        batch, length = inputs["input_ids"].shape
+        raise MemoryError(
+            f"batch {batch}, prompt of {length} tokens: the device's memory is not enough; choose "
+            "fewer cameras, a smaller batch, fewer new tokens or bfloat16"
+        ) from None
+    except RuntimeError as error:
+        if settings.compile_config is None:
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"engine compiled: torch.compile fails on this machine or model ({first}); choose the "
+            "engine sdpa"
+        ) from error
     finally:
         model.generation_config = own
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ def measure(
     Raises:
         ValueError: the sample cannot be encoded.
         ChatError: a server failed.
+        MemoryError: the device's is not enough.
     """
     samples = [sample] * batch
     if device is not None:
@@ -90,12 +91,21 @@ def measure(
     used = None if device is None else peak.read(device)
     counted = replies[warmup:]
     times = [each.timeline for made in counted for each in made]
-    return _row(times, len(sample.images), batch, len(counted), used)
+    return summed(times, len(sample.images), batch, len(counted), used)
 
 
-def _row(
-    times: list[Timeline], cameras: int, batch: int, repeats: int, used: peak.Peak | None
+def summed(
+    times: Sequence[Timeline], cameras: int, batch: int, repeats: int, used: peak.Peak | None
 ) -> Row:
+    """What some requests took together.
+
+    Args:
+        times: of the requests; of a batch that came as one, once.
+        cameras: pictures of a request.
+        batch: requests side by side.
+        repeats: how often.
+        used: memory.
+    """
     per_token = [each.tpot for each in times if each.tpot is not None]
     prefills = [each.prefill for each in times if each.prefill is not None]
     first = spread([each.ttft for each in times])

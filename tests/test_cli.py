@@ -28,6 +28,7 @@ VERBS = [
     "prestudy",
     "cache",
     "evaluate",
+    "bench",
     "ask",
     "report",
 ]

@@ -36,12 +36,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return ended.value.code or 0, out, err  # type: ignore[return-value]
 
 
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--help")
-    assert code == 0
-    assert "Example: drivekd bench " in " ".join(out.split())
-
-
 def test_the_last_line_holds_the_figures(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -55,6 +55,9 @@ PAPER: Mapping[str, tuple[float, float, float]] = {
     "InternVL3-38B-hf": (87.0, 7.3, 9.84),
     "InternVL3-78B-hf": (171.6, 4.0, 16.46),
     "Qwen2.5-VL-3B-Instruct": (8.5, 28.0, 0.68),
+    "Qwen2.5-VL-7B-Instruct": (17.1, 32.0, 0.87),
+    "Qwen2.5-VL-32B-Instruct": (69.5, 10.8, 2.36),
+    "Qwen2.5-VL-72B-Instruct": (146.5, 5.8, 4.26),
 }
 SMALL, LARGE = "InternVL3-1B-hf", "InternVL3-78B-hf"
 

@@ -21,9 +21,10 @@ def test_pieces_are_stamped_when_they_come(shown: Shown) -> None:
         (reply,) = engine([shown(2)], 16)
     times = reply.timeline
     assert times.tokens == len(times.arrivals) == len(PIECES)
-    assert 0.2 <= times.ttft < 0.2 + 0.3
-    assert times.tpot is not None
-    assert 0.05 <= times.tpot < 0.1
+    assert times.ttft >= 0.2
+    assert times.latency >= 0.2 + 6 * 0.05
+    assert times.ttft < times.latency - 2 * 0.05  # when it came, not when all had come
+    assert times.tpot == (times.latency - times.ttft) / 6
     assert times.ready is None
     (body,) = streamer.bodies
     assert (body["model"], body["max_tokens"], body["stream"]) == ("m", 16, True)
@@ -37,12 +38,12 @@ def test_pieces_are_stamped_when_they_come(shown: Shown) -> None:
 
 
 def test_tokens_as_the_server_counts_them_and_requests_side_by_side(shown: Shown) -> None:
-    with streaming(usage=14, first=0.3) as streamer, server(streamer.url, "m") as engine:
+    with streaming(usage=14, first=0.6) as streamer, server(streamer.url, "m") as engine:
         replies = engine([shown(1)] * 3, 16)
         ends = [each.timeline.arrivals[-1] for each in replies]
         starts = [each.timeline.started for each in replies]
     assert [each.timeline.tokens for each in replies] == [14] * 3
-    assert max(ends) - min(starts) < 3 * 0.3  # one behind another takes at least that
+    assert max(ends) - min(starts) < 3 * 0.6  # one behind another takes at least that
     assert len(streamer.bodies) == 3
 
 
@@ -79,7 +80,7 @@ def test_a_server_that_fails_is_told_of_in_one_line(
 def test_a_slow_server_is_no_fault(shown: Shown) -> None:
     with (
         streaming(first=0.3, pause=0.2) as streamer,
-        server(streamer.url, "m", patience=0.6) as engine,
+        server(streamer.url, "m", patience=1.0) as engine,
     ):
         (reply,) = engine([shown(1)], 16)
     assert reply.timeline.latency > 1.0

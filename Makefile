@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing efficiency world-teachers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -71,6 +71,9 @@ checkpoint: setup ## a checkpoint against writing its bytes plainly; writes resu
 
 packing: setup ## packed rows against single questions (needs DRIVEKD_REAL_DATA); writes results/packing.json
 	$(BIN)/python benchmarks/packing.py
+
+efficiency: setup ## memory and speed of full-size models, about 20 minutes; writes results/efficiency_cpu.json
+	$(BIN)/python benchmarks/efficiency.py
 
 world-teachers: setup ## make the shipped models anew (about an hour); writes src/drivekd/assets
 	$(BIN)/python benchmarks/world_teachers.py

@@ -29,6 +29,7 @@ VERBS = [
     "cache",
     "evaluate",
     "compare",
+    "bench",
     "ask",
     "serve",
     "export",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from drivekd import __version__, cli_evaluate, cli_export, cli_serve, cli_study, ending
+from drivekd import __version__, cli_bench, cli_evaluate, cli_export, cli_serve, cli_study, ending
 from drivekd.cli_data import PLAIN, Device, Out, data_app
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def ask(
     typer.echo(run(model, pictures(image), question, attention, device=device))
 
 
+app.command(epilog=cli_bench.BENCH)(cli_bench.bench)
 app.command(epilog=cli_export.EXPORT)(cli_export.export)
 app.command(epilog=cli_serve.SERVE)(cli_serve.serve)
 

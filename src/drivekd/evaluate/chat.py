@@ -212,11 +212,15 @@ class ChatEndpoint:
 
     def _error(self, kind: Kind, why: str) -> ChatError:
         """An error that names the server; a server that repeats the key is not quoted with it."""
-        text = f"{self.model} at {self.url}: {why}"
-        # Before the text is cut: half a key is a secret too. As it is, and as JSON may escape it.
-        for form in {self._key, json.dumps(self._key)[1:-1], self._key.replace("/", "\\/")} - {""}:
-            text = text.replace(form, "[key]")
-        return ChatError(kind, text[:_LONGEST_MESSAGE])
+        return told(kind, f"{self.model} at {self.url}: {why}", self._key)
+
+
+def told(kind: Kind, text: str, key: str) -> ChatError:
+    """An error whose text holds no part of a key, whoever wrote it."""
+    # Before the text is cut: half a key is a secret too. As it is, and as JSON may escape it.
+    for form in {key, json.dumps(key)[1:-1], key.replace("/", "\\/")} - {""}:
+        text = text.replace(form, "[key]")
+    return ChatError(kind, text[:_LONGEST_MESSAGE])
 
 
 async def together(workers: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -1,0 +1,39 @@
+"""Tiny models and requests of one or several pictures, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drivekd.data.sample import CAMERAS, Sample
+from drivekd.deploy.workload import asked
+from drivekd.models import tiny
+from drivekd.models.vlm import Vlm
+
+
+@pytest.fixture(scope="session", params=sorted(tiny.KINDS))
+def vlm(request: pytest.FixtureRequest, device: torch.device) -> Vlm:
+    """A random model whose answers vary."""
+    made = tiny.tiny_vlm(request.param, initializer_range=0.15, vision_hidden=32, image_size=48)
+    made.model.to(device)
+    return made
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Sample]:
+    """A question about so many pictures of noise."""
+    folder = tmp_path_factory.mktemp("shown")
+    for number, name in enumerate(CAMERAS):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{name}.png")
+
+    def sample(cameras: int, question: str = "What now?") -> Sample:
+        files: dict[str, Path] = {name: folder / f"{name}.png" for name in CAMERAS[:cameras]}
+        return asked(files, question)
+
+    return sample

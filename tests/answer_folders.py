@@ -41,7 +41,7 @@ def evaluation(
         picture(data / "a.jpg", 1)
     facts = {"model": "world:student", "data": str(write(data / "a.jsonl", rows)), "format": "auto"}
     judge = {"model": "script:x", "criteria": CRITERIA}
-    facts |= {"root": None, "images": "real", "judge": judge}
+    facts |= {"root": None, "images": "real", "judge": judge, "controls": ["black"]}
     write(folder / "evaluation.json", facts | about)
     write(folder / "answers.jsonl", answers)
     return folder

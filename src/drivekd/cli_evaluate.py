@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -115,7 +116,9 @@ def evaluate(
     from drivekd.evaluate.results import table
     from drivekd.report.answers import write_answers
 
-    turn = None if system is None else system.read_text(encoding="utf-8")
+    turn = None if system is None else _text(system)
+    if train is not None and not controls:
+        raise ValueError("--train is for the controls, which --no-controls leaves out")
     asking = Asking(max_new_tokens, temperature, top_p, seed, runs, turn, images)
     judging = _judging(options)
     questions = run.Questions(data, format, root, max_samples, seed)
@@ -137,9 +140,22 @@ def _who(options: Mapping[str, Any]) -> Who:
         raise ValueError("--key-env is for a --server; name it, or --judge-key-env for the judge's")
     if model is not None:
         return who.Loaded(model, options["device"], options["dtype"])
+    usual = inspect.signature(evaluate).parameters
+    for name in _OF_ASKING:
+        if options[name] != usual[name].default:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for a model that is asked: name one by --model")
     return who.Predicted(options["data"].name)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text in UTF-8 ({error})") from None
+
+
+_OF_ASKING = ("images", "system", "max_new_tokens", "temperature", "top_p", "device", "dtype")
 _OF_JUDGES = (
     "judge_model",
     "judge_key_env",
@@ -156,7 +172,7 @@ _OF_JUDGES = (
 
 def _judging(options: Mapping[str, Any]) -> Judging | None:
     if options["judge"] is None:
-        alone = [name for name in _OF_JUDGES if options[name] not in (None, False)]
+        alone = [n for n in _OF_JUDGES if options[n] is not None and options[n] is not False]
         if alone:
             option = f"--{alone[0].replace('_', '-')}"
             raise ValueError(f"{option} is for a judge: name one by --judge, or leave it out")

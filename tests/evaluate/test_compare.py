@@ -94,9 +94,7 @@ def test_judged_scores_are_compared_where_all_are_judged(tmp_path: Path) -> None
     one = a_folder(tmp_path / "one", answers, points(answers, 40), settings)
     verdicts = points(answers, 55, 1)
     verdicts[0] = a_verdict(answers[0].id, None)
-    other = a_folder(
-        tmp_path / "other", answers, verdicts, {"judge": JUDGE | {"runs": 1, "price": 3}}
-    )
+    other = a_folder(tmp_path / "other", answers, verdicts, {"judge": JUDGE | {"runs": 1}})
     found = compare([one, other])
     judged = {row.group: row for row in found.rows if row.measure == "judged"}
     assert judged["average"].outcome == "better"

@@ -14,7 +14,7 @@ VERDICTS = [a_verdict("a", 40.0), a_verdict("b", None, status="transport")]
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    settings = {"model": "m", "judge": {"model": "j", "price": 1, "runs": 3}}
+    settings = {"model": "m", "judge": {"model": "j", "runs": 3}}
     settings |= {"corruption": {"name": "Fog", "severity": 5}}
     found = read_evaluation(a_folder(tmp_path / "x", ANSWERS, VERDICTS, settings))
     assert (found.given.answers, found.given.verdicts) == (ANSWERS, VERDICTS)

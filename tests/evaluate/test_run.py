@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def test_a_judge_on_a_server_is_asked_with_the_key_of_the_environment(
         (("--judge", "scripted", "--rubric", "/no/such/file"), "/no/such/file"),
         (("--rubric", "/no/such/file"), "--rubric is for a judge"),
         (("--retry-unscored",), "--retry-unscored is for a judge"),
+        (("--max-cost", "0"), "--max-cost is for a judge"),
+        (("--no-controls", "--train", "x"), "--train is for the controls"),
+        (("--judge", "scripted", "--judge-temperature", "1"), "--judge is scripted"),
         (("--key-env", "MY_KEY"), "--judge-key-env"),
         (("--server", "127.0.0.1:8000"), "http://127.0.0.1:8000/v1"),
     ],
@@ -151,6 +155,106 @@ def test_a_slip_is_one_line_before_anything_is_loaded(
     assert code == 2
     assert said in err and len(err.strip().splitlines()) == 1
     assert not (out / "answers.jsonl").exists()
+
+
+QUESTION = "What does the car do? Please select: A. Going ahead. B. Turn left. C. Turn right."
+
+
+def predictions(folder: Path, *replies: str, scenes: int = 8) -> Path:
+    """DriveBench rows of one question each, of which B is right, with these replies in turn."""
+    rows = [
+        {
+            "scene_token": f"s{n}",
+            "frame_token": f"f{n}",
+            "question_type": "perception",
+            "question": QUESTION,
+            "answer": "B",
+            "tag": [0],
+            "image_path": {"CAM_FRONT": "a.jpg"},
+            "pred": replies[n % len(replies)],
+        }
+        for n in range(scenes)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "predictions.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_options_that_a_question_lists_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = predictions(tmp_path, "The answer is B.", "Turn left.", "A", "Perhaps.")
+    code, printed, err = call(capsys, "evaluate", "--data", data, "--out", tmp_path / "out")
+    assert code == 0, err
+    scores = content(tmp_path / "out")
+    assert scores["capabilities"]["perception"]["accuracy"] == 50
+    assert scores["unreadable"] == {"perception": 2} and "text" not in scores
+    assert "2 replies unreadable" in printed
+
+
+def test_verdicts_of_other_answers_or_judges_do_not_stay(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    data = predictions(tmp_path, "B")
+    given = ("evaluate", "--data", data, "--out", out)
+    assert call(capsys, *given, "--judge", "scripted")[0] == 0
+    assert rows(out / "verdicts.jsonl") and content(out, "evaluation.json")["judge"]
+    with serving(lambda prompt: "", lambda n, body: "body 401 {}") as server:
+        code, _, err = call(capsys, *given, "--judge", server.url, "--judge-model", "gpt")
+    assert code == 1 and "401" in err
+    assert content(out, "evaluation.json")["judge"]["model"] == "gpt"
+    assert not (out / "verdicts.jsonl").exists()
+    predictions(tmp_path, "nonsense")
+    assert call(capsys, *given)[0] == 0
+    assert "judged" not in content(out) and not (out / "majority" / "verdicts.jsonl").exists()
+
+
+def test_what_a_judge_is_told_makes_it_another_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = ("evaluate", "--data", predictions(tmp_path, "B"), "--judge", "scripted", "--out")
+    described = {"key_frames": {"f0": {"key_object_infos": {}}}}
+    (tmp_path / "d.json").write_text(json.dumps({"s0": described}))
+    call(capsys, *given, first)
+    assert call(capsys, *given, second, "--descriptions", tmp_path / "d.json")[0] == 0
+    code, _, err = call(capsys, "compare", first, second)
+    assert code == 2 and "judge" in err
+    assert call(capsys, "compare", first, second, "--accuracy-only")[0] == 0
+
+
+def test_a_folder_holds_one_evaluation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    data, out = write_data(tmp_path / "data", scenes=2), tmp_path / "out"
+    given = ("evaluate", "--model", model, "--data", data, "--out", out, "--max-new-tokens", 2)
+    assert call(capsys, *given, "--max-samples", 6)[0] == 0
+    before = (out / "answers.jsonl").read_bytes()
+    code, _, err = call(capsys, *given, "--max-samples", 4)
+    assert code == 2 and "write elsewhere" in err
+    code, _, err = call(capsys, "evaluate", "--data", out / "predictions.json", "--out", out)
+    assert code == 2 and "write elsewhere" in err
+    assert call(capsys, *given, "--dtype", "bfloat16")[0] == 2
+    assert (out / "answers.jsonl").read_bytes() == before
+    assert call(capsys, *given)[0] == 0
+    assert len(rows(out / "answers.jsonl")) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"answer": "."}, "sample '1'.*empty"), ({"id": "same"}, "occurs twice")],
+)
+def test_what_cannot_be_scored_is_named_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    path = predictions(tmp_path, "B", scenes=2)
+    path.write_text(json.dumps([row | change for row in json.loads(path.read_text())]))
+    given = ("--judge", "scripted", "--out", tmp_path / "out")
+    code, _, err = call(capsys, "evaluate", "--data", path, *given)
+    assert code == 2 and re.search(said, err)
+    assert not (tmp_path / "out" / "verdicts.sqlite").exists()
 
 
 @pytest.mark.real_data

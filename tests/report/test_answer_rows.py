@@ -84,7 +84,7 @@ def test_every_run_has_its_verdicts_and_the_score_is_their_mean() -> None:
     assert first["verdicts"][0]["scores"] == [30.0, 40.0]
     assert second["verdicts"][0]["total"] is None
     assert second["verdicts"][0]["reason"] == "the judge's reply could not be read: no total"
-    assert question["score"] == pytest.approx(70.0)
+    assert question["score"] == pytest.approx(75.0)
 
 
 def test_without_verdicts_there_is_no_score() -> None:

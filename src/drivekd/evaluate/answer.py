@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from drivekd.data.options import options_of
 from drivekd.data.sample import Sample, picture_identities
 from drivekd.data.tags import in_unit, read_tags
 from drivekd.evaluate.metrics import exact_match, match_tags, normalise, read_option
@@ -46,7 +47,7 @@ def answer_of(sample: Sample, reply: str, run: int = 0) -> Answer:
         question=sample.question,
         expected=expected,
         reply=reply,
-        correct=is_correct(reply, expected, sample.meta.get("options")),
+        correct=is_correct(reply, expected, options_given(sample)),
         run=run,
     )
 
@@ -81,14 +82,20 @@ def is_correct(reply: str, expected: str, options: Mapping[str, str] | None = No
 
 
 def options_given(sample: Sample) -> dict[str, str]:
-    """The options that a sample states beside its question, {} for none.
+    """The options that a sample states beside its question or in it, {} for none.
+
+    Those in a question (`A. Going ahead. B. Turn left.`) count where they are told apart and the
+    answer takes one of them: other questions may have such letters, too.
 
     Raises:
-        ValueError: they are no letters with their texts.
+        ValueError: those beside it are no letters with their texts.
     """
     options = sample.meta.get("options")
     if not options:
-        return {}
+        listed = options_of(sample.question)
+        found = dict(listed)
+        fits = 0 < len(found) == len(listed) and read_option(sample.answer or "", found)
+        return found if fits else {}
     pairs = options.items() if isinstance(options, Mapping) else [("", options)]
     if not all(isinstance(word, str) for pair in pairs for word in pair):
         raise ValueError(

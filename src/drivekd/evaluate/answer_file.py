@@ -80,10 +80,19 @@ def append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
             raise
 
 
-def write_answers(answers: Sequence[Answer], out: Path) -> None:
-    """Write answers that depend on no model, in their order, in place of what is there."""
+def write_answers(
+    samples: Sequence[Sample], answers: Sequence[Answer], out: Path, whose: str
+) -> None:
+    """Write answers that no model is asked for, in their order, in place of those of the same kind.
+
+    Raises:
+        ValueError: the file holds answers of something else.
+    """
+    mark = Mark({"model": whose}, {}, {})
+    resume(out, samples, mark)
     with synced(out) as draft:
-        draft.write_text("".join(_line(asdict(answer)) for answer in answers), encoding="utf-8")
+        rows = (_line({**asdict(answer), **mark.of(answer.id)}) for answer in answers)
+        draft.write_text("".join(rows), encoding="utf-8")
 
 
 def _refuse_others(
@@ -149,6 +158,6 @@ def _line(row: Mapping[str, Any]) -> str:
 def _rewrite(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Leave whole rows only, each once."""
     text = "".join(_line(row) for row in rows)
-    if text != out.read_text(encoding="utf-8"):
+    if text != out.read_text(encoding="utf-8", errors="backslashreplace"):
         with synced(out) as draft:
             draft.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from drivekd.evaluate.answer import (
     Answer,
     answer_of,
     fingerprint,
+    is_correct,
     options_given,
     other_scenes,
     shown,
@@ -118,7 +119,8 @@ def prepared(samples: Sequence[Sample], asking: Asking) -> list[Sample]:
     """The samples as they are asked, with the system turn of the asking.
 
     Raises:
-        ValueError: a sample without answer, with options that are none, or an id twice.
+        ValueError: a sample without answer, or with one that nothing can be compared with, with
+            options that are none, or an id twice.
     """
     unanswered = [sample.id for sample in samples if not sample.answer]
     if unanswered:
@@ -128,7 +130,10 @@ def prepared(samples: Sequence[Sample], asking: Asking) -> list[Sample]:
         )
     seen: set[str] = set()
     for sample in samples:
-        options_given(sample)
+        try:
+            is_correct("", sample.answer or "", options_given(sample))
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id!r}: {error}") from None
         if sample.id in seen:
             raise ValueError(
                 f"sample id {sample.id!r} occurs twice: replies could not be told apart; make the"
@@ -176,11 +181,12 @@ def _digest_of(turns: Sequence[Message]) -> str:
 def identity(vlm: Vlm) -> str:
     """A short name for all of a model that its replies depend on besides the conversation.
 
-    Weights, chat template, end tokens, and what its image processor does: the same folder may
-    hold another model tomorrow.
+    Weights and their type, chat template, end tokens, and what its image processor does: the same
+    folder may hold another model tomorrow.
     """
     parts = (
         fingerprint(vlm.model),
+        str(vlm.model.dtype),
         str(vlm.tokenizer.chat_template),
         vlm.model.generation_config.eos_token_id,
         vlm.image_processor.to_dict(),

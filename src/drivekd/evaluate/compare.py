@@ -159,7 +159,7 @@ def _read(folders: Sequence[Path]) -> list[Evaluation]:
 
 def _compare(evaluations: Sequence[Evaluation], *, judged: bool, seed: int) -> Comparison:
     refuse_other_questions(evaluations)
-    short = [evaluation.folder.name for evaluation in evaluations]
+    short = [evaluation.folder.resolve().name for evaluation in evaluations]
     names = short if len(set(short)) == len(short) else [str(e.folder) for e in evaluations]
     measures = [measured(evaluation.given) for evaluation in evaluations]
     notices = []

@@ -19,7 +19,7 @@ from drivekd.evaluate.judge import Status, Verdict
 from drivekd.evaluate.pairs import Given
 
 #: settings of a judge on which its verdicts do not depend
-_ASIDE = frozenset({"runs", "price", "max_cost", "retry_unscored", "key_env", "concurrency"})
+_ASIDE = frozenset({"runs"})
 _STATUS = get_args(Status)
 _AGAIN = "evaluate again"
 

@@ -49,6 +49,8 @@ def judge_of(wanted: Wanted) -> Judge:
     """
     server = {"--judge-model": wanted.model, "--judge-key-env": wanted.key_env}
     server["--judge-json"] = "yes" if wanted.wants_json else None
+    if wanted.where == SCRIPTED and wanted.temperature is not None:
+        raise ValueError("--judge-temperature is for a model; --judge is scripted")
     given = [name for name, value in server.items() if value is not None]
     if wanted.where == SCRIPTED or wanted.where.startswith(LOCAL):
         if given:

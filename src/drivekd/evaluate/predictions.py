@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from drivekd.data.cameras import task_of
 from drivekd.data.sample import Sample
 from drivekd.data.written import whole
 from drivekd.evaluate.answer import Answer, answer_of
 
-#: for samples whose source has no `question_type`; reasoning is prediction or behavior there
+#: where nothing tells the benchmark's task; reasoning is prediction or behavior there
 _KINDS = {"perception": "perception", "reasoning": "prediction", "planning": "planning"}
 
 
@@ -51,12 +52,12 @@ def write_predictions(
 
 
 def _row(sample: Sample, reply: str, root: Path) -> dict[str, Any]:
-    kind = sample.meta.get("question_type") or _KINDS.get(sample.capability or "")
+    said = sample.meta.get("question_type") or _KINDS.get(sample.capability or "")
     row = {
         "id": sample.id,
         "scene_token": sample.scene,
         "frame_token": sample.frame,
-        "question_type": kind,
+        "question_type": task_of(sample) or said,
         "question": sample.question,
         "answer": sample.answer,
         "tag": sample.meta.get("tag"),

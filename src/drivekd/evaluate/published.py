@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 OTHER_JUDGE = "other judge: not comparable"
-_SAME_JUDGE = "same judge; its sheets are in our words"
+_SAME_JUDGE = "same judge; sheets and questions may be others"
 #: names under which a server gives another model tomorrow
 _MOVING = re.compile(r"(?:^|[-_/])(?:chat|reasoner|latest)$")
 

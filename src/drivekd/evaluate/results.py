@@ -30,8 +30,9 @@ class Results:
     Attributes:
         scores: accuracy by capability and template.
         unreadable: by capability, replies to choices, yes and no that say none of them.
-        text: overlap with the reference by capability, of questions with free answers.
-        tags: of questions whose reference names objects; None without such questions.
+        text: overlap with the reference by capability, of all replies to questions with free
+            answers.
+        tags: of all replies to questions whose reference names objects; None without any.
         judged: None without a judge.
         beside: every mean with its controls.
         published: the paper's main table, where there is a judge.
@@ -127,7 +128,7 @@ def as_json(found: Results) -> dict[str, Any]:
 
 
 def table(found: Results) -> str:
-    """All of it but the published rows as lines for people."""
+    """All of it as lines for people."""
     parts = [_accuracies(found)]
     if found.text:
         parts.append("\n".join(["free text", *(_text(*each) for each in found.text.items())]))
@@ -139,6 +140,8 @@ def table(found: Results) -> str:
     if found.beside:
         title = "beside controls: theirs, and what the model has more"
         parts.append(f"{title}\n{controls.table(list(found.beside))}")
+    if found.published:
+        parts.append(published.table(found.published))
     return "\n\n".join(parts)
 
 
@@ -150,7 +153,8 @@ def _accuracies(found: Results) -> str:
     if scores.everything is not None:
         named.append(("all questions", scores.everything))
     named += [(f"  {name}", each) for name, each in scores.templates.items()]
-    lines = [_line(name, each, found.unreadable.get(name, 0)) for name, each in named]
+    unread = {**found.unreadable, "all questions": sum(found.unreadable.values())}
+    lines = [_line(name, each, unread.get(name, 0)) for name, each in named]
     return "\n".join(["accuracy", *lines])
 
 
@@ -175,7 +179,7 @@ def _named(scores: TagScores) -> str:
     rates = (("precision", match.precision), ("recall", match.recall), ("F1", match.f1))
     told = (f"{name} {100 * rate:.1f} %" for name, rate in rates if rate is not None)
     return (
-        f"objects of {scores.questions} questions: {match.expected} expected, {match.named} named,"
+        f"objects in {scores.questions} replies: {match.expected} expected, {match.named} named,"
         f" {match.matched} matched  {'  '.join(told)}"
     )
 
@@ -183,5 +187,5 @@ def _named(scores: TagScores) -> str:
 def _text(name: str, each: Overlap) -> str:
     return (
         f"{name:<24}BLEU-4 {each.bleu[-1]:5.1f}  ROUGE-L {each.rouge_l:5.1f}  CIDEr-D"
-        f" {each.cider_d:5.2f}  n = {each.n}"
+        f" {each.cider_d:5.2f}  {each.n} replies"
     )

@@ -31,6 +31,7 @@ from drivekd.data.written import whole
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.answer_file import write_answers
 from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.folder import read_answers
 from drivekd.evaluate.judge import Verdict, judge_answers, write_verdicts
 from drivekd.evaluate.judging import Judging
 from drivekd.evaluate.pairs import Given
@@ -41,7 +42,7 @@ from drivekd.evaluate.who import Who
 
 #: main answers lie in the folder itself
 MAIN, BLACK, MAJORITY = "", "black", "majority"
-ANSWERS = "answers.jsonl"
+ANSWERS, VERDICTS = "answers.jsonl", "verdicts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +119,52 @@ def evaluate(
     samples = questions.samples()
     train = list(read(controls.train)) if controls is not None and controls.train else samples
     with locked(out):
+        _refuse_fewer(out / ANSWERS, samples, asking)
         given = {MAIN: who.answer(samples, asking, out / ANSWERS)}
         if controls is not None:
             given |= _controls(who, samples, train, asking, out)
-        _write(out / "evaluation.json", _settings(who, questions, asking, judging))
+        for name in (MAIN, BLACK, MAJORITY):  # of an earlier judge; what was paid is in the store
+            (out / name / VERDICTS).unlink(missing_ok=True)
+        _write(
+            out / "evaluation.json",
+            _settings(who, questions, asking)
+            | {"controls": [name for name in given if name], "judge": judging and _judge(judging)},
+        )
         _export(samples, given[MAIN], questions.root or questions.path.parent, out)
         verdicts = {} if judging is None else _judged(given, samples, judging, out)
         sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
         judge = judging.judge.identity().get("model") if judging is not None else None
-        found = results(samples, sides.pop(MAIN), sides, judge)
+        found = results(samples, sides.pop(MAIN), sides, judge, seed=questions.seed)
         _write(out / "scores.json", as_json(found))
     return found
+
+
+def _refuse_fewer(path: Path, samples: Sequence[Sample], asking: Asking) -> None:
+    """One folder holds one evaluation: whoever reads it takes all of its answers.
+
+    Raises:
+        ValueError: the file has answers to questions, or of runs, that are not asked for now.
+    """
+    if not path.is_file():
+        return
+    asked = {(sample.id, run) for sample in samples for run in asking.distinct_runs}
+    more = [a for a in read_answers(path) if (a.id, a.run) not in asked]
+    if more:
+        raise ValueError(
+            f"answers {path}: {len(more)} of them, {more[0].id!r} of run {more[0].run} first, are"
+            " not asked for now; ask for as many questions and runs as before, or write elsewhere"
+        )
 
 
 def _controls(
     who: Who, samples: Sequence[Sample], train: Sequence[Sample], asking: Asking, out: Path
 ) -> dict[str, list[Answer]]:
     given = {}
-    if who.sees and asking.images == "real":
+    if who.asked and asking.images == "real":
         blind = replace(asking, images="black", runs=1, temperature=0.0)
         given[BLACK] = who.answer(samples, blind, out / BLACK / ANSWERS)
     given[MAJORITY] = majority(train, samples)
-    write_answers(given[MAJORITY], out / MAJORITY / ANSWERS)
+    write_answers(samples, given[MAJORITY], out / MAJORITY / ANSWERS, "majority")
     return given
 
 
@@ -159,22 +184,20 @@ def _judged(
     apart: dict[str, list[Verdict]] = {}
     for name, answers in given.items():
         apart[name] = list(islice(verdicts, len(answers) * judging.settings.runs))
-        write_verdicts(apart[name], out / name / "verdicts.jsonl")
+        write_verdicts(apart[name], out / name / VERDICTS)
     return apart
 
 
-def _settings(
-    who: Who, questions: Questions, asking: Asking, judging: Judging | None
-) -> dict[str, Any]:
+def _settings(who: Who, questions: Questions, asking: Asking) -> dict[str, Any]:
     return {
         "model": who.name,
+        **who.settings,
         "data": str(questions.path.absolute()),
         "format": questions.format,
         "root": str(questions.root.absolute()) if questions.root is not None else None,
         "max_samples": questions.max_samples,
-        **asdict(asking),
+        **(asdict(asking) if who.asked else {}),
         "corruption": corruption_of(questions.path),
-        "judge": None if judging is None else _judge(judging),
         "versions": {name: version(name) for name in ("drivekd", "torch", "transformers")},
     }
 
@@ -185,12 +208,13 @@ def _judge(judging: Judging) -> dict[str, Any]:
     criteria = {
         name: [[c.name, c.points] for c in sheet.criteria] for name, sheet in sheets.items()
     }
-    words = json.dumps([asdict(sheet) for sheet in sheets.values()])
+    shown = [[asdict(sheet) for sheet in sheets.values()], judging.settings.descriptions]
+    words = json.dumps(shown, sort_keys=True)
     return {
         **judging.judge.identity(),
         "runs": judging.settings.runs,
         "criteria": criteria,
-        "sheets": hashlib.blake2b(words.encode(), digest_size=8).hexdigest(),
+        "prompts": hashlib.blake2b(words.encode(), digest_size=8).hexdigest(),
     }
 
 

@@ -168,20 +168,22 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def majority(train: Sequence[Sample], test: Sequence[Sample]) -> list[Answer]:
-    """Answers every test question with the most frequent training answer of its template.
+    """Answers every test question with the most frequent training answer of its kind.
 
-    The line that a model must beat to have read the question. A template that training does not
-    have gets the empty reply. Ties go to the answer that comes first in the alphabet.
+    The line that a model must beat to have read the question. A kind, which is a capability and a
+    template, that training does not have gets the empty reply. Ties go to the answer that comes
+    first in the alphabet.
     """
-    counts: dict[str | None, Counter[str]] = {}
+    counts: dict[tuple[str | None, str | None], Counter[str]] = {}
     for sample in train:
         if sample.answer:
-            counts.setdefault(sample.template, Counter())[normalise(sample.answer)] += 1
+            kind = sample.capability, sample.template
+            counts.setdefault(kind, Counter())[normalise(sample.answer)] += 1
     most = {
-        template: min(counter, key=lambda text: (-counter[text], text))
-        for template, counter in counts.items()
+        kind: min(counter, key=lambda text: (-counter[text], text))
+        for kind, counter in counts.items()
     }
-    return [answer_of(sample, most.get(sample.template, "")) for sample in test]
+    return [answer_of(each, most.get((each.capability, each.template), "")) for each in test]
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ import torch
 from drivekd.data.sample import Sample
 from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.answer_file import write_answers
-from drivekd.evaluate.asking import Asking, answers
+from drivekd.evaluate.asking import Asking, answers, prepared
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.predictions import read_predictions
 from drivekd.evaluate.remote import remote_answers
@@ -25,14 +25,18 @@ class Who(Protocol):
 
     Attributes:
         name: for people.
-        sees: whether it can be shown other pictures, as the black control needs.
+        asked: whether questions are put to it, so that it can be shown other pictures.
+        settings: what else an evaluation should record of it.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def sees(self) -> bool: ...
+    def asked(self) -> bool: ...
+
+    @property
+    def settings(self) -> Mapping[str, str]: ...
 
     def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:
         """An answer per sample and run, kept in `out`, continued from it."""
@@ -45,8 +49,12 @@ class Loaded:
     name: str
     device: str = "cpu"
     dtype: str = "float32"
-    sees: bool = True
+    asked: bool = True
     _vlm: Vlm | None = field(default=None, repr=False)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"device": self.device, "dtype": self.dtype}
 
     def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:
         if self._vlm is None:
@@ -60,11 +68,15 @@ class Served:
     """A model behind an OpenAI-compatible server."""
 
     endpoint: ChatEndpoint
-    sees: bool = True
+    asked: bool = True
 
     @property
     def name(self) -> str:
-        return f"{self.endpoint.model} at {self.endpoint.url}"
+        return self.endpoint.model
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"server": self.endpoint.url}
 
     def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:
         return remote_answers(self.endpoint, samples, asking, out)
@@ -75,9 +87,13 @@ class Predicted:
     """Replies that stand in the data file, under `pred`."""
 
     name: str
-    sees: bool = False
+    asked: bool = False
 
-    def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:  # noqa: ARG002
-        found = read_predictions(samples)
-        write_answers(found, out)
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {}
+
+    def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:
+        found = read_predictions(prepared(samples, asking))
+        write_answers(samples, found, out, "predictions")
         return found

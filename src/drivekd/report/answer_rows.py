@@ -85,7 +85,10 @@ def number(value: Any) -> float | None:
     """What a result file says, where it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _picture(camera: str, copy: Thumbnail | None) -> list[Any]:
@@ -131,9 +134,10 @@ def _verdict(row: Row) -> dict[str, Any]:
 
 
 def _mean(replies: Iterable[Row]) -> float | None:
-    """Of all totals that the replies to a question got."""
-    totals = [v["total"] for reply in replies for v in reply["verdicts"] if v["total"] is not None]
-    return sum(totals) / len(totals) if totals else None
+    """Over the replies to a question of the mean of each one's totals, as it is scored."""
+    each = [[v["total"] for v in r["verdicts"] if v["total"] is not None] for r in replies]
+    means = [sum(totals) / len(totals) for totals in each if totals]
+    return sum(means) / len(means) if means else None
 
 
 def _beside(id: str, rows: Sequence[Row], controls: Mapping[str, Asked]) -> Iterable[Row]:

@@ -80,7 +80,9 @@ def _right(scores: Row) -> str:
 
 def _points(judged: Row) -> str:
     groups = _mapping(judged.get("capabilities")).values()
-    lost = _sum(_mapping(_mapping(group).get("unscored")) for group in groups)
+    unscored = [_mapping(_mapping(group).get("unscored")) for group in groups]
+    without = _mapping(_mapping(judged.get("without_score")).get("capabilities")).values()
+    lost = _sum([*unscored, *(_mapping(counts) for counts in without)])
     return f"mean, out of 100; {lost} verdicts without a score" if lost else "mean, out of 100"
 
 

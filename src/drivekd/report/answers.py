@@ -37,6 +37,7 @@ from drivekd.report.results import Row, read_json, read_lines
 from drivekd.report.template import environment
 from drivekd.report.thumbnails import thumbnails
 
+CONTROLS = ("black", "majority")
 _FIELDS = ("id", "question", "expected", "reply", "correct")
 
 
@@ -57,7 +58,9 @@ def write_answers(folder: Path) -> Path:
     samples, missing = _samples(about, asked)
     paths = [path for sample in samples.values() for path in sample.images.values()]
     judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
-    rows = content(asked, samples, thumbnails(paths, folder), judged, _controls(folder))
+    files = {name: folder / name / "answers.jsonl" for name in _controls(about)}
+    controls = {name: _by_question(path) for name, path in files.items() if path.is_file()}
+    rows = content(asked, samples, thumbnails(paths, folder), judged, controls)
     script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
     template = environment().get_template("answers.html.j2")
     page = template.render(
@@ -87,10 +90,10 @@ def _by_question(path: Path) -> dict[str, list[Row]]:
     return asked
 
 
-def _controls(folder: Path) -> dict[str, dict[str, list[Row]]]:
-    """The answers of controls, each in a folder of its own, by the name of that folder."""
-    files = sorted(folder.glob("*/answers.jsonl"))
-    return {path.parent.name: _by_question(path) for path in files}
+def _controls(about: Row) -> list[str]:
+    """The controls that an evaluation has, each in a folder of its own."""
+    named = about.get("controls")
+    return [name for name in CONTROLS if isinstance(named, list) and name in named]
 
 
 def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:

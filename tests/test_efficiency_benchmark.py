@@ -31,7 +31,7 @@ def bench() -> Iterator[ModuleType]:
 
 def answered(bench: ModuleType, command: list[str]) -> dict[str, Any]:
     """What `drivekd bench` would say of a machine that follows the model exactly."""
-    settings = bench.Settings()
+    settings = bench.Settings(dtype="bfloat16")
     name = command[command.index("--config-only") + 1]
     vlm = random_weights.shell(name)
     folder = Path(command[-1])
@@ -77,7 +77,7 @@ def test_sizes_that_do_not_fit_are_computed_and_others_kept(
     bench: ModuleType, asked: list[list[str]], tmp_path: Path
 ) -> None:
     sizes = [name for name in bench.SIZES if name.endswith(NAMES)]
-    content = bench.run(bench.Settings(), sizes, tmp_path / "kept")
+    content = bench.run(bench.Settings(dtype="bfloat16"), sizes, tmp_path / "kept")
     rows = content["rows"]
     assert [name for name, row in rows.items() if row["measured"]] == [*NAMES[:2], NAMES[2]]
     large = rows["InternVL3-78B-hf"]
@@ -97,9 +97,9 @@ def test_sizes_that_do_not_fit_are_computed_and_others_kept(
     assert "4.1, 45.7, 0.45" in text
     json.dumps(content)
     assert len(asked) == 3
-    bench.run(bench.Settings(), sizes, tmp_path / "kept")
+    bench.run(bench.Settings(dtype="bfloat16"), sizes, tmp_path / "kept")
     assert len(asked) == 3  # kept
-    bench.run(bench.Settings(new_tokens=8), sizes[:1], tmp_path / "kept")
+    bench.run(bench.Settings(dtype="bfloat16", new_tokens=8), sizes[:1], tmp_path / "kept")
     assert len(asked) == 4  # settings differ
 
 
@@ -116,7 +116,7 @@ def test_an_error_of_the_model_is_told(bench: ModuleType, asked: list[list[str]]
     for row in rows.values():
         row |= {"tokens_per_s": 1 / least.decode_s}
         row["ttft_s"] = row["prefill_s"] = row["over_floor"]["prefill"] * least.prefill_s
-    found = bench.errors(rows, dict.fromkeys(rows, (vlm, load)), bench.Settings())
+    found = bench.errors(rows, dict.fromkeys(rows, (vlm, load)), bench.Settings(dtype="bfloat16"))
     assert found["c"]["ttft_s"] == pytest.approx(-0.5)
     assert found["c"]["tokens_per_s"] == 0.0
 
@@ -127,7 +127,7 @@ def test_a_measurement_that_failed_stops_the_table(
     failed = subprocess.CompletedProcess([], 2, "")
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match="exit code 2"):
-        bench.run(bench.Settings(), bench.SIZES[:1], tmp_path)
+        bench.run(bench.Settings(dtype="bfloat16"), bench.SIZES[:1], tmp_path)
 
 
 def test_it_writes_its_result_and_ends_in_one_line(

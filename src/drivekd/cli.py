@@ -203,7 +203,7 @@ app.command(epilog=cli_serve.SERVE)(cli_serve.serve)
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
 ) -> None:
-    """Write the self-contained HTML page of a run and print its path."""
+    """Write the HTML page of a run, a pre-study or an evaluation and print its path."""
     from drivekd.report.page import write_page
 
     typer.echo(write_page(run_dir))

@@ -125,6 +125,10 @@ def evaluate(
     beside = run.Controls(train) if controls else None
     found = run.evaluate(_who(options), questions, out, asking, judging=judging, controls=beside)
     typer.echo(f"{table(found)}\n{write_answers(out)}\n{out / 'scores.json'}")
+    if found.missing:
+        raise RuntimeError(
+            f"{found.missing} verdicts are missing, see above; the same command asks for them again"
+        )
 
 
 def _who(options: Mapping[str, Any]) -> Who:

@@ -79,9 +79,9 @@ def test_rows_of_samples_not_asked_stay(out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model": "n"}, "with model 'n'"),
-        ({"pictures": "x"}, "with pictures 'x'"),
-        ({"prompt": "x"}, "with prompt 'x'"),
+        ({"model": "n"}, "of another model"),
+        ({"pictures": "x"}, "about other pictures"),
+        ({"prompt": "x"}, "to other words"),
         ({"prompt": None}, "do not say their prompt, as earlier versions wrote them"),
         ({"question": "What?"}, "another question or answer under the id 'q0'"),
     ],

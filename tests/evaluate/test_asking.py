@@ -94,7 +94,7 @@ def test_answers_of_another_model_mode_or_question_are_refused(
     answers(vlm, samples[:1], short, out)
     with pytest.raises(ValueError, match="images 'real'"):
         answers(vlm, samples[:1], Asking(images="grey"), out)
-    with pytest.raises(ValueError, match="model '"):
+    with pytest.raises(ValueError, match="of another model"):
         answers(tiny_vlm(seed=3, image_size=48), samples[:1], short, out)
     changed = replace(samples[0], messages=(samples[0].messages[0], Message("assistant", "no")))
     with pytest.raises(ValueError, match="another question or answer"):
@@ -107,8 +107,8 @@ def test_answers_of_another_model_mode_or_question_are_refused(
         ({"temperature": 0.5}, "temperature 0.0"),
         ({"seed": 7}, "seed 0"),
         ({"top_p": 0.5}, "top_p 1.0"),
-        ({"max_new_tokens": 3}, r"max_new_tokens 1, asked for are .*delete it or write"),
-        ({"system": "Be brief."}, "prompt '"),
+        ({"max_new_tokens": 3}, r"max_new_tokens 1, asked for is 3; write to another folder"),
+        ({"system": "Be brief."}, "to other words"),
     ],
 )
 def test_answers_asked_for_otherwise_are_refused(
@@ -137,7 +137,7 @@ def test_answers_about_other_pictures_are_refused(
     assert answers(vlm, second, asking, out) == given
     picture = second[0].images["CAM_BACK"]
     picture.write_bytes(picture.read_bytes() + b"more")
-    with pytest.raises(ValueError, match="holds answers with pictures '"):
+    with pytest.raises(ValueError, match="holds answers about other pictures"):
         answers(vlm, second, asking, out)
     # in the mode "other" it is the second scene that shows the first one's pictures
     swapped, other = tmp_path / "other.jsonl", Asking(max_new_tokens=1, images="other")

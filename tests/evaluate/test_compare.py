@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.compare import compare, run
+from drivekd.evaluate.compare import compare, run, table
 from drivekd.evaluate.judge import Verdict
 from evaluations import a_folder, a_verdict, an_answer
 
@@ -169,14 +169,18 @@ def test_a_single_scene_has_no_interval_and_says_so(tmp_path: Path) -> None:
     )
     found = compare([one, other])
     assert {(row.outcome, row.p, row.gap.low) for row in found.rows} == {("not known", None, None)}
-    assert "at least two scenes" in run([one, other])
+    assert "at least five scenes" in run([one, other])
 
 
-def test_two_scenes_are_never_beyond_noise(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scenes", "outcome"), [(4, "not known"), (5, "not distinguishable")])
+def test_few_scenes_are_never_beyond_noise(tmp_path: Path, scenes: int, outcome: str) -> None:
     one, other = (
-        a_folder(tmp_path / name, asked(skill, scenes=2)) for name, skill in (("a", 0), ("b", 1))
+        a_folder(tmp_path / name, asked(skill, scenes=scenes))
+        for name, skill in (("a", 0), ("b", 1))
     )
-    assert {row.outcome for row in compare([one, other]).rows} == {"not distinguishable"}
+    found = compare([one, other])
+    assert {row.outcome for row in found.rows} == {outcome}
+    assert ("too few scenes differ" in table(found)) == (scenes == 5)
 
 
 def test_which_folders(tmp_path: Path) -> None:

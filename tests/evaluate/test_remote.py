@@ -271,8 +271,8 @@ def test_an_empty_reply_is_a_wrong_answer(
 @pytest.mark.parametrize(
     ("model", "asking", "named"),
     [
-        ("n", Asking(), "with model 'm at http"),
-        ("m", Asking(system="Be brief."), "with prompt '"),
+        ("n", Asking(), "of another model"),
+        ("m", Asking(system="Be brief."), "to other words"),
         ("m", Asking(temperature=0.2), "with temperature 0.0"),
     ],
 )

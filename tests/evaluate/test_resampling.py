@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from drivekd.evaluate.resampling import (
+    DIFFERENCES,
+    SCORES,
     Part,
     alone,
     draws,
@@ -38,7 +40,7 @@ def test_nothing_has_no_mean(mix: list[tuple[int, Part]]) -> None:
     with pytest.raises(ValueError, match="mean of no questions"):
         mean(mix)
     with pytest.raises(ValueError, match="mean of no questions"):
-        estimate(mix, draws(3, 0, 10), percent=True)
+        estimate(mix, draws(3, 0, 10), SCORES)
 
 
 def test_the_error_is_that_of_leaving_out_a_scene() -> None:
@@ -49,14 +51,14 @@ def test_the_error_is_that_of_leaving_out_a_scene() -> None:
         left = [(w, Part(np.delete(p.total, scene), np.delete(p.count, scene))) for w, p in mix]
         without.append(mean(left))
     jackknife = np.sqrt(59 / 60 * np.sum((np.array(without) - np.mean(without)) ** 2))
-    found = estimate(mix, draws(60, 0), percent=True)
+    found = estimate(mix, draws(60, 0), SCORES)
     assert found.standard_error == pytest.approx(jackknife, rel=0.02)
     assert found.standard_error == pytest.approx(resampled(mix, draws(60, 0))[1:].std(), rel=0.05)
 
 
 def test_the_error_of_scenes_alike_is_that_of_their_means() -> None:
     values = np.random.default_rng(3).normal(40, 9, 12)
-    found = estimate(alone(Part(4 * values, np.full(12, 4.0))), draws(12, 0), percent=True)
+    found = estimate(alone(Part(4 * values, np.full(12, 4.0))), draws(12, 0), SCORES)
     assert found.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(12))
     assert (found.n, found.scenes) == (48, 12)
 
@@ -68,8 +70,8 @@ def test_pulls_sum_to_nothing() -> None:
 def test_only_ratios_of_weights_count() -> None:
     one, other = part(20, 6), part(20, 7)
     weights = draws(20, 0, 50)
-    small = estimate([(1, one), (2, other)], weights, percent=True)
-    large = estimate([(3, one), (6, other)], weights, percent=True)
+    small = estimate([(1, one), (2, other)], weights, SCORES)
+    large = estimate([(3, one), (6, other)], weights, SCORES)
     assert small.mean == pytest.approx((one.mean + 2 * other.mean) / 3)
     assert (large.mean, large.standard_error, large.low) == pytest.approx(
         (small.mean, small.standard_error, small.low)
@@ -78,15 +80,19 @@ def test_only_ratios_of_weights_count() -> None:
 
 def test_a_single_scene_in_one_part_is_no_interval() -> None:
     lonely = Part(np.array([50.0, 0, 0]), np.array([1.0, 0, 0]))
-    found = estimate([(1, part(3)), (1, lonely)], draws(3, 0, 50), percent=True)
+    found = estimate([(1, part(3)), (1, lonely)], draws(3, 0, 50), SCORES)
     assert (found.standard_error, found.low, found.high, found.scenes) == (None, None, None, 3)
     assert p_value([(1, lonely)], draws(3, 0, 50)) is None
 
 
 def test_intervals_of_percentages_stay_within() -> None:
-    few = Part(np.array([100.0, 0.0, 100.0]), np.ones(3))
-    found = estimate(alone(few), draws(3, 0, 400), percent=True)
+    few = Part(np.array([100.0, 0.0, 100.0, 100.0, 0.0]), np.ones(5))
+    found = estimate(alone(few), draws(5, 0, 400), SCORES)
     assert (found.low, found.high) == (0.0, 100.0)
+    more = estimate(alone(few), draws(5, 0, 400), DIFFERENCES)
+    assert more.low is not None and more.low < 0 and more.high == 100.0
+    four = Part(few.total[:4], few.count[:4])
+    assert estimate(alone(four), draws(4, 0, 400), SCORES).low is None
 
 
 @pytest.mark.parametrize("scenes", [5, 10, 40])
@@ -95,7 +101,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(scenes: int) -> None:
     held, weights = 0, draws(scenes, 0, 500)
     for trial in range(300):
         values = np.random.default_rng(trial).normal(0, 5, scenes)
-        found = estimate(alone(Part(6 * values, np.full(scenes, 6.0))), weights, percent=False)
+        found = estimate(alone(Part(6 * values, np.full(scenes, 6.0))), weights, DIFFERENCES)
         assert found.low is not None and found.high is not None
         held += found.low <= 0 <= found.high
     assert 0.92 <= held / 300 <= 0.98

@@ -71,11 +71,12 @@ def test_judged_scores_stand_with_controls_and_published_rows(
     black = Given(model.answers, [a_verdict(f"q{i}", 10.0) for i in range(6)])
     found = results(samples, Given(model.answers, verdicts), {"black": black}, "gpt-4o")
     content = as_json(found)
-    assert set(content) == PLAIN | {"judged", "published", "controls"}
+    assert set(content) == PLAIN | {"judged", "published", "controls", "unscored"}
     assert content["judged"]["capabilities"]["perception"]["mean"] == 90.0
     assert content["judged"]["without_score"]["capabilities"]["planning"] == {"bad_reply": 1}
     assert {row["notice"] for row in content["published"]} == {"other judge: not comparable"}
     gaps = {(row["measure"], row["group"]): row["controls"]["black"] for row in content["controls"]}
     assert gaps["judged", "perception"]["mean"] == 80.0
     assert gaps["accuracy", "perception"]["mean"] == 0.0
+    assert "1 verdicts without a score: points could not be read" in table(found)
     assert "no score: 1 bad_reply" in table(found) and "black 10.0: +80.0" in table(found)

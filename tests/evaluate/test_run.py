@@ -235,7 +235,7 @@ def test_a_folder_holds_one_evaluation(
     code, _, err = call(capsys, *given, "--max-samples", 4)
     assert code == 2 and "write elsewhere" in err
     code, _, err = call(capsys, "evaluate", "--data", out / "predictions.json", "--out", out)
-    assert code == 2 and "write elsewhere" in err
+    assert code == 2 and "of another model" in err
     assert call(capsys, *given, "--dtype", "bfloat16")[0] == 2
     assert (out / "answers.jsonl").read_bytes() == before
     assert call(capsys, *given)[0] == 0

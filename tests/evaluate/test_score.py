@@ -119,11 +119,12 @@ def test_all_right_or_all_wrong_is_not_certain(right: bool) -> None:
 def test_runs_of_a_question_count_once() -> None:
     runs = [answer(0, True), answer(0, False), answer(1, True), answer(1, True)]
     runs = [replace(each, run=i % 2) for i, each in enumerate(runs)] + [answer(2, False)]
+    runs += [answer(3, True), answer(4, False)]
     found = score(runs)
     whole = found.everything
     assert whole is not None
-    assert (whole.n, whole.accuracy, whole.scenes) == (3, 50.0, 3)  # mean of ½, 1 and 0
-    assert whole.standard_error == pytest.approx(50 / np.sqrt(3))
+    assert (whole.n, whole.accuracy, whole.scenes) == (5, 50.0, 5)  # mean of ½, 1, 0, 1 and 0
+    assert whole.standard_error == pytest.approx(50 / np.sqrt(5))
     assert found.templates["colour"] == whole
 
 
@@ -188,11 +189,11 @@ def replies(rights: list[list[bool]], capability: str = "perception") -> list[An
 
 
 def test_paired_scenes_is_the_difference_of_the_accuracies() -> None:
-    mine = [replies([[True, True], [True, False]]), replies([[True, False], [True, True]])]
-    other = [replies([[False, True], [False, True]])] * 2
+    mine = [replies([[True, True], [True, False]] * 3), replies([[True, False], [True, True]] * 3)]
+    other = [replies([[False, True], [False, True]] * 3)] * 2
     found = paired_scenes(mine, other)
     assert list(found) == ["perception"]
-    assert (found["perception"].mean, found["perception"].scenes) == (25.0, 2)
+    assert (found["perception"].mean, found["perception"].scenes) == (25.0, 6)
     assert found["perception"].low == found["perception"].high == 25.0  # alike in both scenes
 
 

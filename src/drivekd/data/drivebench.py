@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from drivekd.data.cameras import camera_files, capability_of, question_sample
@@ -43,7 +44,7 @@ def sample(row: Row) -> Sample:
     capability = capability_of(kind)
     if capability is None and (capability := inferred(question, tag)) is not None:
         meta["inferred"] = "capability"
-    return question_sample(
+    made = question_sample(
         row,
         id=optional_text(row, "id") or row.number,
         question=question,
@@ -54,6 +55,8 @@ def sample(row: Row) -> Sample:
         frame=optional_text(row, "frame_token"),
         meta=meta,
     )
+    template = optional_text(row, "template")  # of our own prediction files
+    return made if template is None else replace(made, template=template)
 
 
 def _first(tag: Any) -> int | None:

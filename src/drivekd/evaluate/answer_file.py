@@ -13,6 +13,12 @@ from drivekd.data.sample import Sample
 from drivekd.data.written import synced, writing
 from drivekd.evaluate.answer import Answer, answer_of
 
+#: what hashes that differ mean
+_DIFFERS = {
+    "model": "of another model, or of the same with other weights, type or chat template",
+    "pictures": "about other pictures than there are now, or some of them are missing",
+    "prompt": "to other words: the conversation or its system's turn has changed",
+}
 #: what tells answers of one file apart: id of the sample, run
 Key = tuple[str, int]
 
@@ -107,13 +113,12 @@ def _refuse_others(
         differs = f"with another question or answer under the id {answer.id!r}"
     elif missing := [key for key in own if key not in row]:
         differs = f"that do not say their {', '.join(missing)}, as earlier versions wrote them"
-    else:
-        other = next((key for key in own if row[key] != own[key]), None)
-        differs = f"with {other} {row[other]!r}" if other is not None else ""
+    elif (other := next((key for key in own if row[key] != own[key]), None)) is not None:
+        differs = _DIFFERS.get(other, f"with {other} {row[other]!r}, asked for is {own[other]!r}")
     if differs:
         raise ValueError(
-            f"answers {out}: the file holds answers {differs}, asked for are {own!r}; delete it or"
-            " write elsewhere"
+            f"answers {out}: the file holds answers {differs}; write to another folder, or delete"
+            " it to have all answered again"
         )
 
 

@@ -31,7 +31,7 @@ class Row:
         model, reference: names of the two.
         gap: model − reference.
         p: that of the gap, corrected by Holm for the number of models where that is above two.
-        outcome: of the model; `not known` of a single scene.
+        outcome: of the model; `not known` of fewer than five scenes.
     """
 
     measure: str
@@ -131,13 +131,14 @@ def words(row: Row) -> str:
     if gap.low is None or gap.high is None or row.p is None:
         return (
             f"{row.model} minus {row.reference}: {gap.mean:+.1f} points ({counts}); whether that is"
-            " noise is not known: intervals need at least two scenes"
+            " noise is not known: intervals need at least five scenes"
         )
     p = "p < .001" if row.p < 0.001 else f"p = {row.p:.3f}".replace("0.", ".")
     if row.outcome == "not distinguishable":
+        few = "; too few scenes differ to tell" if gap.low > 0 or gap.high < 0 else ""
         return (
             f"{row.model} is not distinguishable from {row.reference}: {gap.mean:+.1f} points"
-            f" [{gap.low:.1f}, {gap.high:.1f}] ({p}; {counts})"
+            f" [{gap.low:.1f}, {gap.high:.1f}] ({p}; {counts}{few})"
         )
     low, high = (gap.low, gap.high) if gap.mean > 0 else (-gap.high, -gap.low)
     return (

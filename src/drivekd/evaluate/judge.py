@@ -45,8 +45,6 @@ _BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _BLANK = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 #: stands for what may be wrong with a sheet, where costs are estimated
 _LONGEST_REASON = "x" * 300
-#: for the estimate alone; the progress bar measures
-_REPLY_SECONDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +150,7 @@ def judge_answers(
             raise ValueError(f"answer {answer.id!r} belongs to no sample of the data set")
     items = [_item(a, i, known[a.id], settings) for i, a in enumerate(answers)]
     budget = Budget(settings.price or Price(0, 0), settings.max_cost, judge.longest)
-    tell(_estimate(items, settings, budget, judge.concurrency))
+    tell(_estimate(items, settings, budget, judge))
     if settings.runs > 1 and judge.identity().get("temperature") == 0:
         tell(f"at temperature 0 the {settings.runs} runs may all be alike, and each is asked for")
     with opened(out / "verdicts.sqlite") as store:
@@ -169,17 +167,16 @@ def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
         draft.write_text("".join(rows), encoding="utf-8")
 
 
-def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget, at_once: int) -> str:
+def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget, judge: Judge) -> str:
     prompts = [
         (_SYSTEM + item.prompt, _again(_LONGEST_REASON, item.sheet, item.mark))
         for item in items
         if item.sheet is not None
     ]
-    minutes = settings.runs * len(prompts) * _REPLY_SECONDS / at_once / 60
-    text = (
-        f"judging {len(prompts)} answers × {settings.runs} runs, less what is kept: about"
-        f" {minutes:.0f} min if a reply takes {_REPLY_SECONDS} s, {at_once} at a time"
-    )
+    text = f"judging {len(prompts)} answers × {settings.runs} runs, less what is kept"
+    if judge.seconds is not None:
+        minutes = settings.runs * len(prompts) * judge.seconds / judge.concurrency / 60
+        text += f": at most {minutes:.1f} min at {judge.seconds:g} s a reply"
     if settings.price is None:
         return text
     once = settings.runs * sum(budget.worst(prompt) for prompt, _ in prompts)
@@ -187,7 +184,7 @@ def _estimate(items: Sequence[_Item], settings: Settings, budget: Budget, at_onc
     replies = settings.runs * len(prompts) * settings.price.of(budget.longest, 0)
     again = settings.runs * sum(budget.worst(prompt + more) for prompt, more in prompts) + replies
     return (
-        f"{text}; it costs about {once:.4f} if every reply is at its longest,"
+        f"{text}; it costs at most {once:.4f} if every reply is at its longest,"
         f" {once + again:.4f} if every sheet is asked for twice; each try that fails comes on top"
     )
 

@@ -18,6 +18,7 @@ from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.judge import Verdict
 from drivekd.evaluate.resampling import (
     RESAMPLES,
+    SCORES,
     Array,
     draws,
     estimate,
@@ -57,8 +58,8 @@ class JudgedScore:
 
     Attributes:
         mean: over questions.
-        standard_error: clustered by scene; None where a single scene cannot tell how much scenes
-            differ, as are the ends of the interval.
+        standard_error: clustered by scene; None, as are the ends of the interval, where there are
+            fewer than `FEWEST` scenes.
         low, high: 95 % interval.
         n: questions with a score.
         scenes: that they are about.
@@ -91,6 +92,7 @@ class JudgedScores:
             unless both have a score and every reasoning question is one of them.
         average: of the capabilities; None unless all three have a score.
         average_per_task: the same with `reasoning_per_task`.
+        everything: of all questions.
         without_score: under "capabilities" and "tasks" those in which nothing was scored, with
             their verdicts by status.
     """
@@ -100,6 +102,7 @@ class JudgedScores:
     reasoning_per_task: JudgedScore | None
     average: JudgedScore | None
     average_per_task: JudgedScore | None
+    everything: JudgedScore | None
     without_score: Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
@@ -174,6 +177,7 @@ def judged(
         average_per_task=of((2, three[0]), *((1, task) for task in two), (2, three[2]))
         if known
         else None,
+        everything=of((1, list(questions.values()))),
         without_score={
             "capabilities": _without_score(capabilities),
             "tasks": _without_score(by_task),
@@ -206,6 +210,7 @@ def table(scores: JudgedScores) -> str:
         "reasoning, per task": scores.reasoning_per_task,
         "average": scores.average,
         "average, per task": scores.average_per_task,
+        "all questions": scores.everything,
     }
     named += [(name, each) for name, each in more.items() if each is not None]
     named += [(f"  {name}", each) for name, each in scores.tasks.items()]
@@ -321,7 +326,7 @@ def _score(
     if not all(part for _, part in values):
         return None
     mix = [(share, tally(part, columns)) for share, part in values]
-    found = estimate(mix, weights, percent=True)
+    found = estimate(mix, weights, SCORES)
     questions = [question for _, part in parts for question in part]
     counts = _statuses(questions)
     return JudgedScore(

@@ -23,6 +23,7 @@ class Judge(Protocol):
         concurrency: conversations at a time.
         longest: most tokens of a reply.
         wants_json: whether `form`, a JSON schema, is to be given.
+        seconds: that a reply takes, for an estimate; None where nobody knows.
     """
 
     @property
@@ -31,6 +32,8 @@ class Judge(Protocol):
     def longest(self) -> int: ...
     @property
     def wants_json(self) -> bool: ...
+    @property
+    def seconds(self) -> float | None: ...
 
     def identity(self) -> Mapping[str, Any]:
         """All that its replies depend on besides the conversation; part of the cache's key."""
@@ -57,6 +60,7 @@ class ChatJudge:
     top_p: float = 0.2
     longest: int = 512
     wants_json: bool = False
+    seconds: float | None = 4.0
 
     def identity(self) -> Mapping[str, Any]:
         end = self.endpoint
@@ -98,6 +102,7 @@ class ScriptedJudge:
     concurrency: int = 1
     longest: int = 512
     wants_json: bool = False
+    seconds: float | None = None
 
     def identity(self) -> Mapping[str, Any]:
         return {"model": f"script:{self.name}"}
@@ -123,6 +128,7 @@ class LocalJudge:
     device: str = "cpu"
     temperature: float = 0.0
     longest: int = 512
+    seconds: float | None = None
     _loaded: tuple[Any, Any, str] | None = field(default=None, repr=False)
 
     def identity(self) -> Mapping[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from drivekd.evaluate.chat import ChatEndpoint, read_key
+from drivekd.evaluate.chat import ChatEndpoint, ChatError, read_key
 from drivekd.evaluate.cost import Price
 from drivekd.evaluate.descriptions import read_descriptions
 from drivekd.evaluate.judge import Settings
@@ -15,6 +16,7 @@ from drivekd.evaluate.scripted import scripted_judge
 from drivekd.evaluate.sheets import SHEETS, Sheet, read_rubric
 
 LOCAL, SCRIPTED = "local:", "scripted"
+_OPTIONS = "named by --judge, --judge-model and --judge-key-env"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,25 @@ def _refuse_unknown(name: str) -> None:
             f"local judge {name}: expected a text model of transformers, in a folder or on the hub"
             f" ({why:.200})"
         ) from error
+
+
+def refuse_deaf(judge: Judge) -> None:
+    """Ask a judge on a server for one word, before hours of answers that it is to weigh.
+
+    Raises:
+        ValueError: it refuses everybody: a wrong key, name or address.
+    """
+    if isinstance(judge, ChatJudge):
+        try:
+            asyncio.run(_greet(judge.endpoint))
+        except ChatError as error:
+            if error.kind == "endpoint":
+                raise ValueError(f"{error}; the judge is {_OPTIONS}") from None
+
+
+async def _greet(endpoint: ChatEndpoint) -> None:
+    async with replace(endpoint, tries=1) as chat:
+        await chat.complete([{"role": "user", "content": "Say yes."}], empty=True, max_tokens=4)
 
 
 @dataclass(frozen=True, slots=True)

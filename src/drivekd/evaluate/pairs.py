@@ -10,6 +10,7 @@ from drivekd.evaluate.answer import Answer
 from drivekd.evaluate.judge import Verdict
 from drivekd.evaluate.judged import question_scores
 from drivekd.evaluate.resampling import (
+    DIFFERENCES,
     RESAMPLES,
     Mix,
     alone,
@@ -43,8 +44,8 @@ class Gap:
     Attributes:
         mine, theirs: the two means, 0 … 100.
         mean: mine − theirs.
-        low, high: 95 % interval of the difference, scenes drawn in pairs; None where a single scene
-            cannot tell how much scenes differ, as is p.
+        low, high: 95 % interval of the difference, scenes drawn in pairs; None, as is p, where
+            there are fewer than `FEWEST` scenes.
         p: two-sided, of no difference.
         n: questions.
         scenes: that they are about.
@@ -116,7 +117,7 @@ def gaps(
     found = {}
     for name, parts in groups.items():
         difference = mix(parts, both)
-        e = estimate(difference, weights, percent=False)
+        e = estimate(difference, weights, DIFFERENCES)
         p = p_value(difference, weights)
         sides = mean(mix(parts, mine)), mean(mix(parts, theirs))
         found[name] = Gap(*sides, e.mean, e.low, e.high, p, e.n, e.scenes)

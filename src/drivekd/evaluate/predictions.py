@@ -62,6 +62,7 @@ def _row(sample: Sample, reply: str, root: Path) -> dict[str, Any]:
         "answer": sample.answer,
         "tag": sample.meta.get("tag"),
         "image_path": {camera: _below(root, file) for camera, file in sample.images.items()},
+        "template": sample.template,
         "pred": reply,
     }
     return {key: value for key, value in row.items() if value is not None}

@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 4000
+#: what values can be [percent, points]
+SCORES, DIFFERENCES = (0.0, 100.0), (-100.0, 100.0)
+#: fewer scenes cannot tell how much scenes differ
+FEWEST = 5
 _Z = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 Array = NDArray[np.float64]
@@ -52,8 +56,7 @@ class Estimate:
     Attributes:
         mean: of the values, in their unit.
         standard_error: clustered by scene.
-        low, high: the interval; with the error None where a single scene cannot tell how much
-            scenes differ.
+        low, high: the interval; with the error None where there are fewer than `FEWEST` scenes.
         n: questions.
         scenes: that they are about.
     """
@@ -131,7 +134,7 @@ def scenes_of(mix: Mix) -> int:
     return int((np.sum([part.count for _, part in mix], axis=0) > 0).sum())
 
 
-def estimate(mix: Mix, weights: Array, *, percent: bool) -> Estimate:
+def estimate(mix: Mix, weights: Array, within: tuple[float, float]) -> Estimate:
     """The mean of a mix, its clustered standard error and its bootstrap interval [ours].
 
     error² = S/(S − 1) · Σ_scenes pull², S scenes. The interval is that of the 2.5 and 97.5 %
@@ -140,24 +143,22 @@ def estimate(mix: Mix, weights: Array, *, percent: bool) -> Estimate:
     Args:
         mix: the values.
         weights: see `draws`.
-        percent: the values are 0 … 100, and so is the interval; where the mean is 0 or 100 no
-            draw can differ, then Wilson's interval for as many trials as scenes.
+        within: what the values can be, and so the interval: `SCORES` or `DIFFERENCES`. Where a
+            score is 0 or 100 no draw can differ, then Wilson's for as many trials as scenes.
 
     Raises:
         ValueError: a part is empty.
     """
     middle, n = mean(mix), sum(part.n for _, part in mix)
     scenes, least = scenes_of(mix), min(part.scenes for _, part in mix)
-    if least < 2:
+    if least < FEWEST:
         return Estimate(middle, None, None, None, n, scenes)
     error = math.sqrt(scenes / (scenes - 1) * float((pull(mix) ** 2).sum()))
-    if percent and middle in (0.0, 100.0):
+    if within == SCORES and middle in SCORES:
         return Estimate(middle, error, *_wilson(middle / 100, scenes), n, scenes)
     quantiles = np.nanpercentile(resampled(mix, weights)[1:], [2.5, 97.5])
     low, high = (float(middle + stretch(least) * (each - middle)) for each in quantiles)
-    if percent:
-        low, high = max(0.0, low), min(100.0, high)
-    return Estimate(middle, error, low, high, n, scenes)
+    return Estimate(middle, error, max(within[0], low), min(within[1], high), n, scenes)
 
 
 def stretch(scenes: int) -> float:
@@ -176,10 +177,10 @@ def p_value(difference: Mix, weights: Array) -> float | None:
 
     p = 2 · min(share of draws ≤ 0, share ≥ 0), each counted with one draw more than there are. It
     is never below 2^(1 − S') for the S' scenes that differ at all: that is what a test which turns
-    the signs of S' scenes could reach at best. None with fewer than two scenes.
+    the signs of S' scenes could reach at best. None with fewer than `FEWEST` scenes.
     """
     least = min(part.scenes for _, part in difference)
-    if least < 2:
+    if least < FEWEST:
         return None
     middle = mean(difference)
     drawn = resampled(difference, weights)[1:]

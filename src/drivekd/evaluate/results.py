@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class Results:
         judged: None without a judge.
         beside: every mean with its controls.
         published: the paper's main table, where there is a judge.
+        unscored: by status, verdicts without a score, those of controls included.
+        scenes: whether the data tell them.
     """
 
     scores: Scores
@@ -45,6 +47,13 @@ class Results:
     judged: JudgedScores | None
     beside: Sequence[Beside]
     published: Sequence[PublishedRow]
+    unscored: Mapping[str, int]
+    scenes: bool
+
+    @property
+    def missing(self) -> int:
+        """Verdicts that the same evaluation asks for again."""
+        return sum(self.unscored.get(status, 0) for status in ("transport", "over_budget"))
 
 
 def results(
@@ -80,7 +89,7 @@ def results(
     return Results(
         scores=score.score(model.answers, seed=seed),
         unreadable=Counter(
-            answer.capability or "none"
+            answer.capability or "no capability"
             for answer in model.answers
             if unreadable(answer.reply, answer.expected, options[answer.id])
         ),
@@ -89,6 +98,13 @@ def results(
         judged=found,
         beside=controls.beside(model, others, seed=seed),
         published=rows,
+        unscored=Counter(
+            verdict.status
+            for side in (model, *others.values())
+            for verdict in side.verdicts or ()
+            if verdict.status != "scored"
+        ),
+        scenes=all(answer.scene is not None for answer in model.answers),
     )
 
 
@@ -99,7 +115,7 @@ def _is_free(expected: str) -> bool:
 def _overlaps(answers: Sequence[Answer]) -> dict[str, Overlap]:
     groups: dict[str, list[Answer]] = {}
     for answer in answers:
-        groups.setdefault(answer.capability or "none", []).append(answer)
+        groups.setdefault(answer.capability or "no capability", []).append(answer)
     return {
         name: text_overlap([a.reply for a in group], [a.expected for a in group])
         for name, group in groups.items()
@@ -114,7 +130,8 @@ def as_json(found: Results) -> dict[str, Any]:
     (capability → fields of `Overlap`), `tags`, `judged` (fields of `JudgedScores`), `published`
     (rows of the paper's main table, `notice` among their fields), and `controls`, a list of
     {`measure`: accuracy or judged, `group`: a capability, average or everything, `controls`: {name:
-    G}}, with G the fields of `pairs.Gap`, `mine` being the model.
+    G}}, with G the fields of `pairs.Gap`, `mine` being the model, and `unscored` (status →
+    verdicts, those of controls included).
     """
     rest = {
         "unreadable": dict(found.unreadable),
@@ -123,6 +140,7 @@ def as_json(found: Results) -> dict[str, Any]:
         "judged": None if found.judged is None else judged.as_json(found.judged),
         "published": [asdict(row) for row in found.published],
         "controls": [asdict(row) for row in found.beside],
+        "unscored": dict(found.unscored),
     }
     return {**score.as_json(found.scores), **{k: v for k, v in rest.items() if v}}
 
@@ -131,17 +149,30 @@ def table(found: Results) -> str:
     """All of it as lines for people."""
     parts = [_accuracies(found)]
     if found.text:
-        parts.append("\n".join(["free text", *(_text(*each) for each in found.text.items())]))
+        parts.append(
+            "\n".join(
+                [
+                    "free text, without options, yes and no",
+                    *(_text(*each) for each in found.text.items()),
+                ]
+            )
+        )
     if found.tags is not None:
         parts.append(_named(found.tags))
     if found.judged is not None:
         title = "judged scores, 0 to 100: mean ± standard error, interval"
         parts.append(f"{title}\n{judged.table(found.judged)}")
+    if found.unscored:
+        parts.append("\n".join(_unscored(found.unscored)))
     if found.beside:
         title = "beside controls: theirs, and what the model has more"
         parts.append(f"{title}\n{controls.table(list(found.beside))}")
     if found.published:
         parts.append(published.table(found.published))
+    if not found.scenes:
+        parts.append(
+            "some questions name no scene: each counts as one, and intervals are too narrow"
+        )
     return "\n\n".join(parts)
 
 
@@ -172,6 +203,17 @@ def _tags(scores: TagScores) -> dict[str, Any]:
     cameras = {name: asdict(each) | rates(each) for name, each in scores.cameras.items()}
     overall = asdict(scores.overall) | rates(scores.overall)
     return {"questions": scores.questions, "overall": overall, "cameras": cameras}
+
+
+def _unscored(counts: Mapping[str, int]) -> Iterator[str]:
+    why = {
+        "bad_reply": "points could not be read; --retry-unscored asks again",
+        "no_sheet": "the question has no capability, so there is no sheet for it",
+        "over_budget": "stopped by --max-cost",
+        "transport": "the judge gave no reply",
+    }
+    for status, count in sorted(counts.items()):
+        yield f"{count} verdicts without a score: {why[status]}"
 
 
 def _named(scores: TagScores) -> str:

@@ -33,7 +33,7 @@ from drivekd.evaluate.answer_file import write_answers
 from drivekd.evaluate.asking import Asking
 from drivekd.evaluate.folder import read_answers
 from drivekd.evaluate.judge import Verdict, judge_answers, write_verdicts
-from drivekd.evaluate.judging import Judging
+from drivekd.evaluate.judging import Judging, refuse_deaf
 from drivekd.evaluate.pairs import Given
 from drivekd.evaluate.predictions import write_predictions
 from drivekd.evaluate.results import Results, as_json, results
@@ -120,6 +120,8 @@ def evaluate(
     train = list(read(controls.train)) if controls is not None and controls.train else samples
     with locked(out):
         _refuse_fewer(out / ANSWERS, samples, asking)
+        if judging is not None and not (out / "verdicts.sqlite").exists():
+            refuse_deaf(judging.judge)
         given = {MAIN: who.answer(samples, asking, out / ANSWERS)}
         if controls is not None:
             given |= _controls(who, samples, train, asking, out)

@@ -52,6 +52,8 @@ def refuse_other_judges(evaluations: Sequence[Evaluation]) -> list[str]:
             said = ", ".join(
                 f"{n} {(mine or {}).get(n)!r:.60} and {(its or {}).get(n)!r:.60}" for n in differs
             )
+            if silent := [each.folder for each in (first, other) if each.judge is None]:
+                said = f"{silent[0]}/evaluation.json is missing or names none"
             raise ValueError(
                 f"comparison: {first.folder} and {other.folder} have different judges ({said});"
                 " judge both alike, or compare accuracy alone"

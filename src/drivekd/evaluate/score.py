@@ -20,7 +20,9 @@ from drivekd.data.written import writing
 from drivekd.evaluate.answer import Answer, answer_of
 from drivekd.evaluate.metrics import normalise
 from drivekd.evaluate.resampling import (
+    DIFFERENCES,
     RESAMPLES,
+    SCORES,
     Array,
     Mix,
     Part,
@@ -36,8 +38,8 @@ from drivekd.evaluate.resampling import (
 class Score:
     """Share of right answers [percent] among n questions, with its 95 % interval.
 
-    low, high and the standard error, clustered by scene, are None where a single scene cannot tell
-    how much scenes differ.
+    low, high and the standard error, clustered by scene, are None where there are fewer than
+    `FEWEST` scenes.
     """
 
     n: int
@@ -78,7 +80,7 @@ class Paired:
 class Difference:
     """Accuracy of one recipe minus another's [percent points], with its 95 % interval.
 
-    low and high are None where a single scene cannot tell how much scenes differ.
+    low and high are None where there are fewer than `FEWEST` scenes.
     """
 
     mean: float
@@ -147,7 +149,7 @@ def average_of(capabilities: Mapping[str, Part]) -> Mix | None:
 
 
 def _score(mix: Mix, weights: Array) -> Score:
-    found = estimate(mix, weights, percent=True)
+    found = estimate(mix, weights, SCORES)
     return Score(found.n, found.mean, found.low, found.high, found.scenes, found.standard_error)
 
 
@@ -260,5 +262,5 @@ def paired_scenes(
     mixes = {name: alone(part) for name, part in parts.items()}
     if (average := average_of(parts)) is not None:
         mixes["average"] = average
-    found = {name: estimate(mix, weights, percent=False) for name, mix in mixes.items()}
+    found = {name: estimate(mix, weights, DIFFERENCES) for name, mix in mixes.items()}
     return {name: Difference(e.mean, e.low, e.high, e.scenes) for name, e in found.items()}

@@ -42,7 +42,7 @@ def score_table(scores: Row) -> dict[str, Any]:
                 "cells": [cells.get(column) for column in columns],
             }
             for name, what, control, cells in blocks
-            if cells
+            if cells or (name == "Judge's points" and judged)
         ],
         "counts": [asked[name]["n"] if name in asked else None for name in columns],
     }

@@ -42,7 +42,8 @@ from drivekd.data.readers import read  # noqa: E402
 from drivekd.data.sample import Sample  # noqa: E402
 from drivekd.deploy.export import export  # noqa: E402
 from drivekd.deploy.verify import plainly_loaded  # noqa: E402
-from drivekd.evaluate.answer import Answer, answers  # noqa: E402
+from drivekd.evaluate.answer import Answer  # noqa: E402
+from drivekd.evaluate.asking import answers  # noqa: E402
 from drivekd.evaluate.score import score  # noqa: E402
 from drivekd.models.encode import encode  # noqa: E402
 from drivekd.models.images import pixels  # noqa: E402

@@ -15,7 +15,9 @@ from drivekd.ask import ask
 from drivekd.data.readers import read
 from drivekd.data.sample import Sample
 from drivekd.distill.train import train
-from drivekd.evaluate.run import evaluate
+from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.run import Questions, evaluate
+from drivekd.evaluate.who import Loaded
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache
@@ -120,8 +122,9 @@ def test_answers_are_those_of_its_own_processor_and_hang_on_the_pictures(
 
 
 def test_it_is_evaluated_and_asked(folder: Path, data: Path, tmp_path: Path) -> None:
-    scores = evaluate(str(folder), data, tmp_path / "out", max_new_tokens=3)
-    assert scores.everything is not None and scores.everything.n == 15
+    asking = Asking(max_new_tokens=3)
+    found = evaluate(Loaded(str(folder)), Questions(data), tmp_path / "out", asking)
+    assert found.scores.everything is not None and found.scores.everything.n == 15
     images = {c: data.parent / f"0_{c}.png" for c in runs.CAMERAS}
     assert isinstance(ask(str(folder), images, "Which colour?", max_new_tokens=3), str)
     with pytest.raises(ValueError, match="its attention cannot be read"):

@@ -70,6 +70,10 @@ def bench(
     from drivekd.deploy.asked import Asked
     from drivekd.deploy.live import told
 
+    if world is not None and stream is None:
+        raise ValueError("--world is of --stream: give that, too")
+    if stream is not None and (scores or cameras or batch):
+        raise ValueError("--stream takes no --scores, --cameras or --batch: leave them out")
     given |= {"cameras": tuple(cameras or (1, 6)), "batch": tuple(batch or (1,))}
     asked = Asked(**{k: v for k, v in given.items() if k not in ("stream", "world")})
     if stream is not None:

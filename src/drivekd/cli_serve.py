@@ -27,6 +27,9 @@ def serve(
         int, typer.Option(min=1, help="More that wait; then come 429 and Retry-After.")
     ] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    max_context: Annotated[
+        int, typer.Option(min=1, help="Longest conversation with its answer [tokens].")
+    ] = 8192,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request [MB].")] = 32,
     max_images: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 16,
     max_image_pixels: Annotated[
@@ -50,6 +53,7 @@ def serve(
         max_batch=max_batch,
         max_waiting=max_waiting,
         max_new_tokens=max_new_tokens,
+        max_context=max_context,
         max_body_mb=max_body_mb,
         max_images=max_images,
         max_image_pixels=max_image_pixels,

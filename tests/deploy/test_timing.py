@@ -21,6 +21,12 @@ def test_pieces_of_several_tokens_count_as_the_tokens_they_are() -> None:
 
 def test_an_answer_of_one_token_has_no_time_per_token() -> None:
     assert Timeline(0.0, 0.0, (1.0,), 1).tpot is None
+    assert Timeline(0.0, None, (1.0,), 5).tpot is None  # all at once: nothing tells
+
+
+def test_an_end_without_text_counts_as_the_last_token() -> None:
+    times = Timeline(started=0.0, ready=None, arrivals=(1.0, 2.0), tokens=3, ended=3.0)
+    assert (times.latency, times.tpot) == (3.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def live(asked: Asked, rate: float, world: Path | None = None) -> dict[str, Any]
         seen = live_view.view(work, rate, live_view.ANSWERS)
         used = None if on is None else peak.read(on)
         warm = times[1:]
-        row = summed(warm, len(shots[0].images), 1, len(warm), used)
+        row = summed([[each] for each in warm], len(shots[0].images), 1, used)
     stream = {**seen, "scenes": len(shots)}
     return _rounded({**headline(row), "stream": stream, **_measured_on(asked, found)})
 

@@ -239,7 +239,7 @@ def _checked(job: Job, vlm: Vlm, draft: Path, expected: _Expected) -> dict[str, 
     read = plainly_loaded(draft, vlm.family, job.device)
     weights = _weights(vlm)
     if job.scheme is not None:
-        weights = untouched(vlm, weights)
+        weights = untouched(vlm, read, weights)
     found = {name: value for name, value in _weights(read).items() if name in weights}
     _insist(same(weights, found), job, "its tensors are not those of the model")
     given = agreement(expected.answers, replies(read, expected.samples))

@@ -114,10 +114,11 @@ def _refuse_place(out: Path, model: str, adapter: Path | None) -> None:
             )
     if out.is_file():
         raise ValueError(f"--out {out} is a file, and a folder is needed: choose another name")
-    if out.is_dir() and any(out.iterdir()) and not (out / NOTE).is_file():
+    own = all((out / name).is_file() for name in (NOTE, "config.json"))
+    if out.is_dir() and any(out.iterdir()) and not own:
         raise ValueError(
-            f"--out {out} is not empty and no earlier export (it has no {NOTE}): choose a new "
-            "folder, or empty this one"
+            f"--out {out} is not empty and no earlier export (it lacks {NOTE} or config.json): "
+            "choose a new folder, or empty this one"
         )
 
 

@@ -22,6 +22,8 @@ from drivekd.world.make import make
 
 #: frames of a trial, and how close the highest rate is found [share of it]
 TRIAL, CLOSE = 20, 0.05
+#: of the first guess, as long as no frame is dropped
+DOUBLINGS = 6
 #: answers given at the rate that was asked for, and scenes of a world that is made for that
 ANSWERS, SCENES = 40, 8
 
@@ -97,6 +99,10 @@ def highest(work: Callable[[int], object], service: float, clock: Clock) -> floa
         a rate that was kept up, at most `CLOSE` below one that was not; None if none was found.
     """
     low, high = 0.0, 2 / service
+    for _ in range(DOUBLINGS):  # the answer that was timed may have been a slow one
+        if stream(work, high, TRIAL, clock, until_dropped=True).dropped:
+            break
+        low, high = high, 2 * high
     while high - low > CLOSE * high:
         middle = (low + high) / 2
         seen = stream(work, middle, TRIAL, clock, until_dropped=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from drivekd.data.sample import Sample
@@ -89,23 +90,25 @@ def measure(
         if budget is not None and spent >= budget and len(replies) > warmup:
             break
     used = None if device is None else peak.read(device)
-    counted = replies[warmup:]
-    times = [each.timeline for made in counted for each in made]
-    return summed(times, len(sample.images), batch, len(counted), used)
+    counted = [[each.timeline for each in made] for made in replies[warmup:]]
+    return summed(counted, len(sample.images), batch, used)
 
 
 def summed(
-    times: Sequence[Timeline], cameras: int, batch: int, repeats: int, used: peak.Peak | None
+    batches: Sequence[Sequence[Timeline]], cameras: int, batch: int, used: peak.Peak | None
 ) -> Row:
     """What some requests took together.
 
+    Tokens a second of a batch are those behind its first one, over the time from there to its
+    last: requests that a server lets wait count with their waiting.
+
     Args:
-        times: of the requests; of a batch that came as one, once.
+        batches: of requests; what came as one, once.
         cameras: pictures of a request.
         batch: requests side by side.
-        repeats: how often.
         used: memory.
     """
+    times = [each for made in batches for each in made]
     per_token = [each.tpot for each in times if each.tpot is not None]
     prefills = [each.prefill for each in times if each.prefill is not None]
     first = spread([each.ttft for each in times])
@@ -114,15 +117,30 @@ def summed(
         cameras=cameras,
         batch=batch,
         new_tokens=max(each.tokens for each in times),
-        repeats=repeats,
+        repeats=len(batches),
         ttft_s=first,
         tpot_s=each_token,
         latency_s=spread([each.latency for each in times]),
         prefill_s=spread(prefills) if prefills else None,
-        tokens_per_s=batch / each_token["median"] if each_token else None,
+        tokens_per_s=_tokens_per_s(batches, batch, each_token),
         images_per_s=cameras * batch / first["median"],
         peak=used,
     )
+
+
+def _tokens_per_s(
+    batches: Sequence[Sequence[Timeline]], batch: int, each_token: Mapping[str, float] | None
+) -> float | None:
+    """1 / TPOT of a single request; None where all tokens of an answer came at once."""
+    if each_token is None:
+        return None
+    if batch == 1:
+        return 1 / each_token["median"]
+    rates = []
+    for made in batches:
+        span = max(e.started + e.latency for e in made) - min(e.arrivals[0] for e in made)
+        rates.append(sum(e.tokens - 1 for e in made) * batch / len(made) / span)
+    return median(rates)
 
 
 def headline(row: Row) -> dict[str, Any]:

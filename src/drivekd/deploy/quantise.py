@@ -82,10 +82,14 @@ def rounded_layers(vlm: Vlm) -> list[str]:
     return [n.removesuffix(".weight") for n, p in named if p.dtype in (torch.int8, torch.uint8)]
 
 
-def untouched(vlm: Vlm, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a plain model's weights that quantising must not change."""
-    return {
-        name: value
-        for name, value in weights.items()
-        if name.startswith(tuple(f"{module}." for module in kept(vlm))) or value.ndim == 1
-    }
+def untouched(vlm: Vlm, rounded: Vlm, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a plain model's weights that quantising must not have changed.
+
+    Raises:
+        RuntimeError: a layer that is to be kept was rounded.
+    """
+    names = {f"{name}.weight" for name in rounded_layers(rounded)}
+    spoilt = sorted(n for n in names if n.startswith(tuple(f"{part}." for part in kept(vlm))))
+    if spoilt:
+        raise RuntimeError(f"quantising rounded {spoilt[0]}, which is to stay as it is")
+    return {name: value for name, value in weights.items() if name not in names}

@@ -77,7 +77,8 @@ def server(
                         said = answer.read().decode("utf-8", "replace")
                         kind: Kind = "endpoint" if answer.status_code in HOPELESS else "request"
                         raise failed(kind, f"status {answer.status_code}: {said}")
-                    tokens = _counted(events(_patient(answer.iter_lines(), patience)), arrivals)
+                    lines = _patient(answer.iter_lines(), patience)
+                    tokens, ended = _counted(events(lines), arrivals)
             except BrokenStreamError as error:
                 raise failed("reply", f"{error}, after {len(arrivals)} pieces") from None
             except httpx.TimeoutException:
@@ -86,7 +87,8 @@ def server(
             except httpx.HTTPError as error:
                 why = f"{error or type(error).__name__}, after {len(arrivals)} pieces"
                 raise failed("transport", why) from None
-            return Reply(Timeline(started, None, tuple(arrivals), max(tokens, len(arrivals))))
+            tokens = max(tokens, len(arrivals))
+            return Reply(Timeline(started, None, tuple(arrivals), tokens, ended))
 
         def respond(samples: Sequence[Sample], new_tokens: int) -> list[Reply]:
             with ThreadPoolExecutor(len(samples)) as pool:
@@ -95,16 +97,21 @@ def server(
         yield respond
 
 
-def _counted(stream: Iterable[Event], arrivals: list[float]) -> int:
-    """Notes when pieces come; says how many tokens the server counted, 0 where it does not."""
-    tokens = 0
+def _counted(stream: Iterable[Event], arrivals: list[float]) -> tuple[int, float | None]:
+    """Notes when pieces come; says how many tokens the server counted, and when the end came.
+
+    The count is 0 where the server tells none, the end None where it came with the last piece.
+    """
+    tokens, ended = 0, None
     for event in stream:
         if event.text:
             arrivals.append(time.perf_counter())
+        elif event.last:
+            ended = time.perf_counter()
         tokens = event.tokens or tokens
     if not arrivals:
         raise BrokenStreamError("the answer has no text")
-    return tokens
+    return tokens, ended
 
 
 def _patient(lines: Iterable[str], patience: float) -> Iterator[str]:

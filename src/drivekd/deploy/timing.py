@@ -17,12 +17,15 @@ class Timeline:
         ready: when its pictures and text were tensors; None where that is not seen, at a server.
         arrivals: when text came, at least once: each token, or each piece that a server sends.
         tokens: of the answer, as many as arrivals or more.
+        ended: when the end was told, where that is seen apart from the text: at a server, whose
+            last token has none.
     """
 
     started: float
     ready: float | None
     arrivals: tuple[float, ...]
     tokens: int
+    ended: float | None = None
 
     @property
     def ttft(self) -> float:
@@ -32,12 +35,13 @@ class Timeline:
     @property
     def latency(self) -> float:
         """From the request to the last token [s]."""
-        return self.arrivals[-1] - self.started
+        return (self.arrivals[-1] if self.ended is None else self.ended) - self.started
 
     @property
     def tpot(self) -> float | None:
-        """(latency − TTFT) / (n − 1) [s/token]; None for an answer of one token."""
-        return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
+        """(latency − TTFT) / (n − 1) [s/token]; None for one token, or all of them at once."""
+        decoding = self.latency - self.ttft
+        return decoding / (self.tokens - 1) if self.tokens > 1 and decoding > 0 else None
 
     @property
     def prefill(self) -> float | None:

@@ -50,7 +50,7 @@ def serving(
     vlm: Vlm, place: Path, limits: Limits | None = None, key: str = "", drain: float = 5
 ) -> Iterator[Service]:
     limits = limits or Limits()
-    line = Line(served(vlm, NAME), limits.max_batch)
+    line = Line(served(vlm, NAME, limits.max_context), limits.max_batch)
     door = Door(line, limits, key, place)
     ready = threading.Event()
     server = Server(door, ready.set, drain)
@@ -77,7 +77,7 @@ def serving(
             stop()
             thread.join(30)
             line.stop()
-            line.join()
+            line.join(60)
             hook.remove()
     assert not thread.is_alive()
 

@@ -311,3 +311,20 @@ def test_base64_of_a_jpeg_and_of_webp_is_taken(known, strict):
         body = {"model": NAME, "messages": user(picture(url)), "max_tokens": 1}
         assert known.post("/v1/chat/completions", json=body).status_code == 200
     strict.steps.clear()
+
+
+def test_without_a_key_only_this_machine_is_answered_by_its_own_name(shared):
+    body = {"model": NAME, "messages": user(text("Hello")), "max_tokens": 1}
+    for host, status in (("evil.example:8000", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
+        response = httpx.post(
+            f"{shared.root}/v1/chat/completions", json=body, headers={"Host": host}, timeout=30
+        )
+        assert response.status_code == status, response.text
+
+
+def test_a_conversation_longer_than_is_taken_is_refused(vlm, tmp_path):
+    with serving(vlm, tmp_path, Limits(max_context=40)) as running:
+        body = {"model": NAME, "messages": user(text("so " * 60)), "max_tokens": 1}
+        response = httpx.post(f"{running.root}/v1/chat/completions", json=body, timeout=30)
+        assert response.status_code == 400 and "40" in response.json()["error"]["message"]
+        assert eventually(running.quiet)

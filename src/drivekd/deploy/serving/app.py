@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -60,6 +61,10 @@ class _Call:
         return usage(len(self.job.encoded.input_ids), len(self.job.reply.tokens))
 
 
+#: names of this machine to itself
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
 @dataclass(eq=False)
 class Door:
     """Lets requests in, one place each, and answers out.
@@ -69,6 +74,7 @@ class Door:
         limits: how much is taken.
         key: what clients must know; "" asks for none.
         place: folder for pictures, ours alone.
+        local: this machine alone is served.
         draining: nobody enters any more.
         inside: places that are taken.
     """
@@ -77,6 +83,7 @@ class Door:
     limits: Limits
     key: str
     place: Path
+    local: bool = True
     draining: bool = False
     inside: int = 0
 
@@ -111,9 +118,11 @@ class Door:
         call: _Call | None = None
         stream = False
         try:
-            body = await _body(request, self.limits.max_body_mb * 10**6)
-            loop = asyncio.get_running_loop()
-            call = await loop.run_in_executor(None, self._prepared, body, loop)
+            loop, most = asyncio.get_running_loop(), self.limits.max_body_mb * 10**6
+            # No name for the body: it is gone as soon as it is read.
+            call = await loop.run_in_executor(
+                None, self._prepared, await _body(request, most), loop
+            )
             self.line.put(call.job)
             first = await _unless_left(request, call.next())
             if stream := call.asked.stream:
@@ -137,6 +146,10 @@ class Door:
     def _admit(self, request: Request) -> None:
         """Refuse who may not enter, or now cannot, before the body is read."""
         self._check_key(request)
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        if not self.key and self.local and host not in LOCAL:
+            # A web page whose name leads here could read what it may send as its own.
+            raise Refused(403, f"unknown Host: expected one of {', '.join(LOCAL)}")
         # A web page may send anything else to this address without asking for leave.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -172,7 +185,9 @@ class Door:
             def tell(what: Piece | Refused) -> None:
                 loop.call_soon_threadsafe(heard.put_nowait, what)
 
-            return _Call(asked, self._job(asked, encoded, folder, tell), heard)
+            job = self._job(asked, encoded, folder, tell)
+            # Its pictures are files by now; a place that waits need not hold them twice.
+            return _Call(asked.model_copy(update={"messages": []}), job, heard)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -113,8 +113,11 @@ class Line:
     def put(self, job: Job) -> None:
         """Let a job wait for its turn."""
         with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
+            if not self._stopped:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+        job.end(_stopping())
 
     def stop(self) -> None:
         """Do nothing more: whoever waits is told so, at the next token."""
@@ -122,10 +125,11 @@ class Line:
             self._stopped = True
             self._changed.notify()
 
-    def join(self) -> None:
-        """Wait for the worker's end."""
+    def join(self, seconds: float) -> bool:
+        """Wait for the worker's end, so long; whether it came."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     def _work(self) -> None:
         while jobs := self._take():
@@ -150,12 +154,15 @@ class Line:
 
     def _do(self, jobs: list[Job]) -> None:
         """Answer some jobs; those that cannot be answered are told so."""
+        rows: Rows | None = None
         try:
             rows = begin(self.served.vlm, [job.encoded for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
                 self._failed(jobs, error)
-            for job in jobs if len(jobs) > 1 else []:  # too much for all may do for each
+                return
+        if rows is None:  # out of the handler, whose traceback holds what was begun
+            for job in jobs:  # too much for all may do for each
                 self._do([job])
             return
         for job in jobs:

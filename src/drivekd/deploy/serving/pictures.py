@@ -44,15 +44,22 @@ def write_picture(url: str, path: Path, max_pixels: int, param: str) -> None:
                 param=param,
                 code="image_too_large",
             )
-        path.write_bytes(content)
+    except (*UNREADABLE, Image.DecompressionBombWarning) as error:
+        raise _unreadable(param) from error
+    path.write_bytes(content)  # a full disk is no fault of the client's
+    try:
         read_image(path)
     except (*UNREADABLE, Image.DecompressionBombWarning) as error:
-        raise Refused(
-            400,
-            "the picture cannot be read; expected a whole file of JPEG, PNG or WebP",
-            param=param,
-            code="invalid_image",
-        ) from error
+        raise _unreadable(param) from error
+
+
+def _unreadable(param: str) -> Refused:
+    return Refused(
+        400,
+        "the picture cannot be read; expected a whole file of JPEG, PNG or WebP",
+        param=param,
+        code="invalid_image",
+    )
 
 
 def _decoded(url: str, param: str) -> bytes:

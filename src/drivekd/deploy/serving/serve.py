@@ -7,6 +7,7 @@ running batch and keep their memory in pages; this one does neither.
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import socket
 import tempfile
@@ -56,15 +57,15 @@ def serve(
     ):
         import torch
 
-        from drivekd.deploy.serving.app import Door
+        from drivekd.deploy.serving.app import LOCAL, Door
         from drivekd.deploy.serving.batching import Line
         from drivekd.deploy.serving.draining import Server
         from drivekd.deploy.serving.served import served
         from drivekd.models.vlm import load
 
         vlm = load(model, device=device, dtype=getattr(torch, dtype), answering=True)
-        line = Line(served(vlm, served_name or str(model)), limits.max_batch)
-        door = Door(line, limits, key, Path(place))
+        line = Line(served(vlm, served_name or str(model), limits.max_context), limits.max_batch)
+        door = Door(line, limits, key, Path(place), local=host in LOCAL)
         told = greeting(str(model), line.served.name, listener, limits, bool(key))
         server = Server(door, lambda: print(told, flush=True), DRAIN_SECONDS)  # noqa: T201
         line.start()
@@ -72,7 +73,9 @@ def serve(
             server.run([listener])
         finally:
             line.stop()
-            line.join()
+            ended = line.join(2.0)
+    if not ended:  # in the middle of a prompt, which cannot be interrupted
+        os._exit(0)
 
 
 def refuse_without_extra() -> None:

@@ -100,8 +100,8 @@ class Served:
                     raise _reserved(str(token), number)
 
 
-def served(vlm: Vlm, name: str) -> Served:
-    """A loaded model as it is served.
+def served(vlm: Vlm, name: str, most: int) -> Served:
+    """A loaded model as it is served, with conversations of `most` tokens at most.
 
     Raises:
         ValueError: it sees pictures in cross-attention layers, which are not continued here.
@@ -115,7 +115,7 @@ def served(vlm: Vlm, name: str) -> Served:
     marks = {family.image_start, family.image_token, family.image_end}
     special = {k for k, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.get_vocab()[mark] for mark in marks}
-    context = int(vlm.model.config.get_text_config().max_position_embeddings)
+    context = min(int(vlm.model.config.get_text_config().max_position_embeddings), most)
     return Served(vlm, name, context, frozenset(special))
 
 

@@ -60,7 +60,8 @@ def test_the_last_line_holds_the_figures(
     assert found["ttft_s"] == main["ttft_s"]["median"]
     assert found["tpot_s"] == main["tpot_s"]["median"]
     assert found["tokens_per_s"] == pytest.approx(1 / found["tpot_s"], rel=1e-4)
-    assert rows[3]["tokens_per_s"] == pytest.approx(2 / rows[3]["tpot_s"]["median"], rel=1e-4)
+    two = rows[3]["tpot_s"]  # of a batch at a time: between the slowest and the fastest
+    assert 1.99 / two["max"] < rows[3]["tokens_per_s"] < 2.01 / two["min"]
     assert found["images_per_s"] == pytest.approx(3 / found["ttft_s"], rel=1e-4)
     assert found["peak_memory_mb"] == main["peak"]["process"] > 100
     for row in rows:

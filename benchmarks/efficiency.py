@@ -40,26 +40,30 @@ from drivekd.deploy.asked import DTYPES
 from drivekd.deploy.cost import Load
 from drivekd.deploy.opening import refuse_too_large
 from drivekd.deploy.rates import Rates
+from drivekd.evaluate import published
 from drivekd.models.encode import encode
 from drivekd.models.published import PUBLISHED, parameters
 from drivekd.models.vlm import Vlm
 
 FAMILIES = ("OpenGVLab/InternVL3-", "Qwen/Qwen2.5-VL-")
 SIZES = tuple(name for name in PUBLISHED if name.startswith(FAMILIES))
-#: [paper, efficiency table]: memory [GB], decoding [tokens/s], first token [s]
-PAPER: Mapping[str, tuple[float, float, float]] = {
-    "InternVL3-1B-hf": (4.1, 45.7, 0.45),
-    "InternVL3-2B-hf": (6.3, 39.9, 0.67),
-    "InternVL3-8B-hf": (18.3, 32.6, 1.58),
-    "InternVL3-14B-hf": (33.4, 17.0, 3.01),
-    "InternVL3-38B-hf": (87.0, 7.3, 9.84),
-    "InternVL3-78B-hf": (171.6, 4.0, 16.46),
-    "Qwen2.5-VL-3B-Instruct": (8.5, 28.0, 0.68),
-    "Qwen2.5-VL-7B-Instruct": (17.1, 32.0, 0.87),
-    "Qwen2.5-VL-32B-Instruct": (69.5, 10.8, 2.36),
-    "Qwen2.5-VL-72B-Instruct": (146.5, 5.8, 4.26),
-}
+#: columns of the paper's table: memory [GB], decoding [tokens/s], first token [s]
+COLUMNS = ("memory_gb", "tokens_per_s", "first_token_s")
 SMALL, LARGE = "InternVL3-1B-hf", "InternVL3-78B-hf"
+
+
+def paper() -> dict[str, tuple[float | None, ...]]:
+    """The paper's figures of these sizes, in the order of `COLUMNS`, by the names used here."""
+    found = {row.model: row.figures for row in published.rows(None) if row.table == "main"}
+    return {
+        name: tuple(found[model][column] for column in COLUMNS)
+        for name in map(short, SIZES)
+        if (model := name.removesuffix("-hf").removesuffix("-Instruct")) in found
+    }
+
+
+def short(name: str) -> str:
+    return name.partition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,7 @@ class Settings:
 
     Attributes:
         device: where.
-        dtype: of the weights; a CPU multiplies bfloat16 at a third of the rate, unless it has
-            units for it.
+        dtype: of the weights; a CPU without units for bfloat16 multiplies it several times slower.
         threads: of PyTorch on a CPU.
         cameras: pictures of a request; the largest number is the one that is told.
         new_tokens: of an answer.
@@ -97,10 +100,6 @@ class Constants:
 
 
 # --------------------------------------------------------------------------------- what is measured
-
-
-def short(name: str) -> str:
-    return name.partition("/")[2]
 
 
 def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
@@ -234,18 +233,19 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The paper's two: memory of the largest over the smallest, speed the other way round."""
     if SMALL not in rows or LARGE not in rows:
         return {}
+    theirs = paper()
     return {
         "memory": {
             "ours": round(rows[LARGE]["memory_gb"] / rows[SMALL]["memory_gb"], 1),
-            "paper": round(PAPER[LARGE][0] / PAPER[SMALL][0], 1),
+            "paper": round(theirs[LARGE][0] / theirs[SMALL][0], 1),
         },
         "tokens_per_s": {
             "ours": round(rows[SMALL]["tokens_per_s"] / rows[LARGE]["tokens_per_s"], 1),
-            "paper": round(PAPER[SMALL][1] / PAPER[LARGE][1], 1),
+            "paper": round(theirs[SMALL][1] / theirs[LARGE][1], 1),
         },
         "ttft": {
             "ours": round(rows[LARGE]["ttft_s"] / rows[SMALL]["ttft_s"], 1),
-            "paper": round(PAPER[LARGE][2] / PAPER[SMALL][2], 1),
+            "paper": round(theirs[LARGE][2] / theirs[SMALL][2], 1),
         },
     }
 
@@ -256,12 +256,13 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "| Model | | GB | tokens/s | first token [s] | × floor: prefill, decode | paper |",
         "|---|---|---|---|---|---|---|",
     ]
+    theirs = paper()
     for name, row in rows.items():
-        paper = ", ".join(f"{value:g}" for value in PAPER.get(name, ())) or "–"
+        told = ", ".join(f"{value:g}" for value in theirs.get(name, ())) or "–"
         over = ", ".join(f"{row['over_floor'][each]:.2f}" for each in ("prefill", "decode"))
         lines.append(
             f"| {name} | {'measured' if row['measured'] else 'computed'} | {row['memory_gb']:.1f} "
-            f"| {row['tokens_per_s']:.3g} | {row['ttft_s']:.3g} | {over} | {paper} |"
+            f"| {row['tokens_per_s']:.3g} | {row['ttft_s']:.3g} | {over} | {told} |"
         )
     return "\n".join(lines)
 
@@ -294,7 +295,7 @@ def run(settings: Settings, sizes: Sequence[str], folder: Path) -> dict[str, Any
         "constants": asdict(usual),
         "rates": asdict(reached),
         "ratios": ratios(rows),
-        "paper": PAPER,
+        "paper": paper(),
         "settings": asdict(settings),
         "device": machine.hardware(settings.device),
     }

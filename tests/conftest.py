@@ -21,6 +21,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from drivekd.models import tiny  # noqa: E402
+from drivekd.models.vlm import Vlm  # noqa: E402
+
 torch.set_num_threads(1)
 
 SEED = 20260128
@@ -38,6 +41,14 @@ def seed() -> int:
 def device() -> torch.device:
     """Where tensors live: `DRIVEKD_TEST_DEVICE=cuda` runs the same suite on a GPU."""
     return torch.device(os.environ.get("DRIVEKD_TEST_DEVICE", "cpu"))
+
+
+@pytest.fixture(scope="session", params=sorted(tiny.KINDS))
+def vlm(request: pytest.FixtureRequest, device: torch.device) -> Vlm:
+    """A random model whose outputs vary; tests that change it make their own."""
+    made = tiny.tiny_vlm(request.param, initializer_range=0.15, vision_hidden=32, image_size=48)
+    made.model.to(device)
+    return made
 
 
 @pytest.fixture(scope="session")

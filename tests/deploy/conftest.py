@@ -7,21 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.deploy.workload import asked
-from drivekd.models import tiny
-from drivekd.models.vlm import Vlm
-
-
-@pytest.fixture(scope="session", params=sorted(tiny.KINDS))
-def vlm(request: pytest.FixtureRequest, device: torch.device) -> Vlm:
-    """A random model whose answers vary."""
-    made = tiny.tiny_vlm(request.param, initializer_range=0.15, vision_hidden=32, image_size=48)
-    made.model.to(device)
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from drivekd.data.sample import CAMERAS, Message, Sample
-from drivekd.models import tiny
-from drivekd.models.vlm import Vlm
 
 MakeSample = Callable[..., Sample]
 
@@ -21,14 +18,6 @@ QUESTIONS = (
     ("Is it safe to change to the left lane?", "yes"),
     ("How far is it? Größe ≈ 12 m", "12.5 m\nin the left lane"),
 )
-
-
-@pytest.fixture(scope="session", params=sorted(tiny.KINDS))
-def vlm(request: pytest.FixtureRequest, device: torch.device) -> Vlm:
-    """A random model whose outputs vary; tests that change it make their own."""
-    made = tiny.tiny_vlm(request.param, initializer_range=0.15, vision_hidden=32, image_size=48)
-    made.model.to(device)
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drivekd.deploy.production import commands
+
 HEADING = "## Export"
 
 
@@ -85,24 +87,24 @@ def _use(facts: Mapping[str, Any], folder: Path) -> str:
         return (
             "This layout needs the code of the original InternVL3 or 3.5 repository of its size: "
             "copy its `*.py` files here. Servers that read it take\n\n"
-            f"```sh\nvllm serve {place} --trust-remote-code\n"
-            f"python -m sglang.launch_server --model-path {place} --trust-remote-code\n```\n\n"
-            f"{_NOT_RUN}"
+            f"{_shell(commands(place, facts['family'], code=True))}{_NOT_RUN}"
         )
-    served, tiles = f"vllm serve {place}", ""
+    tiles = ""
     if facts["family"] == "internvl":
-        served += """ --mm-processor-kwargs '{"crop_to_patches": false}'"""
         tiles = (
             " It was trained on one tile per picture, and the class of its processor makes several "
             "by default: pass `crop_to_patches=False` to `AutoProcessor`'s call."
         )
-    if facts["quantise"] is None:
-        served += f"\npython -m sglang.launch_server --model-path {place}"
+    served = commands(place, facts["family"], quantised=facts["quantise"] is not None)
     return (
         "Plain transformers loads it with `AutoModelForImageTextToText.from_pretrained`"
         f"{', and bitsandbytes beside it' if facts['quantise'] else ''}.{tiles} Servers take\n\n"
-        f"```sh\n{served}\n```\n\n{_NOT_RUN}"
+        f"{_shell(served)}{_NOT_RUN}"
     )
+
+
+def _shell(lines: list[str]) -> str:
+    return "```sh\n" + "\n".join(lines) + "\n```\n\n"
 
 
 _NOT_RUN = "These servers were not run with this folder; `drivekd export` checks no server."

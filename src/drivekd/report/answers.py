@@ -150,6 +150,8 @@ def _facts(about: Row) -> dict[str, str]:
             told = {key: each for key, each in value.items() if each is not None}
             told.pop("criteria", None)
             value = ", ".join(f"{text_of(key)} {text_of(each)}" for key, each in told.items())
+        if isinstance(value, list):
+            value = ", ".join(text_of(each) for each in value)
         if value not in (None, "", "auto"):
             facts[name.replace("_", " ")] = text_of(value)
     return facts

@@ -206,7 +206,7 @@ def test_the_command_serves_and_ends_well_on_sigterm(folder, tmp_path):
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     assert list(tmp_path.glob("drivekd-serve-*")) == []
-    assert f"vllm serve '{folder}'\n" in told
+    assert f"vllm serve '{folder}' --mm-processor-kwargs" in told
     assert f"python -m sglang.launch_server --model-path '{folder}'\n" in told
     assert "not run here" in told
     assert "127.0.0.1" in url
@@ -256,10 +256,13 @@ def test_a_family_that_is_only_asked_is_not_served(vlm, monkeypatch):
         serve("llama", port=0)
 
 
-def test_who_may_use_it_is_told_where_everybody_may():
+def test_who_may_use_it_is_told_where_everybody_may(vlm):
+    from dataclasses import replace
+
+    shipped = replace(vlm, source="world:teacher")
     with socket.socket() as everywhere:
         everywhere.bind(("0.0.0.0", 0))
-        told = module.greeting("world:teacher", NAME, everywhere, Limits(), keyed=False)
+        told = module.greeting(shipped, NAME, everywhere, Limits(), keyed=False)
         assert "everybody who reaches this address may use the model" in told
-        assert "everybody" not in module.greeting("m", NAME, everywhere, Limits(), keyed=True)
+        assert "everybody" not in module.greeting(vlm, NAME, everywhere, Limits(), keyed=True)
     assert "assets" in told  # the folder behind the name

@@ -13,8 +13,13 @@ import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from drivekd.deploy.production import commands
 from drivekd.deploy.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from drivekd.models.vlm import Vlm
 
 #: after SIGTERM what is inside is finished within this time [s]
 DRAIN_SECONDS = 30
@@ -66,7 +71,7 @@ def serve(
         vlm = load(model, device=device, dtype=getattr(torch, dtype), answering=True)
         line = Line(served(vlm, served_name or str(model), limits.max_context), limits.max_batch)
         door = Door(line, limits, key, Path(place), local=host in LOCAL)
-        told = greeting(str(model), line.served.name, listener, limits, bool(key))
+        told = greeting(vlm, line.served.name, listener, limits, bool(key))
         server = Server(door, lambda: print(told, flush=True), DRAIN_SECONDS)  # noqa: T201
         line.start()
         try:
@@ -113,27 +118,26 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def greeting(model: str, name: str, listener: socket.socket, limits: Limits, keyed: bool) -> str:
+def greeting(vlm: Vlm, name: str, listener: socket.socket, limits: Limits, keyed: bool) -> str:
     """What is said as soon as clients can connect."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     room = f"{limits.max_batch} requests at a time, {limits.max_waiting} more wait"
     lines = [
-        f"serving {model} as {name!r} at http://{shown}:{port}/v1: {room}; stop with Ctrl-C",
-        *production(model),
+        f"serving {vlm.source} as {name!r} at http://{shown}:{port}/v1: {room}; stop with Ctrl-C",
+        *production(vlm),
     ]
     if not keyed and not host.startswith("127.") and host != "::1":
         lines.append("without --key-env everybody who reaches this address may use the model")
     return "\n".join(lines)
 
 
-def production(model: str) -> list[str]:
-    """The commands for production traffic, which this module does not run."""
+def production(vlm: Vlm) -> list[str]:
+    """Where production traffic belongs."""
     from drivekd.models.vlm import locate
 
-    folder = shlex.quote(locate(model))
+    lines = commands(shlex.quote(locate(vlm.source)), vlm.family.name)
     return [
         "production traffic belongs on one of these (not run here):",
-        f"  vllm serve {folder}",
-        f"  python -m sglang.launch_server --model-path {folder}",
+        *(f"  {x}" for x in lines),
     ]

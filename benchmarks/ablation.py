@@ -22,8 +22,8 @@ from typing import Any
 from provenance import write_result
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo import arm_recipe
-from drivekd.evaluate.answer import Answer
+from drivekd.demo.demo import arm_recipe
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import paired_scenes, score
 from drivekd.recipe import to_yaml
 from study import OUT, VALIDATION, brief, compare, job, run_jobs, worlds

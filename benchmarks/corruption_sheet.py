@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src")]
 
-from drivekd.data.contact_sheet import corruption_sheet  # noqa: E402
+from drivekd.data.corrupt.contact_sheet import corruption_sheet  # noqa: E402
 from drivekd.data.pictures import read_image  # noqa: E402
 from drivekd.world.make import make  # noqa: E402
 

@@ -16,7 +16,6 @@ import json
 import numpy as np
 from provenance import write_result
 
-from drivekd.data.progress import track
 from drivekd.evaluate.resampling import (
     DIFFERENCES,
     Part,
@@ -26,6 +25,7 @@ from drivekd.evaluate.resampling import (
     p_value,
     resampled,
 )
+from drivekd.files.progress import track
 
 SCENES = (5, 8, 10, 20, 40)
 SETS, QUESTIONS, SPREAD = 2000, 6, 5.0

@@ -5,7 +5,7 @@
 Architectures come from their configuration, weights are random: they cost what trained ones cost.
 Each size that fits is measured by `drivekd bench` in a process of its own, one and six cameras of
 1600x900 pixels; what was measured at this commit with these settings is kept in out/efficiency, so
-that an interrupted run goes on. Sizes that do not fit are computed from shapes (`deploy/cost.py`):
+that an interrupted run goes on. Other sizes are computed from shapes (`deploy/bench/cost.py`):
 
     memory  = base + weights + cache + activations
     prefill = c_p * operations / matrix rate              (bound by products)
@@ -35,11 +35,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from provenance import COMMIT, write_result
 
-from drivekd.deploy import cost, machine, random_weights, workload
-from drivekd.deploy.asked import DTYPES
-from drivekd.deploy.cost import Load
-from drivekd.deploy.opening import refuse_too_large
-from drivekd.deploy.rates import Rates
+from drivekd.deploy.bench import cost, machine, random_weights, workload
+from drivekd.deploy.bench.asked import DTYPES
+from drivekd.deploy.bench.cost import Load
+from drivekd.deploy.bench.opening import refuse_too_large
+from drivekd.deploy.bench.rates import Rates
 from drivekd.evaluate import published
 from drivekd.models.encode import encode
 from drivekd.models.published import PUBLISHED, parameters

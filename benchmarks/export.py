@@ -37,14 +37,14 @@ for _name, _value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1")):
 import torch  # noqa: E402
 from provenance import write_result  # noqa: E402
 
-from drivekd.data.progress import track  # noqa: E402
-from drivekd.data.readers import read  # noqa: E402
+from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.data.sample import Sample  # noqa: E402
-from drivekd.deploy.export import export  # noqa: E402
-from drivekd.deploy.verify import plainly_loaded  # noqa: E402
-from drivekd.evaluate.answer import Answer  # noqa: E402
-from drivekd.evaluate.asking import answers  # noqa: E402
+from drivekd.deploy.export.export import export  # noqa: E402
+from drivekd.deploy.export.verify import plainly_loaded  # noqa: E402
+from drivekd.evaluate.answers.answer import Answer  # noqa: E402
+from drivekd.evaluate.answers.asking import answers  # noqa: E402
 from drivekd.evaluate.score import score  # noqa: E402
+from drivekd.files.progress import track  # noqa: E402
 from drivekd.models.encode import encode  # noqa: E402
 from drivekd.models.images import pixels  # noqa: E402
 from drivekd.models.vlm import FAMILIES, Vlm  # noqa: E402

@@ -15,10 +15,10 @@ from pathlib import Path
 from provenance import write_result
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate.answer import answer_of
-from drivekd.evaluate.judge import judge_answers
-from drivekd.evaluate.judges import ScriptedJudge
-from drivekd.evaluate.sheets import SHEETS
+from drivekd.evaluate.answers.answer import answer_of
+from drivekd.evaluate.judging.judge import judge_answers
+from drivekd.evaluate.judging.judges import ScriptedJudge
+from drivekd.evaluate.judging.sheets import SHEETS
 
 
 def script(prompt: str) -> str:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from drivekd.distill.objective import batch_of
 from drivekd.distill.order import Window, projection_order
 from drivekd.distill.plan import Plan
-from drivekd.distill.teacher import Term
+from drivekd.distill.teachers.teacher import Term
 from drivekd.models.batch import Batch, embed
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm, language_model, lm_head

@@ -37,14 +37,14 @@ import torch  # noqa: E402
 from provenance import write_result  # noqa: E402
 from step import CAPABILITIES, SIZES, Decoder  # noqa: E402
 
-from drivekd.data.progress import track  # noqa: E402
-from drivekd.data.readers import read  # noqa: E402
+from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.data.sample import CAMERAS, Sample  # noqa: E402
 from drivekd.distill import corpus, train  # noqa: E402
 from drivekd.distill import plan as plans  # noqa: E402
 from drivekd.distill.objective import batch_of, losses  # noqa: E402
 from drivekd.distill.order import Row, Window  # noqa: E402
 from drivekd.distill.run import Run  # noqa: E402
+from drivekd.files.progress import track  # noqa: E402
 from drivekd.models.batch import Encoded, answer_loss, collate, forward  # noqa: E402
 from drivekd.models.features import FeatureCache  # noqa: E402
 from drivekd.models.tiny import build_tokenizer, tiny_vlm  # noqa: E402

@@ -32,9 +32,9 @@ import step  # before torch: it sets how many threads that gets
 import torch
 from provenance import write_result
 
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
-from drivekd.distill.teacher import freeze
+from drivekd.distill.teachers.teacher import freeze
 from drivekd.models.batch import collate, forward
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache

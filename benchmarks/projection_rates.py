@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import write_result
 
-from drivekd.distill.projection import capability_rows
+from drivekd.method.combine.projection import capability_rows
 
 TEACHERS = 3
 WIDTHS = (4, 16, 64)

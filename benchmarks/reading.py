@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from provenance import write_result
 
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 from drivekd.distill.train import train
 from drivekd.models.ahead import ahead

@@ -45,14 +45,15 @@ from smoke_checks import (  # noqa: E402
     check_pictures,
     check_reload,
 )
+from world_models.grounding import whiten  # noqa: E402
 
-from drivekd.data.lock import locked  # noqa: E402
+from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.data.pictures import read_image  # noqa: E402
-from drivekd.data.processes import side_by_side  # noqa: E402
-from drivekd.data.readers import read  # noqa: E402
 from drivekd.data.sample import CAPABILITIES, IMAGE_PLACEHOLDER, Sample  # noqa: E402
 from drivekd.distill.corpus import training_samples  # noqa: E402
 from drivekd.distill.train import train  # noqa: E402
+from drivekd.files.lock import locked  # noqa: E402
+from drivekd.files.workers import side_by_side  # noqa: E402
 from drivekd.models.batch import answer_loss, collate, encode, forward  # noqa: E402
 from drivekd.models.features import FeatureCache, image_features  # noqa: E402
 from drivekd.models.generate import generate, generate_ids  # noqa: E402
@@ -60,7 +61,6 @@ from drivekd.models.images import ImageMode  # noqa: E402
 from drivekd.models.tiny import build_tokenizer, tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402
 from drivekd.recipe import Recipe, parse  # noqa: E402
-from drivekd.world.grounding import whiten  # noqa: E402
 
 NOTE = "a wiring proof on one training scene, not a score"
 OUT = Path("out") / "real_smoke"

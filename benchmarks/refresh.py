@@ -20,13 +20,13 @@ import torch
 from provenance import write_result
 from torch import Tensor
 
-from drivekd.data.progress import track
-from drivekd.demo import arm_recipe
+from drivekd.demo.demo import arm_recipe
 from drivekd.distill import gradients, update
 from drivekd.distill import plan as plans
 from drivekd.distill.order import Window, windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.train import Run, prepare, step
+from drivekd.files.progress import track
 from drivekd.recipe import to_yaml
 from study import OUT, POOL, worlds
 

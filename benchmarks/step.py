@@ -40,11 +40,12 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from provenance import write_result  # noqa: E402
 
-from drivekd.data.readers import read  # noqa: E402
+from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.distill import plan as plans  # noqa: E402
-from drivekd.distill import teacher, train  # noqa: E402
+from drivekd.distill import train  # noqa: E402
 from drivekd.distill.objective import batch_of  # noqa: E402
 from drivekd.distill.order import windows  # noqa: E402
+from drivekd.distill.teachers import teacher  # noqa: E402
 from drivekd.models.encode import encode  # noqa: E402
 from drivekd.models.tiny import tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402

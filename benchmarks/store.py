@@ -31,13 +31,14 @@ import step as steps
 import torch
 from provenance import write_result
 
-from drivekd.demo import arm_recipe
+from drivekd.demo.demo import arm_recipe
 from drivekd.distill import plan as plans
-from drivekd.distill import teacher, train
+from drivekd.distill import train
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
-from drivekd.distill.store_format import packed_bytes
+from drivekd.distill.targets.store_format import packed_bytes
+from drivekd.distill.teachers import teacher
 from drivekd.recipe import Cache, Recipe
 from study import VALIDATION, worlds
 

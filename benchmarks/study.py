@@ -25,11 +25,11 @@ from pathlib import Path
 
 from provenance import COMMIT, RESULTS, provenance, write_result
 
-from drivekd.data.processes import side_by_side
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo import arm_recipe, score_team
-from drivekd.evaluate.answer import Answer
+from drivekd.demo.demo import arm_recipe, score_team
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import Scores, majority, paired, score
+from drivekd.files.workers import side_by_side
 from drivekd.recipe import Recipe, load, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
@@ -63,9 +63,9 @@ def run_job(job: Job) -> list[Answer]:
     """Train and answer; what an earlier call of the same commit finished is read back."""
     import torch
 
-    from drivekd.data.readers import read
+    from drivekd.data.formats.readers import read
     from drivekd.distill.train import train
-    from drivekd.evaluate.asking import Asking, answers
+    from drivekd.evaluate.answers.asking import Asking, answers
     from drivekd.models.vlm import load as load_model
 
     torch.set_num_threads(1)
@@ -184,7 +184,7 @@ def compare(
 
 def references(recipe: Recipe, scenes: Path) -> dict[str, dict[str, float]]:
     """What students are held against: their teachers, a teacher trained blind, the majority."""
-    from drivekd.data.readers import read
+    from drivekd.data.formats.readers import read
 
     asked, folder = list(read(scenes)), OUT / COMMIT
     teachers = {c: recipe.capabilities[c].teacher for c in CAPABILITIES}

@@ -22,16 +22,16 @@ from typing import Any
 
 import torch
 from provenance import provenance, write_result
+from world_models.teachers import STAGES, TeachersRecipe, make_teachers, read_recipe
 
-from drivekd.data.processes import side_by_side
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAPABILITIES
-from drivekd.evaluate.asking import Asking, answers
+from drivekd.evaluate.answers.asking import Asking, answers
 from drivekd.evaluate.score import as_json, majority, score
+from drivekd.files.workers import side_by_side
 from drivekd.models.vlm import ASSETS, load, save
 from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
-from drivekd.world.teachers import STAGES, TeachersRecipe, make_teachers, read_recipe
 
 #: what is shipped, and the stage that it is
 SHIPPED = {
@@ -43,7 +43,7 @@ SHIPPED = {
 CONTROLS = ("teacher_blind", "majority")
 #: a model that sees what is named but not what is asked guesses one of two colours
 ONE_OF_TWO = ("nearer",)
-RECIPE = Path(__file__).parents[1] / "src" / "drivekd" / "recipes" / "world_teachers.yaml"
+RECIPE = Path(__file__).parent / "world_models" / "recipe.yaml"
 CARD = """---
 license: apache-2.0
 library_name: transformers

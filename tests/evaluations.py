@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.judge import Status, Verdict
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.evaluate.judging.judge import Status, Verdict
 
 
 def an_answer(id: str, correct: bool = True, run: int = 0, **given: str | None) -> Answer:

@@ -23,12 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 import runs
-from drivekd.distill import gradients, parallel, sharding, store
+from drivekd.distill import gradients
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.objective import Losses
 from drivekd.distill.order import Window, windows
-from drivekd.distill.parallel import Ranks
+from drivekd.distill.processes import parallel, sharding
+from drivekd.distill.processes.parallel import Ranks
+from drivekd.distill.targets import store
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
 

@@ -11,9 +11,9 @@ from PIL import Image
 from tests.scripts import script
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo import arm_recipe
-from drivekd.distill.projection import COMBINERS
-from drivekd.evaluate.answer import Answer
+from drivekd.demo.demo import arm_recipe
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.method.combine.projection import COMBINERS
 from drivekd.recipe import shipped
 
 SEEDS = range(2)

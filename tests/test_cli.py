@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from drivekd import cli
+from drivekd.cli.app import app
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 
@@ -40,7 +40,7 @@ VERBS = [
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command line run in this process."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        app.main(arguments)
     code = ended.value.code
     out, err = capsys.readouterr()
     return (code if isinstance(code, int) else 0 if code is None else 1), out, err
@@ -71,7 +71,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("drivekd.data.readers.open_data", fail)
+    monkeypatch.setattr("drivekd.data.formats.readers.open_data", fail)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -91,10 +91,10 @@ def test_help_is_there_at_once() -> None:
 
 
 def test_every_verb_is_listed_here() -> None:
-    single = {command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]
+    single = {command.callback.__name__ for command in app.app.registered_commands}  # type: ignore[union-attr]
     nested = {
         f"{group.name} {command.name}"
-        for group in cli.app.registered_groups
+        for group in app.app.registered_groups
         for command in group.typer_instance.registered_commands  # type: ignore[union-attr]
     }
     assert single | nested == set(VERBS)
@@ -245,7 +245,7 @@ def test_what_stops_a_verb_is_said_in_one_line(
 def test_a_report_that_cannot_be_written_is_told_before_the_check(
     capsys: pytest.CaptureFixture[str], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivekd.data.check.check", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("drivekd.data.check.check.check", lambda *_, **__: pytest.fail("too late"))
     code, _, err = run(capsys, "data", "check", str(data), "--out", str(data))
     assert code == 2 and "a.json is a file, and a folder is needed" in err
 
@@ -263,7 +263,7 @@ def test_a_failure_that_we_foresaw_needs_no_traceback(
 ) -> None:
     raising = {"__name__": "drivekd.distill.train"}
     exec("def fail(*_, **__): raise RuntimeError('step 3: the loss is not finite')", raising)
-    monkeypatch.setattr("drivekd.data.readers.open_data", raising["fail"])
+    monkeypatch.setattr("drivekd.data.formats.readers.open_data", raising["fail"])
     code, _, err = run(capsys, "data", "info", "x.json")
     assert (code, err) == (1, "drivekd: error: step 3: the loss is not finite\n")
 
@@ -274,7 +274,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, how: str) ->
     if how == "variable":
         monkeypatch.setenv("DRIVEKD_DEBUG", "1")
     with pytest.raises(ValueError, match="inside"):
-        cli.main(["data", "info", "x.json", *(["--debug"] if how == "option" else [])])
+        app.main(["data", "info", "x.json", *(["--debug"] if how == "option" else [])])
 
 
 def test_a_fault_of_ours_is_not_called_a_mistake_of_the_users(
@@ -282,7 +282,7 @@ def test_a_fault_of_ours_is_not_called_a_mistake_of_the_users(
 ) -> None:
     failing(monkeypatch, RuntimeError("ours"))
     with pytest.raises(RuntimeError, match="ours"):
-        cli.main(["data", "info", "x.json"])
+        app.main(["data", "info", "x.json"])
 
 
 def test_train_passes_the_resolved_recipe_on(
@@ -295,7 +295,7 @@ def test_train_passes_the_resolved_recipe_on(
         return Path("out/there")
 
     monkeypatch.setattr("drivekd.distill.train.train", train)
-    monkeypatch.setattr("drivekd.distill.summary.text", lambda final: f"summary of {final}")
+    monkeypatch.setattr("drivekd.distill.saving.summary.text", lambda final: f"summary of {final}")
     code, out, _ = run(
         capsys,
         *("train", "demo", "--set", "train.max_steps=3", "--max-samples", "7"),
@@ -316,7 +316,7 @@ def test_cache_fills_the_store_that_is_named(
         seen.append(recipe)
         return Path(recipe.cache.dir)
 
-    monkeypatch.setattr("drivekd.distill.filling.fill", fill)
+    monkeypatch.setattr("drivekd.distill.targets.filling.fill", fill)
     code, out, _ = run(capsys, "cache", "demo", "--set", "cache.dtype=uint8", "--out", "o #2")
     assert (code, out) == (0, "o #2\n")
     assert seen[0].cache.model_dump() == {"dir": "o #2", "dtype": "uint8", "max_gb": 50.0}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from drivekd import demo
 from drivekd.data.sample import CAPABILITIES, Message, Sample
+from drivekd.demo import demo
 from drivekd.recipe import load
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tests.scripts import script
 
-from drivekd.deploy import machine, random_weights
-from drivekd.deploy.rates import Rates
-from drivekd.deploy.workload import request
+from drivekd.deploy.bench import machine, random_weights
+from drivekd.deploy.bench.rates import Rates
+from drivekd.deploy.bench.workload import request
 
 NAMES = ("InternVL3-1B-hf", "InternVL3-2B-hf", "Qwen2.5-VL-3B-Instruct", "InternVL3-78B-hf")
 BASE, PREFILL, DECODE, PICTURES = 0.5, 1.5, 1.2, 0.25

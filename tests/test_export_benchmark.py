@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from tests.scripts import script
 
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 
 
 @pytest.fixture(scope="module")

@@ -18,29 +18,24 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "drivekd"
 FILES = sorted(SRC.rglob("*.py"))
 
-#: package → what of ours it may import besides itself
+#: room → the rooms it may import besides itself; `demo` and `cli` may import anything
 ALLOWED: dict[str, set[str]] = {
-    "data": set(),
-    "models": {"data"},
-    "recipe": {"data"},
-    "world": {"data"},
-    "distill": {"data", "models", "recipe"},
-    "study": {"data", "models", "recipe", "distill"},
-    "evaluate": {"data", "models", "world"},
-    "deploy": {"data", "models", "world", "evaluate"},
-    "report": {"data"},
+    "files": set(),
+    "statistics": set(),
+    "method": set(),
+    "data": {"files"},
+    "models": {"data", "files"},
+    "recipe": {"data", "files"},
+    "report": {"data", "files", "statistics"},
+    "distill": {"method", "models", "recipe", "data", "files"},
+    "evaluate": {"models", "data", "statistics", "files", "world"},
+    "world": {"data", "files"},
+    "study": {"method", "distill", "models", "recipe", "data", "statistics", "files"},
+    "deploy": {"models", "data", "evaluate", "files"},
 }
-#: the files that make the shipped models may train
-MAKERS = {"world/teachers.py", "world/tower.py", "world/grounding.py"}
-MAKERS_ALLOWED = {"data", "models", "distill", "recipe"}
-#: the mathematics knows no model family, no configuration object, no file
-MATHEMATICS = {"layers", "attention", "head_mean", "losses", "projection", "weighting"}
-MATHEMATICS |= {"grouped", "missing", "jacobian_descent", "telemetry", "refresh"}
-MATHEMATICS |= {"states", "token_kl"}
-#: … and may use: the tap the pure function beside it, other forms of the projection the first one
-BUILDS_ON = {"attention": "head_mean"} | dict.fromkeys(
-    ("grouped", "missing", "jacobian_descent", "telemetry"), "projection"
-)
+#: of the world, an evaluation may know the questions alone
+FROM_WORLD = {"evaluate": {"world.questions"}}
+MAX_FILES = 15
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "factory", "misc"}
 #: loading one of these takes longer than all of `drivekd --help` may
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "panda3d", "highway_env", "PIL"}
@@ -87,23 +82,12 @@ def ours(path: Path) -> Iterator[tuple[str, int]]:
 
 def permitted(path: Path, module: str) -> bool:
     """Whether a file may import a module of ours."""
-    package, _, rest = name_of(path).rpartition("/")
-    target, _, inner = module.partition(".")
-    if not package:  # cli, demo, study, ask, …: anything, but nothing imports cli
-        return target != "cli" or rest == "__main__.py"
-    package = package.partition("/")[0]
-    if package == "distill" and target == "distill":
-        stem = Path(rest).stem
-        if stem in MATHEMATICS:
-            return inner == BUILDS_ON.get(stem)
-        if stem == "teacher":
-            return inner in {"layers", "attention", "states"}
-        return inner != "train"
-    if package == "distill" and Path(rest).stem in MATHEMATICS:
-        return False
-    if name_of(path) in MAKERS and target in MAKERS_ALLOWED:
-        return True
-    return target == package or target in ALLOWED[package]
+    room, target = (name.partition(".")[0] for name in (module_of(path), module))
+    if room in {"demo", "cli", "__main__"}:
+        return target != "cli" or room != "demo"
+    if target == "world" and room in FROM_WORLD:
+        return module in FROM_WORLD[room]
+    return target == room or target in ALLOWED[room]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -114,17 +98,22 @@ def test_imports_go_in_the_fixed_direction(path: Path) -> None:
 
 def test_the_rule_itself_refuses() -> None:
     assert not permitted(SRC / "data/x.py", "models.vlm")
-    assert not permitted(SRC / "distill/losses.py", "distill.layers")
-    assert not permitted(SRC / "distill/losses.py", "data.sample")
-    assert not permitted(SRC / "distill/teacher.py", "distill.losses")
+    assert not permitted(SRC / "method/signals/losses.py", "data.sample")
+    assert not permitted(SRC / "files/lock.py", "data.sample")
     assert not permitted(SRC / "world/scene.py", "models.vlm")
     assert not permitted(SRC / "report/page.py", "models.vlm")
-    assert not permitted(SRC / "evaluate/answer.py", "distill.train")
+    assert not permitted(SRC / "evaluate/run.py", "distill.train")
+    assert not permitted(SRC / "evaluate/run.py", "world.scene")
     assert not permitted(SRC / "recipe/recipe.py", "models.vlm")
-    assert not permitted(SRC / "demo.py", "cli")
-    assert not permitted(SRC / "models/vlm.py", "demo")
-    assert permitted(SRC / "world/teachers.py", "distill.train")
-    assert permitted(SRC / "distill/train.py", "distill.losses")
+    assert not permitted(SRC / "demo/demo.py", "cli.app")
+    assert not permitted(SRC / "models/vlm.py", "demo.demo")
+    assert permitted(SRC / "distill/train.py", "method.signals.losses")
+
+
+def test_no_folder_shows_more_than_fifteen_files() -> None:
+    for folder in {path.parent for path in FILES}:
+        shown = sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py")
+        assert len(shown) <= MAX_FILES, f"{folder.relative_to(SRC)}: {len(shown)} files: {shown}"
 
 
 def test_no_import_cycles() -> None:
@@ -200,7 +189,7 @@ def test_readme_file_map_lists_every_source_file() -> None:
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
-    code = "import sys, drivekd.cli; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = "import sys, drivekd.cli.app; print(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
 

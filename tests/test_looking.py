@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from drivekd.ask import ask
 from drivekd.data.sample import Message, Sample
-from drivekd.looking import View, attention_cases, look, write_scenes
+from drivekd.demo.ask import ask
+from drivekd.demo.looking import View, attention_cases, look, write_scenes
 from drivekd.models.batch import collate
 from drivekd.models.encode import encode
 from drivekd.models.images import pixels
@@ -120,7 +120,7 @@ def test_ask_puts_the_question_as_the_world_does(
         seen.extend(samples)
         return [" a car "]
 
-    monkeypatch.setattr("drivekd.ask.generate", listen)
+    monkeypatch.setattr("drivekd.demo.ask.generate", listen)
     backwards = dict(reversed(images.items()))
     question = "What is <c1,CAM_FRONT,0.4700,0.6800>, or <c2,CAM_BACK_LEFT,0.99,0.01><r0>?"
     assert ask(

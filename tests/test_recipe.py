@@ -243,7 +243,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 def test_every_combiner_of_a_recipe_exists() -> None:
     from typing import get_args
 
-    from drivekd.distill.projection import COMBINERS
+    from drivekd.method.combine.projection import COMBINERS
     from drivekd.recipe.combine import Combiner
 
     assert set(get_args(Combiner)) == {*COMBINERS, "agp_grouped"}
@@ -260,7 +260,7 @@ def test_combiners_that_a_recipe_may_name(name: str) -> None:
     "spec", [1, "1", "all", "first..penultimate", "2..penultimate-1", "1,3, last", "LAST"]
 )
 def test_a_layer_specification_of_a_recipe_can_be_resolved(spec: int | str) -> None:
-    from drivekd.distill.layers import resolve
+    from drivekd.method.signals.layers import resolve
 
     teacher = TEACHERS["planning"] | {"student_layers": spec}
     recipe = recipes.parse(BASE | {"capabilities": {"planning": teacher}})

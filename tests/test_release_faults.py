@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import runs
-from drivekd.data.readers import read
-from drivekd.distill import attention, head_mean, objective, weighting
+from drivekd.data.formats.readers import read
+from drivekd.distill import objective
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import projection_order, windows
+from drivekd.distill.teachers import attention
 from drivekd.distill.train import Run, prepare, step, train
+from drivekd.method.combine import weighting
+from drivekd.method.signals import head_mean
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import encode
 from drivekd.models.vlm import Vlm

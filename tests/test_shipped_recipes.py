@@ -14,7 +14,7 @@ import pytest
 
 import runs
 from drivekd import recipe as recipes
-from drivekd.cli import main
+from drivekd.cli.app import main
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from torch import Tensor
 from drivekd.distill import train
 from drivekd.distill.objective import batch_of
 from drivekd.distill.order import windows
-from drivekd.distill.projection import agp_coefficients
 from drivekd.distill.train import Run
+from drivekd.method.combine.projection import agp_coefficients
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from drivekd.report.results import ARMS
-from drivekd.world.camera import MissingLibraryError, open_renderer
+from drivekd.world.drawing.camera import MissingLibraryError, open_renderer
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Sample": "drivekd.data.sample",
     "Message": "drivekd.data.sample",
-    "read": "drivekd.data.readers",
+    "read": "drivekd.data.formats.readers",
     "Recipe": "drivekd.recipe",
     "load_recipe": "drivekd.recipe",
     "load": "drivekd.models.vlm",

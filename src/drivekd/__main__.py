@@ -1,6 +1,6 @@
 """`python -m drivekd` is the command `drivekd`."""
 
-from drivekd.cli import main
+from drivekd.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from drivekd.data.balance import Balance
+from drivekd.data.check.balance import Balance
 from drivekd.data.sample import Message, Sample
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from drivekd.data.cameras import capability_of, task_of
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
 
 

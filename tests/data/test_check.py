@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from datafiles import bench, picture, row, scenes, six, write
-from drivekd.data.check import check, table
-from drivekd.data.findings import CHECKS
-from drivekd.data.readers import read
+from drivekd.data.check.check import check, table
+from drivekd.data.check.findings import CHECKS
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAMERAS
 
 MCQ = "<image>What does it do? Please select the correct answer from the following options: "

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from datafiles import picture, row, scenes, write
-from drivekd.data.check import check, make_room, table
-from drivekd.data.readers import open_data
+from drivekd.data.check.check import check, make_room, table
+from drivekd.data.formats.readers import open_data
 from drivekd.report.check_page import write_check_page
 
 

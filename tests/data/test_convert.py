@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from datafiles import bench, picture, row, scenes, six, write
+from drivekd.data.check.leakage import exposed_by
 from drivekd.data.convert import convert, describe
-from drivekd.data.corrupt import corrupt_data
+from drivekd.data.corrupt.corrupt import corrupt_data
+from drivekd.data.formats.readers import read
+from drivekd.data.formats.rows import line_count
 from drivekd.data.info import count
-from drivekd.data.leakage import exposed_by
-from drivekd.data.readers import read
-from drivekd.data.rows import line_count
 from drivekd.data.sample import CAMERAS, Sample
 
 TURNS = [

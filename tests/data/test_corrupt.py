@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drivekd.data import video
-from drivekd.data.corrupt import corrupt_data, corruption_of
-from drivekd.data.corruptions import CORRUPTIONS, View, corrupt
-from drivekd.data.lock import locked
-from drivekd.data.readers import read
+from drivekd.data.corrupt import video
+from drivekd.data.corrupt.corrupt import corrupt_data, corruption_of
+from drivekd.data.corrupt.corruptions import CORRUPTIONS, View, corrupt
+from drivekd.data.formats.readers import read
+from drivekd.files.lock import locked
 
 corrupted = partial(corrupt_data, workers=1)
 

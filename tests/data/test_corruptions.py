@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from drivekd.data import video
-from drivekd.data.contact_sheet import corruption_sheet
-from drivekd.data.corruptions import CORRUPTIONS, SEVERITIES, View, corrupt, find
+from drivekd.data.corrupt import video
+from drivekd.data.corrupt.contact_sheet import corruption_sheet
+from drivekd.data.corrupt.corruptions import CORRUPTIONS, SEVERITIES, View, corrupt, find
 
 GOLDEN = Path(__file__).parent / "golden" / "corruptions.npz"
 NAMES = [kind.name for kind in CORRUPTIONS]

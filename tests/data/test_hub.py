@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import datafiles
-from drivekd.data import hub
-from drivekd.data.readers import read
+from drivekd.data.formats import hub
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 
 TITLE = "ORG/NAME (train)"

@@ -8,8 +8,8 @@ import pytest
 
 from datafiles import row, write
 from drivekd.data.convert import convert
+from drivekd.data.formats.readers import read
 from drivekd.data.paraphrases import paraphrased
-from drivekd.data.readers import read
 
 WORDS = ["Name what is ahead.", "What stands ahead?"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from drivekd.data.formats.rows import RowError
 from drivekd.data.paths import resolve
-from drivekd.data.rows import RowError
 
 SAMPLE = "samples/CAM_BACK/x__CAM_BACK__1.jpg"
 

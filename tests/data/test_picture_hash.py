@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from datafiles import bomb, picture
-from drivekd.data.picture_hash import inspect, nearest
+from drivekd.data.check.picture_hash import inspect, nearest
 
 
 def test_distances_equal_a_plain_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the comparison needs several blocks."""
-    monkeypatch.setattr("drivekd.data.picture_hash._BLOCK", 40)
+    monkeypatch.setattr("drivekd.data.check.picture_hash._BLOCK", 40)
     rng = np.random.default_rng(1)
     mine, others = (rng.integers(0, 2**63, (n, 4)).astype(np.uint64) for n in (23, 7))
     others[3] = mine[5] ^ np.array([1, 0, 3, 0], np.uint64)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from datafiles import bench, row, scenes, write
-from drivekd.data.drivelm import frame_tokens
+from drivekd.data.formats.drivelm import frame_tokens
+from drivekd.data.formats.readers import exclude_frames, open_data, read
 from drivekd.data.info import count, describe
-from drivekd.data.readers import exclude_frames, open_data, read
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER
 
 LEAKED = "1b45a97a0e5e49fe9cd345dd4bd729c3"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivekd.data.faults import plain
-from drivekd.data.repeats import Repeats
+from drivekd.data.check.faults import plain
+from drivekd.data.check.repeats import Repeats
 from drivekd.data.sample import Message, Sample
 
 ANSWERS = (None, "Yes.", "yes", "No, not now.", "B", "B. Stop", "C", "A car.", "A bus")
@@ -87,7 +87,7 @@ def test_a_letter_and_its_words_are_one_answer(
 
 
 def test_only_so_many_places_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivekd.data.repeats._PLACES", 0)
+    monkeypatch.setattr("drivekd.data.check.repeats._PLACES", 0)
     assert told("Yes.", "Yes.") == [("duplicate", "says what question 1 of the file says")]
 
 

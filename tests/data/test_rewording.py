@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from drivekd.data.formats.readers import read
 from drivekd.data.kinds import template_of
 from drivekd.data.options import options_of
 from drivekd.data.paraphrases import paraphrased
-from drivekd.data.readers import read
 from drivekd.data.rewording import RULES, Rule, reworded
 from drivekd.data.sample import Sample
 from drivekd.data.tags import read_tags

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from drivekd.data.sample import CAMERAS, Sample
-from drivekd.deploy.workload import asked
+from drivekd.deploy.bench.workload import asked
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tests.deploy.stream_server import PIECES, streaming
 
-from drivekd import cli
-from drivekd.deploy import live, machine, opening, random_weights, rates
-from drivekd.deploy.asked import Asked
-from drivekd.deploy.bench import bench, table
+from drivekd.cli.app import app
+from drivekd.deploy.bench import live, machine, opening, random_weights, rates
+from drivekd.deploy.bench.asked import Asked
+from drivekd.deploy.bench.bench import bench, table
 from drivekd.models.vlm import ASSETS
 
 pytestmark = pytest.mark.usefixtures("no_debug")
@@ -31,7 +31,7 @@ def given_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["bench", *arguments])
+        app.main(["bench", *arguments])
     out, err = capsys.readouterr()
     return ended.value.code or 0, out, err  # type: ignore[return-value]
 
@@ -254,7 +254,7 @@ def test_a_device_that_runs_out_of_memory_is_told_of(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("drivekd.deploy.engine.Stamps.put", full)
+    monkeypatch.setattr("drivekd.deploy.bench.engine.Stamps.put", full)
     code, _, err = run(capsys, "--model", STUDENT, "--cameras", "2", "--repeats", "1")
     assert code == 1
     assert "the device's memory is not enough" in err

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from drivekd.data.sample import Sample
-from drivekd.deploy import cost, random_weights
-from drivekd.deploy.cost import Load
-from drivekd.deploy.engine import local, tensors
-from drivekd.deploy.rates import Rates
+from drivekd.deploy.bench import cost, random_weights
+from drivekd.deploy.bench.cost import Load
+from drivekd.deploy.bench.engine import local, tensors
+from drivekd.deploy.bench.rates import Rates
 from drivekd.models import published, tiny
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm

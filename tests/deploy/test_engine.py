@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drivekd.data.sample import Sample
-from drivekd.deploy import engine as engines
-from drivekd.deploy.engine import local, refuse_uncompilable
+from drivekd.deploy.bench import engine as engines
+from drivekd.deploy.bench.engine import local, refuse_uncompilable
 from drivekd.models import tiny
 from drivekd.models.generate import generate_ids
 from drivekd.models.vlm import Vlm

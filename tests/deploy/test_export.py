@@ -18,15 +18,15 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import children
 from deploy.test_layouts import stock
-from drivekd.deploy import export as exporting
-from drivekd.deploy import verify
-from drivekd.deploy.adapter import merge
-from drivekd.deploy.export import export, summary
-from drivekd.deploy.export_job import job
-from drivekd.deploy.layouts import from_chat, same
-from drivekd.deploy.quantise import refuse_unready
-from drivekd.deploy.verify import agreement, plainly_loaded, questions, replies
-from drivekd.distill import lora
+from drivekd.deploy.export import export as exporting
+from drivekd.deploy.export import verify
+from drivekd.deploy.export.adapter import merge
+from drivekd.deploy.export.export import export, summary
+from drivekd.deploy.export.job import job
+from drivekd.deploy.export.layouts import from_chat, same
+from drivekd.deploy.export.quantise import refuse_unready
+from drivekd.deploy.export.verify import agreement, plainly_loaded, questions, replies
+from drivekd.distill.saving import lora
 from drivekd.distill.trained import load_student
 from drivekd.models import vlm as vlms
 from drivekd.models.tiny import KINDS, tiny_vlm

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from drivekd.deploy.layouts import chat_config, from_chat, refuse_unlike, same, to_chat
+from drivekd.deploy.export.layouts import chat_config, from_chat, refuse_unlike, same, to_chat
 from drivekd.models import published
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm

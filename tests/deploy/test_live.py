@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from drivekd.deploy.live import CLOSE, Clock, check_rate, highest, stream, view
+from drivekd.deploy.bench.live import CLOSE, Clock, check_rate, highest, stream, view
 
 
 @dataclass

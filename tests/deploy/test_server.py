@@ -9,7 +9,7 @@ import pytest
 from tests.deploy.stream_server import PIECES, streaming
 
 from drivekd.data.sample import Sample
-from drivekd.deploy.server import BrokenStreamError, events, server
+from drivekd.deploy.bench.server import BrokenStreamError, events, server
 from drivekd.evaluate.chat import ChatError
 
 Shown = Callable[..., Sample]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from drivekd.deploy.timing import Timeline, percentile, spread
+from drivekd.deploy.bench.timing import Timeline, percentile, spread
 
 
 def test_first_token_and_time_per_token_of_planted_stamps() -> None:

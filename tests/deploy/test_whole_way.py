@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.runs import recipe, tiny_student, write_data
 
-from drivekd import cli
+from drivekd.cli.app import app
 from drivekd.distill.train import train
 from drivekd.models.vlm import save
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_debug")
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
+        app.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert not ended.value.code, err
     return out

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import runs
-from drivekd.data.readers import read
-from drivekd.distill import agreement, teacher
+from drivekd.data.formats.readers import read
+from drivekd.distill.teachers import agreement, teacher
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import encode

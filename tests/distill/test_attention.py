@@ -18,10 +18,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from drivekd.distill import attention
-from drivekd.distill import head_mean as head_mean_module
-from drivekd.distill.attention import capture, install, stop_after
-from drivekd.distill.head_mean import head_mean, head_mean_plain
+from drivekd.distill.teachers import attention
+from drivekd.distill.teachers.attention import capture, install, stop_after
+from drivekd.method.signals import head_mean as head_mean_module
+from drivekd.method.signals.head_mean import head_mean, head_mean_plain
 
 TEXT = {
     "hidden_size": 32,

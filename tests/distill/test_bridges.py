@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from drivekd.distill import bridges, checkpoint
-from drivekd.distill.bridges import Bridges
-from drivekd.distill.teacher import Term
+from drivekd.distill.saving import checkpoint
+from drivekd.distill.teachers import bridges
+from drivekd.distill.teachers.bridges import Bridges
+from drivekd.distill.teachers.teacher import Term
 
 
 def term(name: str, signal: str = "hidden", layers: tuple[int, ...] = (0, 2)) -> Term:

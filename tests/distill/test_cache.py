@@ -11,10 +11,10 @@ import torch
 from tests import runs
 
 from drivekd.distill import plan as plans
-from drivekd.distill import teacher
-from drivekd.distill.cache import TargetCache, layout_of, target_bytes
 from drivekd.distill.plan import Plan
-from drivekd.distill.teacher import Maps
+from drivekd.distill.targets.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.teachers import teacher
+from drivekd.distill.teachers.teacher import Maps
 from drivekd.distill.train import train
 from drivekd.models.batch import Batch, collate
 

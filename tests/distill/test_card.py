@@ -12,9 +12,9 @@ from huggingface_hub import metadata_load
 from markdown_it import MarkdownIt
 
 import runs
-from drivekd.distill import card, summary
+from drivekd.distill.saving import card, summary
+from drivekd.distill.saving.trainer_state import State
 from drivekd.distill.train import train
-from drivekd.distill.trainer_state import State
 from drivekd.recipe import parse
 
 NASTY = "a|b `c` ``` <script>x</script>\n# [d](e) *f* --- '\" \\"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drivekd.distill import checkpoint
-from drivekd.distill.trainer_state import State, read_state
+from drivekd.distill.saving import checkpoint
+from drivekd.distill.saving.trainer_state import State, read_state
 from drivekd.models.vlm import Vlm
 from runs import tiny_student
 

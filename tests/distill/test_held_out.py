@@ -12,10 +12,10 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import summary
 from drivekd.distill import train as training
 from drivekd.distill.objective import held_out_loss
 from drivekd.distill.run import prepare
+from drivekd.distill.saving import summary
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from drivekd.distill.losses import hidden_cosine, hidden_mse, packed_hidden_loss
+from drivekd.method.signals.losses import hidden_cosine, hidden_mse, packed_hidden_loss
 
 PLAIN = {"mse": hidden_mse, "cosine": hidden_cosine}
 #: batch row, end of the shared prefix, and own segment of each sample; the last has no text

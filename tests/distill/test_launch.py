@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import runs
-from drivekd.distill.launch import honoured
+from drivekd.distill.processes.launch import honoured
 from drivekd.distill.train import train
 from drivekd.recipe import Recipe, parse
 

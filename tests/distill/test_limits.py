@@ -13,10 +13,10 @@ import runs
 from drivekd.distill import corpus
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
-from drivekd.distill.cache import TargetCache
 from drivekd.distill.objective import batch_of, held_out_loss
 from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
+from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import train
 from drivekd.models.batch import split
 from drivekd.models.vlm import Vlm

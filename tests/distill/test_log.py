@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.distill import log
+from drivekd.distill.saving import log
 
 
 def test_means_are_weighted_and_nothing_is_made_up() -> None:

@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import runs
-from drivekd.data.readers import read
-from drivekd.distill import lora
+from drivekd.data.formats.readers import read
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
 from drivekd.distill.run import initial_state, prepare, save_final
+from drivekd.distill.saving import lora
 from drivekd.distill.train import step, train
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward

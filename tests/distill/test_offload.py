@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import teacher
 from drivekd.distill.objective import batch_of, losses
+from drivekd.distill.teachers import teacher
 from drivekd.distill.train import train
 from drivekd.models import offload
 from drivekd.recipe import Recipe

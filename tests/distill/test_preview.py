@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import runs
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.distill import memory
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of
 from drivekd.distill.preview import PROCESSES, preview, show
-from drivekd.distill.teacher import term
+from drivekd.distill.teachers.teacher import term
 from drivekd.models import tiny
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward

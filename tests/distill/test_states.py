@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from drivekd.distill.attention import capture as capture_maps
-from drivekd.distill.attention import install, stop_after
-from drivekd.distill.states import capture
+from drivekd.distill.teachers.attention import capture as capture_maps
+from drivekd.distill.teachers.attention import install, stop_after
+from drivekd.distill.teachers.states import capture
 
 
 def model() -> PreTrainedModel:

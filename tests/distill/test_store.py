@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drivekd.distill import store
-from drivekd.distill.store_format import Packed, pack, unpack
-from drivekd.distill.whose import check_same
+from drivekd.distill.targets import store
+from drivekd.distill.targets.store_format import Packed, pack, unpack
+from drivekd.distill.targets.whose import check_same
 
 MASK = torch.ones(3, 5, dtype=torch.bool).tril(2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from drivekd.distill.store_format import entries, masks, pack, packed_bytes, unpack
+from drivekd.distill.targets.store_format import entries, masks, pack, packed_bytes, unpack
 
 #: Two images of 2 and 3 tokens, text before, between and behind; the prefix ends with the last.
 IS_IMAGE = torch.tensor([0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0], dtype=torch.bool)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drivekd.data.readers import read
-from drivekd.distill import attention, states, teacher
-from drivekd.distill.teacher import Teacher
+from drivekd.data.formats.readers import read
+from drivekd.distill.teachers import attention, states, teacher
+from drivekd.distill.teachers.teacher import Teacher
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Batch, collate, encode, forward
 from drivekd.models.features import FeatureCache

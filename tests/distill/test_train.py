@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import runs
-from drivekd.data.readers import read
-from drivekd.distill import bridges
+from drivekd.data.formats.readers import read
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
+from drivekd.distill.teachers import bridges
 from drivekd.distill.train import clip, learning_rate, prepare, step, train
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward

@@ -15,9 +15,9 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import teacher, vision
 from drivekd.distill.objective import batch_of, held_out_loss, losses
 from drivekd.distill.plan import Plan
+from drivekd.distill.teachers import teacher, vision
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.features import FeatureCache

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 
 Plan = Callable[[int, dict[str, Any]], str]
 

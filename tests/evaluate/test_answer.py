@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drivekd.data.sample import Sample
-from drivekd.evaluate.answer import fingerprint, is_correct, other_scenes
+from drivekd.evaluate.answers.answer import fingerprint, is_correct, other_scenes
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm
 

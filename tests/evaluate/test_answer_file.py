@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate import answer_file
-from drivekd.evaluate.answer import answer_of
-from drivekd.evaluate.answer_file import Mark, append, resume
+from drivekd.evaluate.answers import answer_file
+from drivekd.evaluate.answers.answer import answer_of
+from drivekd.evaluate.answers.answer_file import Mark, append, resume
 from drivekd.evaluate.folder import read_answers
 
 SAMPLES = [

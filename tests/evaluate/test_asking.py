@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate import asking as module
-from drivekd.evaluate.answer import Answer, other_scenes, shown
-from drivekd.evaluate.asking import Asking, answers, identity, prepared
+from drivekd.evaluate.answers import asking as module
+from drivekd.evaluate.answers.answer import Answer, other_scenes, shown
+from drivekd.evaluate.answers.asking import Asking, answers, identity, prepared
 from drivekd.evaluate.folder import read_answers
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm

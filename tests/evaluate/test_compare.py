@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.compare import compare, run, table
-from drivekd.evaluate.judge import Verdict
+from drivekd.evaluate.judging.judge import Verdict
 from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
-from drivekd.evaluate.cost import Price
-from drivekd.evaluate.descriptions import describe, read_descriptions
 from drivekd.evaluate.folder import read_verdicts
-from drivekd.evaluate.judge import Settings, judge_answers, prompt_of, write_verdicts
-from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
-from drivekd.evaluate.sheets import SHEETS, Criterion, Sheet, read_rubric
+from drivekd.evaluate.judging.cost import Price
+from drivekd.evaluate.judging.descriptions import describe, read_descriptions
+from drivekd.evaluate.judging.judge import Settings, judge_answers, prompt_of, write_verdicts
+from drivekd.evaluate.judging.judges import ChatJudge, ScriptedJudge
+from drivekd.evaluate.judging.sheets import SHEETS, Criterion, Sheet, read_rubric
 from evaluate.chat_server import Server, answered, fill, planned, serving
 
 PLANNING = SHEETS["planning"]

@@ -9,9 +9,9 @@ import pytest
 
 from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint
-from drivekd.evaluate.cost import CHARACTERS_PER_TOKEN, Price
-from drivekd.evaluate.judge import Settings, judge_answers
-from drivekd.evaluate.judges import ChatJudge, ScriptedJudge
+from drivekd.evaluate.judging.cost import CHARACTERS_PER_TOKEN, Price
+from drivekd.evaluate.judging.judge import Settings, judge_answers
+from drivekd.evaluate.judging.judges import ChatJudge, ScriptedJudge
 from evaluate.chat_server import Server, fill, planned, serving
 
 PRICE = Price(1.0, 2.0)

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from drivekd.evaluate.judge import Verdict
 from drivekd.evaluate.judged import as_json, judged, question_scores, table
+from drivekd.evaluate.judging.judge import Verdict
 from evaluations import a_verdict, an_answer
 
 Totals = dict[str, list[list[float | None]]]

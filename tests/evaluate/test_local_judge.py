@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2ForCausalLM
 
-from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.answers.asking import Asking
+from drivekd.evaluate.answers.remote import remote_answers
 from drivekd.evaluate.chat import ChatEndpoint
-from drivekd.evaluate.judge import judge_answers
-from drivekd.evaluate.judges import ChatJudge, LocalJudge, _rendered
-from drivekd.evaluate.remote import remote_answers
+from drivekd.evaluate.judging.judge import judge_answers
+from drivekd.evaluate.judging.judges import ChatJudge, LocalJudge, _rendered
 from evaluate.chat_server import planned
 
 

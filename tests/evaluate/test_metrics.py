@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from drivekd.data.tags import Tag
-from drivekd.evaluate.metrics import (
+from drivekd.evaluate.reading.metrics import (
     TagMatch,
     exact_match,
     match_tags,

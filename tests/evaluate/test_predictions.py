@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.data.readers import read
-from drivekd.evaluate.answer import answer_of
-from drivekd.evaluate.predictions import read_predictions, write_predictions
+from drivekd.data.formats.readers import read
+from drivekd.evaluate.answers.answer import answer_of
+from drivekd.evaluate.answers.predictions import read_predictions, write_predictions
 
 CAMERAS = {"CAM_FRONT": "samples/CAM_FRONT/a.jpg", "CAM_BACK": "samples/CAM_BACK/b.jpg"}
 

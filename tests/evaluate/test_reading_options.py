@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivekd.evaluate import metrics
-from drivekd.evaluate.reading_options import read_option, yes_no
+from drivekd.evaluate.reading import metrics
+from drivekd.evaluate.reading.options import read_option, yes_no
 from evaluate.replies import EGO, MOVING, OBJECT, REPLIES, YES_NO, Row
 
 OPTIONS = {"A": "Going ahead", "B": "Turn left", "C": "Turn right", "D": "Stopped"}

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivekd.data.formats.readers import read
 from drivekd.data.pictures import read_image
-from drivekd.data.readers import read
 from drivekd.data.sample import CAMERAS, Message, Sample
 from drivekd.evaluate import chat
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.evaluate.answers.asking import Asking
+from drivekd.evaluate.answers.remote import PATIENCE, remote_answers
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
 from drivekd.evaluate.folder import read_answers
-from drivekd.evaluate.remote import PATIENCE, remote_answers
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm
 from evaluate.chat_server import Plan, Server, planned, serving, text_of

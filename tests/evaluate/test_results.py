@@ -7,7 +7,7 @@ import json
 import pytest
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate.answer import answer_of
+from drivekd.evaluate.answers.answer import answer_of
 from drivekd.evaluate.pairs import Given
 from drivekd.evaluate.results import as_json, results, table
 from evaluations import a_verdict

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.compare import run
 from drivekd.evaluate.robustness import robustness, table
 from evaluations import a_folder, a_verdict, an_answer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.runs import tiny_student, write_data
 
-from drivekd import cli
+from drivekd.cli.app import app
 from drivekd.models.vlm import save
 from evaluate.chat_server import fill, serving
 
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, str, str]:
     """Exit code, stdout and stderr."""
     with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
+        app.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return ended.value.code or 0, out, err
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from drivekd.data.sample import Message, Sample
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import as_json, majority, paired, paired_scenes, score, write_scores
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
-from drivekd.evaluate.text_overlap import bleu, cider_d, rouge_l, text_overlap, words
+from drivekd.evaluate.reading.text_overlap import bleu, cider_d, rouge_l, text_overlap, words
 
 REPLIES = [
     "The ego vehicle should slow down because a pedestrian crosses.",

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivekd.evaluate.judge import judge_answers, prompt_of
-from drivekd.evaluate.judges import ScriptedJudge
-from drivekd.evaluate.sheets import SHEETS, Criterion, Sheet
-from drivekd.evaluate.verdict import Points, read_points
+from drivekd.evaluate.judging.judge import judge_answers, prompt_of
+from drivekd.evaluate.judging.judges import ScriptedJudge
+from drivekd.evaluate.judging.sheets import SHEETS, Criterion, Sheet
+from drivekd.evaluate.judging.verdict import Points, read_points
 from evaluate.chat_server import planned
 
 SHEET = Sheet("planning", (Criterion("action", 60), Criterion("why", 40)))

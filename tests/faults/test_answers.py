@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import children
-from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.answers.asking import Asking
+from drivekd.evaluate.answers.remote import GROUP, remote_answers
 from drivekd.evaluate.chat import ChatEndpoint
 from drivekd.evaluate.folder import read_answers
-from drivekd.evaluate.remote import GROUP, remote_answers
 from evaluate.chat_server import planned, serving
 
 pytestmark = pytest.mark.faults

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import children
-from drivekd.distill.checkpoint import latest
+from drivekd.distill.saving.checkpoint import latest
 from drivekd.models import vlm as vlms
 from faults.conftest import STEPS, Undisturbed, go
 

@@ -13,8 +13,8 @@ import pytest
 
 import children
 import runs
-from drivekd.distill.checkpoint import latest, read_optimizer
-from drivekd.distill.trainer_state import read_state
+from drivekd.distill.saving.checkpoint import latest, read_optimizer
+from drivekd.distill.saving.trainer_state import read_state
 from drivekd.models import vlm as vlms
 from faults.conftest import STEPS, Undisturbed, go
 

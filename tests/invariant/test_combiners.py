@@ -13,9 +13,9 @@ from torch import Tensor
 import runs
 from drivekd.distill import gradients
 from drivekd.distill import plan as plans
-from drivekd.distill.grouped import agp_grouped_coefficients
 from drivekd.distill.order import Window, projection_order, windows
 from drivekd.distill.train import Run, prepare, step
+from drivekd.method.combine.grouped import agp_grouped_coefficients
 from drivekd.models.vlm import Vlm
 
 #: Relative error of an update [L2]: float32 sums in another order, times λ of about 1e5.

@@ -15,7 +15,7 @@ import pytest
 import runs
 from drivekd.distill import plan as plans
 from drivekd.distill import reading
-from drivekd.distill.cache import TargetCache
+from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import train
 from drivekd.models import images
 from drivekd.models.vlm import Vlm

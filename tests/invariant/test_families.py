@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import runs
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import runs
-from drivekd.data.readers import read
-from drivekd.distill import attention
+from drivekd.data.formats.readers import read
+from drivekd.distill.teachers import attention
 from drivekd.models import tiny
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward

@@ -11,8 +11,8 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.cache import TargetCache
 from drivekd.distill.order import windows
+from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import Run, prepare, step
 from drivekd.models.vlm import Vlm
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import ranks
 import runs
-from drivekd.distill import parallel
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
-from drivekd.distill.parallel import ALONE, Ranks
+from drivekd.distill.processes import parallel
+from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.recipe import to_yaml

@@ -14,8 +14,8 @@ import runs
 from drivekd.distill import plan as plans
 from drivekd.distill import update
 from drivekd.distill.order import Window, windows
-from drivekd.distill.refresh import aged, keep, kept_factors
 from drivekd.distill.train import Run, prepare, step, train
+from drivekd.method.combine.refresh import aged, keep, kept_factors
 from drivekd.models.vlm import Vlm
 
 #: Relative error of an update [L2] against the same sum of separate gradients in float32.

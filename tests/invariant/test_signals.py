@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import runs
-from drivekd.distill import bridges, teacher
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
+from drivekd.distill.teachers import bridges, teacher
 from drivekd.distill.train import Run, prepare, step, train
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm

@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 
 import ranks
 import runs
-from drivekd import cli
-from drivekd.data.lock import locked
+from drivekd.cli.app import app
 from drivekd.distill import plan as plans
-from drivekd.distill import store, teacher
-from drivekd.distill.filling import fill
 from drivekd.distill.objective import batch_of, losses
-from drivekd.distill.parallel import ALONE
 from drivekd.distill.plan import Plan
+from drivekd.distill.processes.parallel import ALONE
+from drivekd.distill.targets import store
+from drivekd.distill.targets.filling import fill
+from drivekd.distill.teachers import teacher
 from drivekd.distill.train import train
+from drivekd.files.lock import locked
 from drivekd.models import features
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
@@ -181,7 +182,7 @@ def test_the_command_fills_what_training_then_reads(
     (tmp_path / "r.yaml").write_text(to_yaml(given))
     for verb, more in (("cache", "--out={0}"), ("train", "--set=cache.dir={0}")):
         with pytest.raises(SystemExit) as ended:
-            cli.main([verb, str(tmp_path / "r.yaml"), more.format(tmp_path / "targets")])
+            app.main([verb, str(tmp_path / "r.yaml"), more.format(tmp_path / "targets")])
         assert not ended.value.code, capsys.readouterr().err
     said = capsys.readouterr().out.splitlines()
     assert (said[0], said[-1]) == (str(tmp_path / "targets"), str(tmp_path / "run/final"))

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import runs
-from drivekd.distill import head_mean
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.gradients import accumulate, stretches
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
 from drivekd.distill.train import Run, prepare, step
+from drivekd.method.signals import head_mean
 
 #: Operators whose result the host waits for: a number, or a size that depends on numbers.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import weighting
 from drivekd.distill.order import projection_order, windows
-from drivekd.distill.projection import COMBINERS
 from drivekd.distill.train import Run, prepare, step
+from drivekd.method.combine import weighting
+from drivekd.method.combine.projection import COMBINERS
 from drivekd.models.vlm import Vlm
 
 #: Relative error of an update [L2]: float32 sums in another order, times λ of about 1e5.

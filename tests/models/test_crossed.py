@@ -11,13 +11,13 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 import runs
-from drivekd.ask import ask
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
+from drivekd.demo.ask import ask
 from drivekd.distill.train import train
-from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.answers.asking import Asking
+from drivekd.evaluate.answers.who import Loaded
 from drivekd.evaluate.run import Questions, evaluate
-from drivekd.evaluate.who import Loaded
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from drivekd import recipe as recipes
-from drivekd.distill.layers import group_layers, resolve
 from drivekd.distill.trained import trained
+from drivekd.method.signals.layers import group_layers, resolve
 from drivekd.models import published, tiny
 from drivekd.models.vlm import Vlm, decoder_layers
 

@@ -9,7 +9,7 @@ import pytest
 
 from answer_folders import answer, verdict
 from datafiles import row, six, write
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 from drivekd.report.answer_rows import Judged, content
 from drivekd.report.thumbnails import Thumbnail

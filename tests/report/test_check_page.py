@@ -10,7 +10,7 @@ import pytest
 
 from browser import Browser, measured
 from datafiles import row, write
-from drivekd.data.check import check
+from drivekd.data.check.check import check
 from drivekd.report.check_page import write_check_page
 
 NASTY = "<script>document.title='owned'</script> and the"

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from datafiles import bomb, picture, row, six, write
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.report.sheet import contact_sheet
 
 

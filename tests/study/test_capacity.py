@@ -11,8 +11,8 @@ import pytest
 import torch
 from tests.runs import tiny_student, write_data
 
-from drivekd.data.readers import read
-from drivekd.distill.teacher import freeze
+from drivekd.data.formats.readers import read
+from drivekd.distill.teachers.teacher import freeze
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm, decoder_layers, save
 from drivekd.study import capacity

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from tests.runs import tiny_student, write_data
 
-from drivekd import cli
+from drivekd.cli.app import app
 from drivekd.models.vlm import save
 from drivekd.recipe import load
 from drivekd.study.prestudy import run
@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prestudy(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
     """Exit code, stdout and stderr."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["prestudy", *map(str, arguments)])
+        app.main(["prestudy", *map(str, arguments)])
     out, err = capsys.readouterr()
     return ended.value.code, out, err
 

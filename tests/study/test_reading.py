@@ -13,10 +13,10 @@ import pytest
 import torch
 from tests.runs import CAPABILITIES, measured, tiny_student, write_data
 
+from drivekd.data.formats.readers import read
 from drivekd.data.paraphrases import paraphrased
-from drivekd.data.readers import read
 from drivekd.data.sample import Message, Sample
-from drivekd.distill.teacher import freeze
+from drivekd.distill.teachers.teacher import freeze
 from drivekd.models.batch import IGNORE, collate, embed
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm, decoder_layers, language_model, lm_head

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.runs import CAPABILITIES, measured, tiny_student, write_data
 
-from drivekd.data.readers import read
-from drivekd.distill.teacher import freeze
+from drivekd.data.formats.readers import read
+from drivekd.distill.teachers.teacher import freeze
 from drivekd.report.prestudy import published
 from drivekd.study.curves import Curve, unit
 from drivekd.study.panels import panels

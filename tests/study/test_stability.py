@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from tests.runs import CAPABILITIES, tiny_student, write_data
 
-from drivekd import cli
-from drivekd.data.readers import read
+from drivekd.cli.app import app
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
-from drivekd.distill.teacher import freeze
+from drivekd.distill.teachers.teacher import freeze
 from drivekd.models.vlm import Vlm, save
 from drivekd.report.page import write_page
 from drivekd.report.stability import draw_stability
@@ -282,7 +282,7 @@ def stability(out: Path) -> dict[str, Any]:
 
 def prestudy(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["prestudy", *map(str, arguments)])
+        app.main(["prestudy", *map(str, arguments)])
     out, err = capsys.readouterr()
     return ended.value.code, out, err
 

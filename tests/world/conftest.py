@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from drivekd.world import make as making
-from drivekd.world.camera import MissingLibraryError, Renderer, open_renderer, render
+from drivekd.world.drawing.camera import MissingLibraryError, Renderer, open_renderer, render
 from drivekd.world.scene import SPLITS, Scene, make_scene
 
 SCENES = 72

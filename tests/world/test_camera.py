@@ -11,8 +11,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from drivekd.world import camera
-from drivekd.world.camera import Renderer, View, open_renderer, render
+from drivekd.world.drawing import camera
+from drivekd.world.drawing.camera import Renderer, View, open_renderer, render
+from drivekd.world.drawing.rig import CAMERAS, badge, project, stamp
 from drivekd.world.frame import (
     COLOURS,
     KINDS,
@@ -26,7 +27,6 @@ from drivekd.world.frame import (
     Thing,
     Weather,
 )
-from drivekd.world.rig import CAMERAS, badge, project, stamp
 
 pytestmark = pytest.mark.system
 

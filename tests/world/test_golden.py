@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivekd.world.drawing.rig import CAMERAS
 from drivekd.world.make import make
-from drivekd.world.rig import CAMERAS
 
 GOLDEN = Path(__file__).parent / "golden" / "scene.npz"
 SEED = 1

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from world_models import grounding
+from world_models.tower import CELLS, visual_tokens
 
 from drivekd.data.sample import CAMERAS, Message, Sample
-from drivekd.distill.attention import capture, install
+from drivekd.distill.teachers.attention import capture, install
 from drivekd.models.batch import Batch, collate, forward
 from drivekd.models.encode import IGNORE, encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm, decoder_layers, vision_parts
-from drivekd.world import grounding
 from drivekd.world.questions import camera_prefix
-from drivekd.world.tower import CELLS, visual_tokens
 
 SIDE = 48
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from drivekd.cli import main
-from drivekd.data.readers import read
+from drivekd.cli.app import main
+from drivekd.data.formats.readers import read
 from drivekd.world import make as making
+from drivekd.world.drawing.rig import CAMERAS
 from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
-from drivekd.world.rig import CAMERAS
 
 FEW = 9
 

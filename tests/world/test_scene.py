@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from drivekd.world import answers, plan
-from drivekd.world.camera import Renderer, render
+from drivekd.world.drawing.camera import Renderer, render
+from drivekd.world.drawing.rig import badge
 from drivekd.world.frame import TOWNS, WEATHERS, Frame, Light, Thing
 from drivekd.world.questions import ask
-from drivekd.world.rig import badge
 from drivekd.world.scene import (
     HELD_OUT_TOWN,
     HELD_OUT_WEATHER,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drivekd.cli import main
+from drivekd.cli.app import main
 from drivekd.world import show as showing
 from drivekd.world.show import PANORAMA, TILE, show
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from drivekd.world.dense import NOTHING, dense_questions
+from drivekd.world.drawing.rig import CAMERAS
 from drivekd.world.frame import Frame, Pose, Thing
-from drivekd.world.rig import CAMERAS
 from drivekd.world.scene import Scene
 from drivekd.world.sight import (
     ATTRIBUTES,

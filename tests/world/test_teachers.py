@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world_models import teachers
+from world_models.teachers import STAGES, Stage, TeachersRecipe, Workshop, key, read_recipe
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm, load
-from drivekd.world import teachers
-from drivekd.world.teachers import STAGES, Stage, TeachersRecipe, Workshop, key, read_recipe
 
-RECIPE = Path(teachers.__file__).parents[1] / "recipes" / "world_teachers.yaml"
+RECIPE = Path(teachers.__file__).parent / "recipe.yaml"
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from world_models import tower
 
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm, vision_parts
-from drivekd.world import tower
 from drivekd.world.sight import ATTRIBUTES
 
 SCENES = 4

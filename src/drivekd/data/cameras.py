@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from drivekd.data.formats.rows import Row, RowError, shown
 from drivekd.data.kinds import kind_of, template_of
 from drivekd.data.paths import refuse_too_many, resolve
-from drivekd.data.rows import Row, RowError, shown
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
 
 #: `<c1,CAM_FRONT,714.3,503.6>`, also where its numbers are broken

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drivekd.data import conversation
-from drivekd.data.progress import track
-from drivekd.data.readers import open_data
-from drivekd.data.rows import Row, line_count
+from drivekd.data.formats import conversation
+from drivekd.data.formats.readers import open_data
+from drivekd.data.formats.rows import Row, line_count
 from drivekd.data.sample import Message, Sample
 from drivekd.data.tags import Unit, in_unit
-from drivekd.data.written import new_rows
+from drivekd.files.progress import track
+from drivekd.files.writing import new_rows
 
 #: what a round trip may lose beside images; `source` is where a sample was read, and always another
 _FIELDS = ("id", "messages", "capability", "template", "scene", "frame", "meta", "paraphrases")

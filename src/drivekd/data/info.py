@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.progress import track
-from drivekd.data.rows import one_line
+from drivekd.data.formats.rows import one_line
 from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.files.progress import track
 
 
 def count(samples: Iterable[Sample], total: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from drivekd.data.rows import RowError, shown
+from drivekd.data.formats.rows import RowError, shown
 from drivekd.data.sample import CAMERAS
 
 #: images of one row; beyond it a row is no question about a scene, and resolving paths takes long

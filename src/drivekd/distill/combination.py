@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.distill import telemetry
-from drivekd.distill.grouped import solve_grouped
-from drivekd.distill.jacobian_descent import PREFIX, torchjd_combiner
-from drivekd.distill.missing import skip_coefficients
-from drivekd.distill.projection import COMBINERS, Combiner
+from drivekd.method.combine import telemetry
+from drivekd.method.combine.grouped import solve_grouped
+from drivekd.method.combine.missing import skip_coefficients
+from drivekd.method.combine.projection import COMBINERS, Combiner
+from drivekd.method.combine.torchjd import PREFIX, torchjd_combiner
 from drivekd.recipe import Recipe
 
 Matrices = NDArray[np.float64]

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from drivekd.data import hub
-from drivekd.data.progress import track
-from drivekd.data.readers import exclude_frames, read
+from drivekd.data.formats import hub
+from drivekd.data.formats.readers import exclude_frames, read
 from drivekd.data.sample import Sample
 from drivekd.distill.order import Order, Row, group_rows, portions, select
-from drivekd.distill.teacher import Term
+from drivekd.distill.teachers.teacher import Term
+from drivekd.files.progress import track
 from drivekd.models.batch import IGNORE, Encoded, encode, split
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe

@@ -18,10 +18,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drivekd.distill import corpus, parallel, projection, sharding
+from drivekd.distill import corpus
 from drivekd.distill.objective import Losses
-from drivekd.distill.parallel import Ranks
 from drivekd.distill.plan import Plan
+from drivekd.distill.processes import parallel, sharding
+from drivekd.distill.processes.parallel import Ranks
+from drivekd.method.combine import projection
 
 Pattern = tuple[int, ...]
 """The rows that reach a parameter."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drivekd.distill.teacher import Term
+from drivekd.distill.teachers.teacher import Term
 from drivekd.models import vlm as vlms
 from drivekd.models.published import parameters
 from drivekd.recipe import Recipe

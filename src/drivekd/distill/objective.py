@@ -13,22 +13,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drivekd.distill import (
-    attention,
-    bridges,
-    corpus,
-    log,
-    parallel,
-    sharding,
-    states,
-    teacher,
-)
-from drivekd.distill.log import Totals
-from drivekd.distill.losses import packed_hidden_loss, packed_loss
+from drivekd.distill import corpus
 from drivekd.distill.plan import Plan
-from drivekd.distill.teacher import Maps, Term, Trace
-from drivekd.distill.token_kl import token_kl
+from drivekd.distill.processes import parallel, sharding
+from drivekd.distill.saving import log
+from drivekd.distill.saving.log import Totals
+from drivekd.distill.teachers import attention, bridges, states, teacher
+from drivekd.distill.teachers.teacher import Maps, Term, Trace
 from drivekd.distill.trained import training_mode
+from drivekd.method.signals.losses import packed_hidden_loss, packed_loss
+from drivekd.method.signals.token_kl import token_kl
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import (
     Batch,

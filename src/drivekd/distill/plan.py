@@ -10,27 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from drivekd.data.progress import tell, track
 from drivekd.data.sample import picture_identities
-from drivekd.distill import (
-    agreement,
-    attention,
-    bridges,
-    corpus,
-    jacobian_descent,
-    keeping,
-    sharding,
-    storing,
-    teacher,
-)
-from drivekd.distill.bridges import Bridges
+from drivekd.distill import corpus
 from drivekd.distill.order import Order, padding, windows
-from drivekd.distill.parallel import ALONE, Ranks
-from drivekd.distill.sharding import Shards
-from drivekd.distill.storing import Stored
-from drivekd.distill.teacher import Teacher, Term
+from drivekd.distill.processes import sharding
+from drivekd.distill.processes.parallel import ALONE, Ranks
+from drivekd.distill.processes.sharding import Shards
+from drivekd.distill.saving.trainer_state import digest
+from drivekd.distill.targets import keeping, storing
+from drivekd.distill.targets.storing import Stored
+from drivekd.distill.teachers import agreement, attention, bridges, teacher
+from drivekd.distill.teachers.bridges import Bridges
+from drivekd.distill.teachers.teacher import Teacher, Term
 from drivekd.distill.trained import load_student, trained
-from drivekd.distill.trainer_state import digest
+from drivekd.files.progress import tell, track
+from drivekd.method.combine import torchjd
 from drivekd.models import offload
 from drivekd.models import vlm as vlms
 from drivekd.models.ahead import ahead, unseen
@@ -188,8 +182,8 @@ def refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
             "data.pack puts all questions of a scene into one batch; set data.pack: false or "
             "combine.granularity: step"
         )
-    if recipe.combine.combiner.startswith(jacobian_descent.PREFIX):
-        jacobian_descent.torchjd_combiner(recipe.combine.combiner)
+    if recipe.combine.combiner.startswith(torchjd.PREFIX):
+        torchjd.torchjd_combiner(recipe.combine.combiner)
     if recipe.train.trainable == "everything" and recipe.data.images != "real":
         raise ValueError(
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "

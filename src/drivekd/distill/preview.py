@@ -13,11 +13,12 @@ from rich.table import Table
 from safetensors import safe_open
 
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Sample
-from drivekd.distill import agreement, corpus, memory, plan, teacher
+from drivekd.distill import corpus, memory, plan
 from drivekd.distill.memory import Part
 from drivekd.distill.order import Row, group_rows
-from drivekd.distill.parallel import ALONE
-from drivekd.distill.teacher import Term
+from drivekd.distill.processes.parallel import ALONE
+from drivekd.distill.teachers import agreement, teacher
+from drivekd.distill.teachers.teacher import Term
 from drivekd.distill.trained import trained
 from drivekd.models import published
 from drivekd.models import vlm as vlms

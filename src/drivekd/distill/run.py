@@ -15,22 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.distill import (
-    bridges,
-    card,
-    checkpoint,
-    log,
-    lora,
-    parallel,
-    sharding,
-    teacher,
-    update,
-)
+from drivekd.distill import update
 from drivekd.distill.gradients import Unit, new_unit, views
-from drivekd.distill.log import Totals
 from drivekd.distill.plan import Plan
+from drivekd.distill.processes import parallel, sharding
+from drivekd.distill.saving import card, checkpoint, log, lora
+from drivekd.distill.saving.log import Totals
+from drivekd.distill.saving.trainer_state import FINAL, State, place_of, read_state
+from drivekd.distill.teachers import bridges, teacher
 from drivekd.distill.trained import training_mode
-from drivekd.distill.trainer_state import FINAL, State, place_of, read_state
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 

@@ -19,34 +19,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.data.lock import locked
-from drivekd.data.progress import track
-from drivekd.distill import (
-    bridges,
-    checkpoint,
-    corpus,
-    interrupt,
-    launch,
-    log,
-    out_of_memory,
-    parallel,
-    projection,
-    reading,
-    sharding,
-    teacher,
-    update,
-)
+from drivekd.distill import corpus, out_of_memory, reading, update
 from drivekd.distill import plan as plans
 from drivekd.distill import run as runs
-from drivekd.distill.card import HELD_OUT
 from drivekd.distill.gradients import accumulate, clear, exchange
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
 from drivekd.distill.order import Window, stream, windows
-from drivekd.distill.parallel import ALONE, Ranks
 from drivekd.distill.plan import Plan
+from drivekd.distill.processes import launch, parallel, sharding
+from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.run import Run, prepare
+from drivekd.distill.saving import checkpoint, interrupt, log
+from drivekd.distill.saving.card import HELD_OUT
+from drivekd.distill.saving.trainer_state import FINAL, State
+from drivekd.distill.teachers import bridges, teacher
 from drivekd.distill.trained import load_student
-from drivekd.distill.trainer_state import FINAL, State
+from drivekd.files.lock import locked
+from drivekd.files.progress import track
+from drivekd.method.combine import projection
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 

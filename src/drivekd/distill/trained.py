@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import nn
 
-from drivekd.distill import lora
+from drivekd.distill.saving import lora
 from drivekd.models import vlm as vlms
 from drivekd.recipe import Recipe
 

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drivekd.distill import combination, gradients, objective, refresh, weighting
+from drivekd.distill import combination, gradients, objective
 from drivekd.distill.combination import Problem
 from drivekd.distill.gradients import Reading, Unit
 from drivekd.distill.order import projection_order
 from drivekd.distill.plan import Plan
+from drivekd.method.combine import refresh, weighting
 from drivekd.recipe import Recipe
 
 Place = tuple[int, int]

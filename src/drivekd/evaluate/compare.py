@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from drivekd.data.written import whole
 from drivekd.evaluate.folder import Evaluation, read_evaluation
 from drivekd.evaluate.pairs import JUDGED, Gap, gaps, measured
 from drivekd.evaluate.resampling import holm
 from drivekd.evaluate.robustness import Robustness, is_robustness, robustness_of
 from drivekd.evaluate.robustness import table as robustness_table
 from drivekd.evaluate.same import refuse_other_judges, refuse_other_questions
+from drivekd.files.writing import whole
 
 Outcome = Literal["better", "worse", "not distinguishable", "not known"]
 #: a difference is beyond noise below this p

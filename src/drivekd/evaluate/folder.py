@@ -14,8 +14,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.judge import Status, Verdict
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.evaluate.judging.judge import Status, Verdict
 from drivekd.evaluate.pairs import Given
 
 #: settings of a judge on which its verdicts do not depend

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.judge import Verdict
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.evaluate.judging.judge import Verdict
 from drivekd.evaluate.resampling import (
     RESAMPLES,
     SCORES,

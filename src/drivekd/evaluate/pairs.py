@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.judge import Verdict
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.judged import question_scores
+from drivekd.evaluate.judging.judge import Verdict
 from drivekd.evaluate.resampling import (
     DIFFERENCES,
     RESAMPLES,

@@ -13,14 +13,14 @@ from typing import Any
 from drivekd.data.cameras import task_of
 from drivekd.data.sample import Sample
 from drivekd.evaluate import controls, judged, published, score
-from drivekd.evaluate.answer import Answer, options_given
+from drivekd.evaluate.answers.answer import Answer, options_given
 from drivekd.evaluate.controls import Beside
 from drivekd.evaluate.judged import JudgedScores
-from drivekd.evaluate.metrics import TagMatch, TagScores, normalise, tag_scores, unreadable
 from drivekd.evaluate.pairs import Given
 from drivekd.evaluate.published import PublishedRow
+from drivekd.evaluate.reading.metrics import TagMatch, TagScores, normalise, tag_scores, unreadable
+from drivekd.evaluate.reading.text_overlap import Overlap, text_overlap, words
 from drivekd.evaluate.score import Score, Scores
-from drivekd.evaluate.text_overlap import Overlap, text_overlap, words
 
 
 @dataclass(frozen=True, slots=True)

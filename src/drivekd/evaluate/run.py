@@ -23,22 +23,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.corrupt import corruption_of
-from drivekd.data.lock import locked
-from drivekd.data.readers import read
+from drivekd.data.corrupt.corrupt import corruption_of
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
-from drivekd.data.written import whole
-from drivekd.evaluate.answer import Answer
-from drivekd.evaluate.answer_file import write_answers
-from drivekd.evaluate.asking import Asking
+from drivekd.evaluate.answers.answer import Answer
+from drivekd.evaluate.answers.answer_file import write_answers
+from drivekd.evaluate.answers.asking import Asking
+from drivekd.evaluate.answers.predictions import write_predictions
+from drivekd.evaluate.answers.who import Who
 from drivekd.evaluate.folder import read_answers
-from drivekd.evaluate.judge import Verdict, judge_answers, write_verdicts
-from drivekd.evaluate.judging import Judging, refuse_deaf
+from drivekd.evaluate.judging.choice import Judging, refuse_deaf
+from drivekd.evaluate.judging.judge import Verdict, judge_answers, write_verdicts
 from drivekd.evaluate.pairs import Given
-from drivekd.evaluate.predictions import write_predictions
 from drivekd.evaluate.results import Results, as_json, results
 from drivekd.evaluate.score import majority
-from drivekd.evaluate.who import Who
+from drivekd.files.lock import locked
+from drivekd.files.writing import whole
 
 #: main answers lie in the folder itself
 MAIN, BLACK, MAJORITY = "", "black", "majority"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from drivekd.evaluate.answer import Answer
+from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.folder import Evaluation
 
 _ALIKE = ("question", "expected", "capability", "scene")

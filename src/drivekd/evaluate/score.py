@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.data.written import writing
-from drivekd.evaluate.answer import Answer, answer_of
-from drivekd.evaluate.metrics import normalise
+from drivekd.evaluate.answers.answer import Answer, answer_of
+from drivekd.evaluate.reading.metrics import normalise
 from drivekd.evaluate.resampling import (
     DIFFERENCES,
     RESAMPLES,
@@ -32,6 +31,7 @@ from drivekd.evaluate.resampling import (
     places,
     tally,
 )
+from drivekd.files.writing import writing
 
 
 @dataclass(frozen=True, slots=True)

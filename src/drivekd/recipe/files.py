@@ -62,11 +62,10 @@ def patched(whole: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with the package, runs all of them."""
+    """Names of the recipes that come with the package, each of them a run."""
     folder = resources.files("drivekd") / "recipes"
     with resources.as_file(folder) as root:
         names = {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
-    names -= {"world_teachers"}  # a chain of runs with a schema of its own
     return sorted(name for name in names if not name.startswith(_LAUNCHER))
 
 

@@ -27,10 +27,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from drivekd.data.readers import read
-from drivekd.data.rows import one_line
+from drivekd.data.formats.readers import read
+from drivekd.data.formats.rows import one_line
 from drivekd.data.sample import Sample
-from drivekd.data.written import whole
+from drivekd.files.writing import whole
 from drivekd.report.answer_rows import Judged, content, number, text_of
 from drivekd.report.answer_scores import score_table
 from drivekd.report.results import Row, read_json, read_lines

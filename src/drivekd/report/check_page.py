@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.written import writing
+from drivekd.files.writing import writing
 from drivekd.report.template import environment
 
 

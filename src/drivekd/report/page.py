@@ -43,7 +43,7 @@ from PIL import Image, UnidentifiedImageError
 
 from drivekd.data.cameras import around, in_words
 from drivekd.data.sample import CAPABILITIES
-from drivekd.data.written import writing
+from drivekd.files.writing import writing
 from drivekd.report.answers import write_answers
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.panels import telemetry_panels, training_panels

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from drivekd.data.written import whole
+from drivekd.files.writing import whole
 
 Content = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from drivekd.data.pictures import UNREADABLE
 from drivekd.data.sample import CAMERAS, Sample
-from drivekd.data.written import writing
+from drivekd.files.writing import writing
 from drivekd.report.figures import Mark, fitted, tile, typeface
 
 #: sizes on the sheet [px]

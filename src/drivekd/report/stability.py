@@ -17,7 +17,7 @@ from PIL import Image
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS
 from drivekd.data.tags import PICTURE, read_tags
-from drivekd.data.written import whole
+from drivekd.files.writing import whole
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.prestudy import SETTINGS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from drivekd.data.pictures import UNREADABLE, read_image
-from drivekd.data.progress import track
-from drivekd.data.written import whole
+from drivekd.files.progress import track
+from drivekd.files.writing import whole
 
 #: of a copy at most [px]
 WIDTH = 480

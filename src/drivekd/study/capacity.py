@@ -17,17 +17,17 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from drivekd.data.convert import jsonl_row
-from drivekd.data.lock import locked
-from drivekd.data.progress import track
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.data.written import new_rows, whole
-from drivekd.distill import agreement
-from drivekd.distill import teacher as teachers
-from drivekd.distill.layers import resolve
 from drivekd.distill.order import scene_of, select, stream
+from drivekd.distill.teachers import agreement
+from drivekd.distill.teachers import teacher as teachers
 from drivekd.distill.train import train
 from drivekd.distill.trained import load_student
+from drivekd.files.lock import locked
+from drivekd.files.progress import track
+from drivekd.files.writing import new_rows, whole
+from drivekd.method.signals.layers import resolve
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
 from drivekd.recipe import Recipe, parse

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drivekd.distill import attention, teacher
-from drivekd.distill.layers import group_layers
-from drivekd.distill.losses import text_to_vision_mask
-from drivekd.distill.teacher import Teacher, Term
+from drivekd.distill.teachers import attention, teacher
+from drivekd.distill.teachers.teacher import Teacher, Term
+from drivekd.method.signals.layers import group_layers
+from drivekd.method.signals.losses import text_to_vision_mask
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import Batch, collate, forward
 from drivekd.models.encode import Encoded

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
-from drivekd.data.written import whole
 from drivekd.distill.order import stream
+from drivekd.files.writing import whole
 
 SIDE = 192  # of a picture [px]
 COLOURS = {

@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 
 from drivekd.data.paraphrases import paraphrased
-from drivekd.data.progress import track
 from drivekd.data.sample import Sample
 from drivekd.distill.order import group_rows, scene_of
+from drivekd.files.progress import track
 from drivekd.models.batch import split
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache

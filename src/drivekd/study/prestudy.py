@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import torch
 
-from drivekd.data.lock import locked
-from drivekd.data.readers import read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.data.written import whole
-from drivekd.distill import teacher as teachers
 from drivekd.distill.order import scene_of, select
 from drivekd.distill.out_of_memory import happened
+from drivekd.distill.teachers import teacher as teachers
+from drivekd.files.lock import locked
+from drivekd.files.writing import whole
 from drivekd.models import vlm as vlms
 from drivekd.study.fragment import fragment
 from drivekd.study.general import draw_general

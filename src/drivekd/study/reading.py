@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
-from drivekd.distill import attention
-from drivekd.distill.teacher import text_rows
+from drivekd.distill.teachers import attention
+from drivekd.distill.teachers.teacher import text_rows
 from drivekd.models.batch import Batch, answer_positions, collate, forward
 from drivekd.models.encode import IGNORE, Encoded
 from drivekd.models.features import FeatureCache

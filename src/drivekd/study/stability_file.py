@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.data.written import whole
+from drivekd.files.writing import whole
 from drivekd.study.panels import FEWEST, curve_json
 from drivekd.study.recommend import Advice, named
 from drivekd.study.stability import (

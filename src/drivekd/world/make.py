@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from drivekd.data.lock import locked
-from drivekd.data.processes import side_by_side
-from drivekd.data.progress import track
 from drivekd.data.sample import CAMERAS
-from drivekd.data.written import filling
-from drivekd.world.camera import Renderer, open_renderer, render
+from drivekd.files.lock import locked
+from drivekd.files.progress import track
+from drivekd.files.workers import side_by_side
+from drivekd.files.writing import filling
 from drivekd.world.dense import dense_questions
+from drivekd.world.drawing.camera import Renderer, open_renderer, render
+from drivekd.world.drawing.rig import size_of
 from drivekd.world.questions import ask, camera_prefix
-from drivekd.world.rig import size_of
 from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
 from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
 

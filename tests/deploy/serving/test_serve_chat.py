@@ -10,9 +10,9 @@ import pytest
 from deploy.serving.chat_service import NAME, Service, data_url, noise, picture, serving, text, user
 from drivekd.data.sample import Message, Sample
 from drivekd.deploy.serving.limits import Limits
-from drivekd.evaluate.asking import Asking, answers
+from drivekd.evaluate.answers.asking import Asking, answers
+from drivekd.evaluate.answers.remote import remote_answers
 from drivekd.evaluate.chat import ChatEndpoint
-from drivekd.evaluate.remote import remote_answers
 from drivekd.models.generate import generate, generate_ids
 from drivekd.models.sampling import Sampling
 from drivekd.models.tiny import tiny_vlm

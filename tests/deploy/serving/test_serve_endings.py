@@ -26,7 +26,7 @@ from deploy.serving.chat_service import (
     text,
     user,
 )
-from drivekd import cli
+from drivekd.cli.app import app
 from drivekd.deploy.serving import serve as module
 from drivekd.deploy.serving.limits import Limits
 from drivekd.deploy.serving.serve import listening, serve
@@ -215,7 +215,7 @@ def test_the_command_serves_and_ends_well_on_sigterm(folder, tmp_path):
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["serve", *arguments])
+        app.main(["serve", *arguments])
     return ended.value.code, capsys.readouterr().err
 
 

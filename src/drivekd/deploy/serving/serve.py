@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drivekd.deploy.production import commands
 from drivekd.deploy.serving.limits import Limits
+from drivekd.deploy.serving.production import commands
 
 if TYPE_CHECKING:
     from drivekd.models.vlm import Vlm

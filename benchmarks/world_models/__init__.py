@@ -1,0 +1,1 @@
+"""Makers of the shipped models: vision tower, grounding, teachers."""

@@ -1,0 +1,1 @@
+"""Readers, one file per format, and the rows that they share."""

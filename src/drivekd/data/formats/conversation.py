@@ -1,0 +1,178 @@
+"""Turns with `<image>` placeholders: Drive-KD's `messages` and LLaVA's `conversations`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.cameras import capability_of
+from drivekd.data.formats.rows import Row, RowError, need, optional_text, shown
+from drivekd.data.kinds import template_of
+from drivekd.data.paths import camera_of, refuse_too_many, resolve
+from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Role, Sample
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+_IMAGE_PARTS = ("image", "image_url")
+#: other wordings that a row may have
+_WORDINGS = 64
+_OURS = {
+    "id", "messages", "conversations", "images", "image", "cameras", "question_type",
+    "capability", "template", "scene", "frame", "meta", "system", "paraphrases",
+}  # fmt: skip
+
+
+def drivekd(row: Row) -> Sample:
+    """A row of `messages`, `images` and `question_type`; the embedded world's rows are such too.
+
+    A question type of DriveLM or DriveBench is mapped to its capability, any other stands as it
+    is: capabilities are named by the recipe, not by this reader. `question` and `answer` may stand
+    in place of `messages`, as in the authors' loader [release].
+
+    Raises:
+        RowError: a turn is malformed, or placeholders and images differ in number.
+    """
+    if "messages" not in row.value and "question" in row.value:
+        rest = {k: v for k, v in row.value.items() if k not in ("question", "answer")}
+        return _sample(replace(row, value=rest), _question_and_answer(row))
+    turns = need(row, "messages", list, "a list of {role, content}")
+    return _sample(row, tuple([_message(row, turn, "role", "content") for turn in turns]))
+
+
+def _question_and_answer(row: Row) -> tuple[Message, ...]:
+    asked = Message("user", need(row, "question", str, "text"))
+    answer = optional_text(row, "answer")
+    return (asked,) if answer is None else (asked, Message("assistant", answer))
+
+
+def sharegpt(row: Row) -> Sample:
+    """A row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
+
+    Raises:
+        RowError: a turn is malformed, or placeholders and images differ in number.
+    """
+    turns = need(row, "conversations", list, "a list of {from, value}")
+    return _sample(row, tuple([_message(row, turn, "from", "value") for turn in turns]))
+
+
+def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{row.where}: a turn must be {{{role_key}, {text_key}}}, got {shown(turn)}")
+    said = turn.get(role_key)
+    role = _ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+    if role is None:
+        raise RowError(
+            f"{row.where}: `{role_key}` of a turn must be one of {', '.join(_ROLES)}, got "
+            f"{shown(said)}"
+        )
+    return Message(role, _text(row, turn.get(text_key), text_key))
+
+
+def _text(row: Row, value: Any, key: str) -> str:
+    """The text of a turn; a list of parts (`{type: image}`, `{type: text, text}`) is joined."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        return "".join(
+            IMAGE_PLACEHOLDER if part.get("type") in _IMAGE_PARTS else _part(row, part, key)
+            for part in value
+        )
+    raise RowError(f"{row.where}: `{key}` of a turn must be text, got {shown(value)}")
+
+
+def _part(row: Row, part: Mapping[str, Any], key: str) -> str:
+    if isinstance(text := part.get("text"), str):
+        return text
+    raise RowError(f"{row.where}: a part of `{key}` must hold `text`, got {shown(part)}")
+
+
+def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
+    asked = [message.content for message in messages if message.role == "user"]
+    if not asked:
+        raise RowError(f"{row.where}: no user turn, so nothing is asked")
+    if (system := optional_text(row, "system")) and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    texts = _image_texts(row)
+    places = sum([text.count(IMAGE_PLACEHOLDER) for text in asked])
+    if places != len(texts):
+        raise RowError(
+            f"{row.where}: {places} {IMAGE_PLACEHOLDER} in the user turns but {len(texts)} images; "
+            "write one placeholder per image, where it belongs",
+            "placeholders",
+        )
+    own = optional_text(row, "question_type") or ""
+    kind = (optional_text(row, "capability") or "").strip() or own.strip()
+    meta = row.value.get("meta") or {}
+    rest = {key: value for key, value in row.value.items() if key not in _OURS}
+    return Sample(
+        id=optional_text(row, "id") or row.number,
+        messages=messages,
+        images=_images(row, texts),
+        capability=capability_of(kind) or (kind if kind not in ("", "robust_qas") else None),
+        template=optional_text(row, "template") or template_of(asked[-1]),
+        scene=optional_text(row, "scene"),
+        frame=optional_text(row, "frame"),
+        paraphrases=_paraphrases(row, asked[-1]),
+        source=row.where,
+        meta={
+            **rest,
+            "question_type": own or kind or None,
+            **(meta if isinstance(meta, Mapping) else {"meta": meta}),
+        },
+    )
+
+
+def _paraphrases(row: Row, asked: str) -> tuple[str, ...]:
+    """Other wordings of what stands behind the last image of the last user turn."""
+    found = row.value.get("paraphrases")
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(map(_is_wording, found)) or len(found) > _WORDINGS:
+        raise RowError(
+            f"{row.where}: `paraphrases` must be a list of at most {_WORDINGS} questions in words, "
+            f"without {IMAGE_PLACEHOLDER}, got {shown(found)}"
+        )
+    if found and not asked.rpartition(IMAGE_PLACEHOLDER)[2].strip():
+        raise RowError(
+            f"{row.where}: `paraphrases` take the place of what stands behind the last "
+            f"{IMAGE_PLACEHOLDER}, but nothing does: put the question there"
+        )
+    return tuple(found)
+
+
+def _is_wording(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and IMAGE_PLACEHOLDER not in text
+
+
+def _image_texts(row: Row) -> list[str | Path]:
+    """Paths as the row has them; a `Path` is a file that the reader's caller has made (hub.py)."""
+    value = row.value.get("images", row.value.get("image"))
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, (str, Path)) for text in texts):
+        raise RowError(f"{row.where}: `images` must be a list of paths, got {shown(value)}")
+    refuse_too_many(len(texts), row.where)
+    return texts
+
+
+def _camera(text: str | Path) -> str | None:
+    """The camera that a path names; where a made file lies says nothing of what it shows."""
+    return None if isinstance(text, Path) else camera_of(text)
+
+
+def _images(row: Row, texts: list[str | Path]) -> dict[str, Path]:
+    """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
+    cameras = row.value.get("cameras")
+    if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
+        raise RowError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
+    names = [str(c) for c in cameras] if cameras else [_camera(text) for text in texts]
+    if None in names or len(set(names)) < len(names):
+        names = [f"image_{number}" for number in range(len(texts))]
+    files = (t if isinstance(t, Path) else resolve(t, row.folder, row.where) for t in texts)
+    return {str(name): file for name, file in zip(names, files, strict=True)}

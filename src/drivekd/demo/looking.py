@@ -1,0 +1,248 @@
+"""Where a model looked: its text→vision attention while it began to answer, camera by camera."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from drivekd.data.sample import Sample
+from drivekd.data.tags import Tag, read_tags
+from drivekd.distill.teachers import attention
+from drivekd.evaluate.answers.answer import answer_of
+from drivekd.files.progress import track
+from drivekd.method.signals.layers import resolve
+from drivekd.models.batch import collate, forward
+from drivekd.models.encode import Encoded, encode
+from drivekd.models.features import FeatureCache
+from drivekd.models.generate import evaluating, generate
+from drivekd.models.vlm import Vlm, decoder_layers
+
+#: `answer`: the position that predicts the answer's first token. `question`: the mean over the
+#: question's own tokens, those behind the last image.
+Rows = Literal["answer", "question"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which attention is shown: a layer specification of one layer, and the text rows."""
+
+    layer: str | int = "penultimate"
+    rows: Rows = "answer"
+
+
+#: What the page shows of each capability: where the method takes that capability's signal. In
+#: the first layer the answer's position knows nothing of the question yet, so its rows count.
+VIEWS: Mapping[str, View] = {
+    "perception": View("first", "question"),
+    "reasoning": View("penultimate", "answer"),
+    "planning": View("penultimate", "answer"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Attention paid to each camera.
+
+    Attributes:
+        maps: camera to shares of attention on its grid of visual tokens [rows, columns]; all
+            cameras together sum to `share`.
+        layer: counted from 1.
+        layers: how many the model has.
+        share: attention paid to images at all; the rest goes to text.
+    """
+
+    maps: Mapping[str, NDArray[np.float32]]
+    layer: int
+    layers: int
+    share: float
+
+
+def look(
+    vlm: Vlm, sample: Sample, view: View | None = None, *, features: FeatureCache | None = None
+) -> Look:
+    """Reads the head-averaged attention of one layer over the visual tokens of a question.
+
+    One forward pass over the prompt without its answer; the model's text attention is switched to
+    the tapped SDPA, whose results are those of plain SDPA bit for bit.
+
+    Args:
+        vlm: the model.
+        sample: a question with at least one image.
+        view: layer and rows; the penultimate layer at the answer's first position by default.
+        features: visual tokens already computed.
+
+    Raises:
+        ValueError: no images, or a layer specification that is not one layer of this model.
+    """
+    view = view or View()
+    if not sample.images:
+        raise ValueError(
+            f"sample {sample.id!r} has no images, so there is nothing to look at; give at least one"
+        )
+    layers = decoder_layers(vlm)
+    chosen = resolve(view.layer, len(layers))
+    if len(chosen) != 1:
+        raise ValueError(
+            f"layer {view.layer!r}: expected one layer to draw, got {len(chosen)} of"
+            f" {len(layers)}; choose a number, first or penultimate"
+        )
+    encoded = encode(vlm, sample, add_answer=False)
+    rows = _rows(encoded, view.rows).to(vlm.device)
+    batch = collate(vlm, [encoded], pack=False)
+    attention.install(vlm.model)
+    capture = attention.capture(layers, {chosen[0]: rows})
+    with torch.no_grad(), evaluating(vlm.model), capture as maps:
+        forward(vlm, batch, features)
+    seen = maps[chosen[0]][0].mean(dim=0).cpu()[encoded.is_image].numpy().astype(np.float32)
+    by_camera = _split(seen, tuple(sample.images), encoded.grids)
+    return Look(by_camera, chosen[0] + 1, len(layers), float(seen.sum()))
+
+
+def _rows(encoded: Encoded, rows: Rows) -> torch.Tensor:
+    last = len(encoded.input_ids) - 1
+    if rows == "answer":
+        return torch.tensor([last])
+    if rows != "question":
+        raise ValueError(f"rows {rows!r}: expected 'answer' or 'question'")
+    behind = torch.arange(encoded.prefix or 0, last + 1)
+    return behind[~encoded.is_image[behind]]
+
+
+def _split(
+    seen: NDArray[np.float32], cameras: Sequence[str], grids: Sequence[tuple[int, int]]
+) -> dict[str, NDArray[np.float32]]:
+    parts, start = {}, 0
+    for camera, (rows, columns) in zip(cameras, grids, strict=True):
+        parts[camera] = seen[start : start + rows * columns].reshape(rows, columns)
+        start += rows * columns
+    assert start == len(seen), "grids do not cover the visual tokens"
+    return parts
+
+
+def attention_cases(
+    models: Mapping[str, Vlm | Mapping[str, Vlm]],
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    views: Mapping[str, View] = VIEWS,
+) -> Path:
+    """Lets several models answer and look at the same questions, for the page to draw.
+
+    Writes `cases.json` and `maps.npz` as drivekd.report.page describes them.
+
+    Args:
+        models: arm to model, in the order in which they are shown; an arm of several teachers is
+            a mapping from capability to model, and the question's own capability answers.
+        samples: the chosen questions, with answers and images.
+        folder: `attention/` of a run; images are named relative to the run.
+        views: capability to view; others get the default.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = FeatureCache()
+    cases: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for number, sample in enumerate(track(samples, label="looking")):
+        view = views.get(sample.capability or "", View())
+        arms: dict[str, Any] = {}
+        for arm, model in models.items():
+            vlm = model if isinstance(model, Vlm) else model.get(sample.capability or "")
+            if vlm is None:
+                continue
+            reply = generate(vlm, [sample], features=cache)[0]
+            seen = look(vlm, sample, view, features=cache)
+            arrays |= {f"{number}/{arm}/{camera}": grid for camera, grid in seen.maps.items()}
+            right = answer_of(sample, reply).correct
+            arms[arm] = {
+                "reply": reply,
+                "correct": right,
+                "layer": seen.layer,
+                "layers": seen.layers,
+                "share": seen.share,
+            }
+        cases.append(_case(sample, view, arms, folder.parent))
+    np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
+    _write_json(folder / "cases.json", cases)
+    return folder
+
+
+def _case(sample: Sample, view: View, arms: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "capability": sample.capability,
+        "template": sample.template,
+        "question": sample.question,
+        "expected": sample.answer,
+        "rows": view.rows,
+        "images": _relative(sample.images, run),
+        "tags": _tags(sample.question),
+        "arms": dict(arms),
+    }
+
+
+def write_scenes(samples: Sequence[Sample], path: Path) -> Path:
+    """Writes the key frames of some samples with their tags and questions, for the page to draw.
+
+    Args:
+        samples: all samples to show, grouped by frame in the order given.
+        path: `scenes.json` of a run; images are named relative to its folder.
+    """
+    frames: dict[str, list[Sample]] = {}
+    for sample in samples:
+        frames.setdefault(sample.frame or sample.scene or sample.id, []).append(sample)
+    scenes = [_scene(frame, asked, path.parent) for frame, asked in frames.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, scenes)
+    return path
+
+
+def _scene(frame: str, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
+    images = {camera: path for sample in samples for camera, path in sample.images.items()}
+    # Every question numbers its objects anew: the place is what tells one thing from another.
+    tags = {(t["camera"], t["x"], t["y"]): t for s in samples for t in _tags(s.question)}
+    questions = [
+        {
+            "capability": sample.capability,
+            "template": sample.template,
+            "question": sample.question,
+            "answer": sample.answer,
+        }
+        for sample in samples
+    ]
+    return {
+        "frame": frame,
+        "images": _relative(images, run),
+        "tags": list(tags.values()),
+        "questions": questions,
+    }
+
+
+def _tags(text: str) -> list[dict[str, Any]]:
+    return [asdict(tag) for tag in read_tags(text) if _inside(tag)]
+
+
+def _inside(tag: Tag) -> bool:
+    """Whether a tag is in fractions of the picture and so can be drawn."""
+    return 0 <= tag.x <= 1 and 0 <= tag.y <= 1
+
+
+def _relative(images: Mapping[str, Path], run: Path) -> dict[str, str]:
+    return {
+        camera: Path(os.path.relpath(path.resolve(), run.resolve())).as_posix()
+        for camera, path in images.items()
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")

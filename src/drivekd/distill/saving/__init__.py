@@ -1,0 +1,1 @@
+"""Checkpoints, logs, cards: what a run leaves on disk."""

@@ -1,0 +1,1 @@
+"""Teachers' targets: computed once, kept in memory or on disk."""

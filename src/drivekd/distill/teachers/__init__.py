@@ -1,0 +1,1 @@
+"""Frozen teachers and what is captured of a forward pass."""

@@ -1,0 +1,1 @@
+"""Who answers, and the answers that are kept."""

@@ -1,0 +1,168 @@
+"""The file of answers: a row per question and run, continued only with equals of what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.sample import Sample
+from drivekd.evaluate.answers.answer import Answer, answer_of
+from drivekd.files.writing import synced, writing
+
+#: what hashes that differ mean
+_DIFFERS = {
+    "model": "of another model, or of the same with other weights, type or chat template",
+    "pictures": "about other pictures than there are now, or some of them are missing",
+    "prompt": "to other words: the conversation or its system's turn has changed",
+}
+#: what tells answers of one file apart: id of the sample, run
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What an answer in a file depends on, so that nothing else is continued.
+
+    Attributes:
+        alike: what all rows have in common: the model and how it is asked.
+        pictures: digest of the pictures shown, by sample id.
+        prompts: digest of the messages sent, by sample id.
+    """
+
+    alike: Mapping[str, str | int | float]
+    pictures: Mapping[str, str]
+    prompts: Mapping[str, str]
+
+    def of(self, sample_id: str) -> dict[str, str | int | float]:
+        """What a row holds beside its answer; only what is alike for a sample not asked."""
+        own = {"pictures": self.pictures, "prompt": self.prompts}
+        known = {name: by_id[sample_id] for name, by_id in own.items() if sample_id in by_id}
+        return {**self.alike, **known}
+
+
+def resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[Key, Answer]:
+    """The answers to these samples that a file already holds, after which more can be appended.
+
+    Replies are taken from the file, what is said of them from the samples: it may have changed.
+
+    Raises:
+        ValueError: the file holds answers of another mark or data set, or a line is no answer.
+    """
+    if not out.exists():
+        return {}
+    asked = {sample.id: sample for sample in samples}
+    known: dict[Key, Answer] = {}
+    kept: dict[Key, Mapping[str, Any]] = {}
+    for row in _rows(out):
+        answer = _answer(row, out)
+        key, sample = (answer.id, answer.run), asked.get(answer.id)
+        _refuse_others(row, answer, sample, mark, out)
+        if sample is not None:
+            answer = known.setdefault(key, answer_of(sample, answer.reply, answer.run))
+        kept.setdefault(key, {**row, **asdict(answer)})
+    _rewrite(out, list(kept.values()))
+    return known
+
+
+def append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
+    """Add answers to a file; all are on disk when this returns, none where it raises.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = "".join(_line({**asdict(answer), **mark.of(answer.id)}) for answer in new)
+    with writing(out), out.open("ab", buffering=0) as file:
+        end, rest = file.seek(0, os.SEEK_END), memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # onto half a line nothing can be appended
+            raise
+
+
+def write_answers(
+    samples: Sequence[Sample], answers: Sequence[Answer], out: Path, whose: str
+) -> None:
+    """Write answers that no model is asked for, in their order, in place of those of the same kind.
+
+    Raises:
+        ValueError: the file holds answers of something else.
+    """
+    mark = Mark({"model": whose}, {}, {})
+    resume(out, samples, mark)
+    with synced(out) as draft:
+        rows = (_line({**asdict(answer), **mark.of(answer.id)}) for answer in answers)
+        draft.write_text("".join(rows), encoding="utf-8")
+
+
+def _refuse_others(
+    row: Mapping[str, Any], answer: Answer, sample: Sample | None, mark: Mark, out: Path
+) -> None:
+    own = mark.of(answer.id)
+    differs = ""
+    if sample is not None and (answer.question, answer.expected) != (
+        sample.question,
+        sample.answer,
+    ):
+        differs = f"with another question or answer under the id {answer.id!r}"
+    elif missing := [key for key in own if key not in row]:
+        differs = f"that do not say their {', '.join(missing)}, as earlier versions wrote them"
+    elif (other := next((key for key in own if row[key] != own[key]), None)) is not None:
+        differs = _DIFFERS.get(other, f"with {other} {row[other]!r}, asked for is {own[other]!r}")
+    if differs:
+        raise ValueError(
+            f"answers {out}: the file holds answers {differs}; write to another folder, or delete"
+            " it to have all answered again"
+        )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    # Damage that is no UTF-8 is shown with the line it stands in.
+    lines = path.read_text(encoding="utf-8", errors="backslashreplace").split("\n")
+    complete = lines[:-1]  # what follows the last line break was never finished
+    rows = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"answers {path}, line {number}: expected one JSON object, got {line[:60]!r}"
+                f" ({error}); delete the line or the file"
+            ) from error
+    return rows
+
+
+def _answer(row: Mapping[str, Any], path: Path) -> Answer:
+    fields = Answer.__dataclass_fields__
+    missing = [name for name in fields if name not in row and name != "run"]
+    if missing:
+        raise ValueError(
+            f"answers {path}: a row lacks {', '.join(missing)}; expected the fields"
+            f" {', '.join(fields)}; delete the file and evaluate again"
+        )
+    texts = (row["id"], row["question"], row["expected"], row["reply"])
+    if not all(isinstance(text, str) for text in texts) or type(row.get("run", 0)) is not int:
+        raise ValueError(
+            f"answers {path}: the row of id {row['id']!r:.60} holds no texts, or a run that is no"
+            " number; delete the row or the file"
+        )
+    return Answer(**{name: row[name] for name in fields if name in row})
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    # ASCII: a reply may hold half a surrogate pair, or what other readers take for a line break.
+    return json.dumps(row) + "\n"
+
+
+def _rewrite(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Leave whole rows only, each once."""
+    text = "".join(_line(row) for row in rows)
+    if text != out.read_text(encoding="utf-8", errors="backslashreplace"):
+        with synced(out) as draft:
+            draft.write_text(text, encoding="utf-8")

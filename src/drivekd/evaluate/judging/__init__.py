@@ -1,0 +1,1 @@
+"""Judges of free-text answers."""

@@ -1,0 +1,1 @@
+"""Read replies: options, yes or no, text, tags."""

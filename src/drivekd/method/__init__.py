@@ -1,0 +1,1 @@
+"""The paper as pure functions: no model family, no configuration, no file."""

@@ -1,0 +1,1 @@
+"""How one gradient per loss becomes one update: weights, projection, telemetry."""

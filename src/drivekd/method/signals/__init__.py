@@ -1,0 +1,1 @@
+"""What is compared between teacher and student: layers, attention maps, states, outputs."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 

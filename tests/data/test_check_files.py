@@ -114,8 +114,8 @@ def test_duplicates_in_scenes_name_scene_frame_and_row(tmp_path: Path) -> None:
 #: what a first pass holds at its end and at its peak [bytes]; types are not checked in here
 HELD = """
 import gc, sys, tracemalloc
-from drivekd.data.check import _survey
-from drivekd.data.readers import open_data
+from drivekd.data.check.check import _survey
+from drivekd.data.formats.readers import open_data
 _survey(open_data(sys.argv[1]))  # what is loaded or built once
 for path in sys.argv[1:]:
     tracemalloc.start()

@@ -97,7 +97,7 @@ def test_how_many_lines_there_are_is_shown(tmp_path: Path, monkeypatch: pytest.M
         totals.append(total)
         return items
 
-    for module in ("convert", "info", "corrupt", "leakage"):
+    for module in ("convert", "info", "corrupt.corrupt", "check.leakage"):
         monkeypatch.setattr(f"drivekd.data.{module}.track", seen)
     picture(tmp_path / "a.jpg", 1)
     path = write(tmp_path / "a.jsonl", [row()] * 3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.deploy.stream_server import PIECES, streaming
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.deploy.bench import live, machine, opening, random_weights, rates
 from drivekd.deploy.bench.asked import Asked
 from drivekd.deploy.bench.bench import bench, table

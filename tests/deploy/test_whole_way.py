@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.runs import recipe, tiny_student, write_data
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.distill.train import train
 from drivekd.models.vlm import save
 

@@ -180,8 +180,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from drivekd.evaluate.chat import ChatEndpoint
-from drivekd.evaluate.judge import judge_answers
-from drivekd.evaluate.judges import ChatJudge
+from drivekd.evaluate.judging.judge import judge_answers
+from drivekd.evaluate.judging.judges import ChatJudge
 from evaluate.chat_server import planned
 judge = ChatJudge(ChatEndpoint(sys.argv[1], "m", concurrency=4, tries=2, timeout=30))
 judge_answers(*planned(400), judge, Path(sys.argv[2]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.runs import tiny_student, write_data
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.models.vlm import save
 from evaluate.chat_server import fill, serving
 

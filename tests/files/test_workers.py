@@ -79,7 +79,7 @@ def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from drivekd.data.processes import side_by_side\n"
+        "from drivekd.files.workers import side_by_side\n"
         "def job(path):\n"
         "    Path(path).write_text(str(os.getpid()))\n"
         "    time.sleep(60)\n"

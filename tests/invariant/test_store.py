@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import ranks
 import runs
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.plan import Plan

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from tests.runs import tiny_student, write_data
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.models.vlm import save
 from drivekd.recipe import load
 from drivekd.study.prestudy import run

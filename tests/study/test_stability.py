@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tests.runs import CAPABILITIES, tiny_student, write_data
 
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
 from drivekd.distill.teachers.teacher import freeze

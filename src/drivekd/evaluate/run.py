@@ -51,7 +51,7 @@ class Questions:
 
     Attributes:
         path: the data file.
-        format: of it, as for `drivekd.data.readers.read`.
+        format: of it, as for `drivekd.data.formats.readers.read`.
         root: folder that relative image paths start from.
         max_samples: only so many, drawn by the seed.
         seed: of that draw.

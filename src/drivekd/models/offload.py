@@ -50,3 +50,17 @@ def visiting(model: nn.Module, device: torch.device | None) -> Iterator[None]:
 def carried(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; itself if it is there. From pinned memory nobody waits for it."""
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def refuse_absent(device: str | torch.device) -> None:
+    """Say of a device that it is not there.
+
+    Raises:
+        ValueError: PyTorch knows none of this name, or sees no GPU.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown to PyTorch: choose cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this PyTorch sees no GPU; choose cpu")

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from drivekd.models import hub
-from drivekd.models.device import refuse_absent
+from drivekd.models.offload import refuse_absent
 from drivekd.models.quiet import hush_quantised, quiet
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

@@ -51,7 +51,7 @@ class Data(Part):
     """Where the samples come from and how they are put into batches.
 
     Attributes:
-        train: files of training samples, any format that `drivekd.data.readers.read` knows, or
+        train: files of training samples, any format that `drivekd.read` knows, or
             `HubData` whose rows have such a format.
         eval: the same of samples whose loss is logged, never trained on.
         mixture: shares of capabilities among the questions that are trained on, in any scale, a

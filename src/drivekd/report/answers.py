@@ -9,7 +9,7 @@ evaluation.json
 answers.jsonl (`drivekd evaluate`)
     a row per question and run: id, capability, template, scene, question, expected, reply, correct,
     run (0 where absent).
-verdicts.jsonl (optional; `drivekd.evaluate.judge`)
+verdicts.jsonl (optional; `drivekd.evaluate.judging.judge`)
     a row per answer and run of the judge: id, answer_run, run, sheet, status, scores, total,
     reason.
 scores.json (optional)

@@ -14,7 +14,7 @@ scenes.json (optional; `drivekd.looking.write_scenes`)
 ARM/scores.json (`drivekd.evaluate.score.write_scores`)
     {"capabilities": {name: S}, "templates": {name: S}, "average": S}, S = {"n", "accuracy", "low",
     "high", "scenes"} in percent; low and high may be null.
-ARM/answers.jsonl (`drivekd.evaluate.asking.answers`)
+ARM/answers.jsonl (`drivekd.evaluate.answers.asking.answers`)
     one row per question and run: id, run, capability, template, scene, question, expected, reply,
     correct, and what the answer depends on.
 ARM/log.jsonl (`drivekd train`)

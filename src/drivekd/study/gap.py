@@ -35,7 +35,7 @@ def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:
 
     Args:
         student: whose layers are counted.
-        vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
+        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
         encoded: samples with pictures, in the student's encoding.
     """
     depth = len(vlms.decoder_layers(student))

@@ -51,7 +51,7 @@ def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iter
     of a question, which therefore cost little.
 
     Args:
-        vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
+        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
         samples: in any order.
         reading: how tokens become features.
 

@@ -89,7 +89,7 @@ def read_row(
     which positions a feature or profile is of.
 
     Args:
-        vlm: a teacher prepared by `drivekd.distill.teacher.freeze`.
+        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
         encoded: samples with the same prefix and images, or a single one.
         features: visual tokens already computed.
         reading: see `Reading`.

@@ -26,7 +26,7 @@ from deploy.serving.chat_service import (
     text,
     user,
 )
-from drivekd.cli.app import app
+from drivekd.cli import app
 from drivekd.deploy.serving import serve as module
 from drivekd.deploy.serving.limits import Limits
 from drivekd.deploy.serving.serve import listening, serve

@@ -82,7 +82,7 @@ def check(
     root: str | Path | None = None,
     fix: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Look for everything in `drivekd.data.findings.CHECKS`.
+    """Look for everything in `drivekd.data.check.findings.CHECKS`.
 
     Args:
         path: the data file.

@@ -20,7 +20,7 @@ class RowError(ValueError):
     """A row that is wrong by itself: the rows after it can still be read.
 
     Attributes:
-        check: the name of the check that it fails (drivekd.data.findings).
+        check: the name of the check that it fails (drivekd.data.check.findings).
     """
 
     def __init__(self, message: str, check: str = "row") -> None:

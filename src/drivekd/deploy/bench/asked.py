@@ -15,7 +15,7 @@ from drivekd.deploy.bench import random_weights
 from drivekd.deploy.bench.engine import Engine, local, refuse_uncompilable
 from drivekd.deploy.bench.opening import open_model, refuse_too_large
 from drivekd.deploy.bench.server import server
-from drivekd.models.device import refuse_absent
+from drivekd.models.offload import refuse_absent
 from drivekd.models.vlm import Vlm
 
 ENGINES = ("sdpa", "compiled", "server")

@@ -1,7 +1,7 @@
 """Measures how fast a model answers and how much memory that takes; the numbers as table and JSON.
 
-from drivekd.deploy.asked import Asked
-from drivekd.deploy.bench import bench, table
+from drivekd.deploy.bench.asked import Asked
+from drivekd.deploy.bench.bench import bench, table
 print(table(bench(Asked(model="world:student_base", cameras=(1, 6)))))
 """
 

@@ -11,7 +11,7 @@ from drivekd.deploy.bench import cost, machine
 from drivekd.deploy.bench.cost import Load
 from drivekd.models import published
 from drivekd.models import vlm as vlms
-from drivekd.models.device import refuse_absent
+from drivekd.models.offload import refuse_absent
 from drivekd.models.vlm import Vlm
 
 #: most visual tokens of a picture, tokens of a camera's name and of a question, at most [ours]

@@ -1,6 +1,6 @@
 """Export: a trained model as a folder for plain transformers or a server, checked before it counts.
 
-from drivekd.deploy.export import export
+from drivekd.deploy.export.export import export
 export("out/try/final", Path("out/try-nf4"), quantise="nf4", dtype="bfloat16")
 """
 

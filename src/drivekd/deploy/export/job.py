@@ -12,7 +12,7 @@ from drivekd.deploy.export.adapter import SETTINGS, tensors
 from drivekd.deploy.export.layouts import refuse_unlike
 from drivekd.deploy.export.quantise import Scheme, refuse_unready
 from drivekd.models import vlm as vlms
-from drivekd.models.device import refuse_absent
+from drivekd.models.offload import refuse_absent
 
 Layout = Literal["hf", "internvl-chat"]
 Dtype = Literal["bfloat16", "float32", "float16"]

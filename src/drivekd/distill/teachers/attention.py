@@ -158,7 +158,7 @@ def capture(
         raise ValueError(
             f"attention capture: no map of layers {[layer + 1 for layer in missing]} (of "
             f"{len(layers)}); expected one forward pass through them inside the block, on a model "
-            "prepared by drivekd.distill.attention.install"
+            "prepared by drivekd.distill.teachers.attention.install"
         )
 
 

@@ -1,6 +1,6 @@
 """Asks an OpenAI-compatible server the questions of a data set: vLLM, SGLang, `transformers serve`.
 
-    from drivekd.evaluate.remote import remote_answers
+    from drivekd.evaluate.answers.remote import remote_answers
     endpoint = ChatEndpoint("http://127.0.0.1:8000/v1", "OpenGVLab/InternVL3-8B-hf")
     given = remote_answers(endpoint, samples, Asking(max_new_tokens=512), Path("answers.jsonl"))
 
@@ -93,7 +93,7 @@ def remote_answers(
         One Answer per sample, in their order, for run 0, then for run 1, ….
 
     Raises:
-        ValueError: as of `drivekd.evaluate.asking.answers`, or a picture that cannot be read.
+        ValueError: as of asking.answers, or a picture that cannot be read.
         ChatError: the server refuses everybody (key, payment, address).
         RuntimeError: some questions got no answer. In all cases answers that came are kept.
     """

@@ -1,6 +1,6 @@
 """Judges free-text answers by a sheet of points: asked once, cached, read strictly, never guessed.
 
-    from drivekd.evaluate.judge import Settings, judge_answers
+    from drivekd.evaluate.judging.judge import Settings, judge_answers
     verdicts = judge_answers(answers, samples, judge, out, Settings(runs=5))
 
 `judge` is one of judges.py. `out` gets `verdicts.sqlite`, the paid replies. A second

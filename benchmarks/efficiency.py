@@ -41,6 +41,7 @@ from drivekd.deploy.bench.cost import Load
 from drivekd.deploy.bench.opening import refuse_too_large
 from drivekd.deploy.bench.rates import Rates
 from drivekd.evaluate import published
+from drivekd.files.writing import write_json
 from drivekd.models.encode import encode
 from drivekd.models.published import PUBLISHED, parameters
 from drivekd.models.vlm import Vlm
@@ -122,8 +123,7 @@ def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}")
     found = {"key": key, **json.loads(done.stdout.splitlines()[-1])}
-    folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(found), encoding="utf-8")
+    write_json(kept, found)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from drivekd.files.writing import write_json
 
 RESULTS = Path("results")
 
@@ -47,8 +48,7 @@ def provenance() -> dict[str, str]:
 def write_result(name: str, content: Mapping[str, Any]) -> Path:
     """Write `results/NAME.json` with its provenance and return its path."""
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**content, **provenance()}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {**content, **provenance()})
     return path
 
 

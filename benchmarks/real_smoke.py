@@ -54,6 +54,7 @@ from drivekd.distill.corpus import training_samples  # noqa: E402
 from drivekd.distill.train import train  # noqa: E402
 from drivekd.files.lock import locked  # noqa: E402
 from drivekd.files.workers import side_by_side  # noqa: E402
+from drivekd.files.writing import write_json  # noqa: E402
 from drivekd.models.batch import answer_loss, collate, encode, forward  # noqa: E402
 from drivekd.models.features import FeatureCache, image_features  # noqa: E402
 from drivekd.models.generate import generate, generate_ids  # noqa: E402
@@ -351,7 +352,7 @@ def main() -> int:
         print(f"{'ok  ' if check.holds else 'FAIL'} {check.claim}: {figures}")
     passed = all(check.holds for check in checks)
     result = {"note": NOTE, "passed": passed, "checks": [asdict(check) for check in checks]}
-    (OUT / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(OUT / "result.json", result)
     print(json.dumps(result))
     return 0 if passed else 1
 

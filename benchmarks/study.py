@@ -30,6 +30,7 @@ from drivekd.demo.demo import arm_recipe, score_team
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import Scores, majority, paired, score
 from drivekd.files.workers import side_by_side
+from drivekd.files.writing import write_json
 from drivekd.recipe import Recipe, load, to_yaml
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
@@ -209,7 +210,7 @@ def note_look(recipe: Recipe) -> None:
     path = RESULTS / "test_log.json"
     looks = json.loads(path.read_text()) if path.exists() else []
     looks.append({"recipe_hash": recipe_hash(recipe), **provenance()})
-    path.write_text(json.dumps(looks, indent=1) + "\n")
+    write_json(path, looks)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from drivekd.data.sample import CAMERAS, CAPABILITIES, Sample
 from drivekd.distill.train import train
 from drivekd.distill.trained import device
 from drivekd.files.workers import side_by_side
+from drivekd.files.writing import write_json
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm, load, save, vision_parts
@@ -308,7 +309,7 @@ def run_stage(name: str, shop: Workshop, threads: int = 1) -> None:
     starts = [load(shop.out / start, device=device()) for start in stage.after]
     vlm, facts = stage.make(shop, starts)
     save(vlm, shop.out / name)
-    card.write_text(json.dumps({"key": mark, **facts}, indent=1))  # last: the stage is complete
+    write_json(card, {"key": mark, **facts})  # last: the stage is complete
 
 
 def rounds() -> list[list[str]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
     results.close()  # type: ignore[attr-defined]  a generator
     assert time.monotonic() - started < 2.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_child_of_the_caller_survives_an_early_leave(tmp_path: Path) -> None:
+    child = get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        results = side_by_side(square, range(4), 2)
+        next(results)
+        results.close()  # type: ignore[attr-defined]  a generator
+        child.join(0.3)
+        assert child.exitcode is None
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:

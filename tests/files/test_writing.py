@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.files.writing import draft_of, filling, new_rows, whole_folder, writing
+from drivekd.files.writing import atomic_folder, draft_of, filling, new_rows, writing
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -53,16 +53,16 @@ def test_a_folder_is_there_as_a_whole_and_takes_the_place_of_the_earlier_one(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "new" / "out"
-    with whole_folder(out) as draft:
+    with atomic_folder(out) as draft:
         (draft / "inner").mkdir()
         (draft / "inner/a").write_text("first")
         assert not out.exists()
     draft_of(out).mkdir()  # what a killed process left
     (draft_of(out) / "half").write_text("")
-    with pytest.raises(ZeroDivisionError), whole_folder(out) as draft:
+    with pytest.raises(ZeroDivisionError), atomic_folder(out) as draft:
         (draft / "b").write_text(str(1 / 0))
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert (out / "inner/a").read_text() == "first"
-    with whole_folder(out) as draft:
+    with atomic_folder(out) as draft:
         (draft / "b").write_text("second")
     assert [path.name for path in out.iterdir()] == ["b"]

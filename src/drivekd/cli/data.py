@@ -122,16 +122,18 @@ def data_check(
     ] = None,
 ) -> None:
     """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
-    from drivekd.data.check.check import check, make_room, table, write_json
+    from drivekd.data.check.check import check, make_room, table
 
     if out is not None:
         make_room(out, (path, test, fix))
     report = check(path, test, format=format, root=root, fix=fix)
     typer.echo(table(report))
     if out is not None:
+        from drivekd.files.writing import write_json
         from drivekd.report.check_page import write_check_page
 
-        typer.echo(write_json(report, out / "check.json"))
+        write_json(out / "check.json", report)
+        typer.echo(out / "check.json")
         typer.echo(write_check_page(report, out / "check.html"))
     if report["errors"]:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.files.workers import side_by_side
+from drivekd.files.writing import write_json
 from drivekd.recipe import Recipe, load
 
 if TYPE_CHECKING:
@@ -111,10 +112,8 @@ def timed(out: Path) -> Iterator[Callable[[], float]]:
         return earlier + time.monotonic() - started
 
     def write() -> None:
-        fresh = note.with_suffix(".part")
         with suppress(OSError):  # a full disk: what fails next says so of a file that matters
-            fresh.write_text(json.dumps({"seconds": round(seconds(), 1)}) + "\n")
-            fresh.replace(note)
+            write_json(note, {"seconds": round(seconds(), 1)})
 
     def tick() -> None:
         while not done.wait(TICK):
@@ -225,7 +224,7 @@ def _about(out: Path, base: Recipe) -> None:
         {"command": "drivekd report " + str(out), "what": "the page again, from the same results"},
     ]
     about = {"title": "Drive-KD in the embedded world", "facts": facts, "commands": commands}
-    (out / "about.json").write_text(json.dumps(about, indent=1))
+    write_json(out / "about.json", about)
 
 
 def verdicts(path: Path) -> dict[str, bool]:
@@ -271,7 +270,7 @@ def _summary(out: Path, seconds: float) -> dict[str, Any]:
         scores[arm]["average"] = found["average"]["accuracy"]
         counts = {c: found["capabilities"][c]["n"] for c in CAPABILITIES}
     summary = {"scores": scores, "n": counts, "seconds": seconds}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_json(out / "summary.json", summary)
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from drivekd.data.tags import Tag, read_tags
 from drivekd.distill.teachers import attention
 from drivekd.evaluate.answers.answer import answer_of
 from drivekd.files.progress import track
+from drivekd.files.writing import write_json
 from drivekd.method.signals.layers import resolve
 from drivekd.models.batch import collate, forward
 from drivekd.models.encode import Encoded, encode
@@ -172,7 +172,7 @@ def attention_cases(
             }
         cases.append(_case(sample, view, arms, folder.parent))
     np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
-    _write_json(folder / "cases.json", cases)
+    write_json(folder / "cases.json", cases)
     return folder
 
 
@@ -202,7 +202,7 @@ def write_scenes(samples: Sequence[Sample], path: Path) -> Path:
         frames.setdefault(sample.frame or sample.scene or sample.id, []).append(sample)
     scenes = [_scene(frame, asked, path.parent) for frame, asked in frames.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, scenes)
+    write_json(path, scenes)
     return path
 
 
@@ -241,8 +241,3 @@ def _relative(images: Mapping[str, Path], run: Path) -> dict[str, str]:
         camera: Path(os.path.relpath(path.resolve(), run.resolve())).as_posix()
         for camera, path in images.items()
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")

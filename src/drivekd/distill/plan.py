@@ -24,6 +24,7 @@ from drivekd.distill.teachers.bridges import Bridges
 from drivekd.distill.teachers.teacher import Teacher, Term
 from drivekd.distill.trained import load_student, trained
 from drivekd.files.progress import tell, track
+from drivekd.files.writing import write_json
 from drivekd.method.combine import torchjd
 from drivekd.models import offload
 from drivekd.models import vlm as vlms
@@ -383,5 +384,5 @@ def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path
         "see_alike": _seeing_alike(plan),
         "layers": {term.capability: dict(term.matches) for term in plan.terms},
     }
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "run.json", about)
     (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from drivekd.evaluate.resampling import holm
 from drivekd.evaluate.robustness import Robustness, is_robustness, robustness_of
 from drivekd.evaluate.robustness import table as robustness_table
 from drivekd.evaluate.same import refuse_other_judges, refuse_other_questions
-from drivekd.files.writing import whole
+from drivekd.files.writing import write_json
 
 Outcome = Literal["better", "worse", "not distinguishable", "not known"]
 #: a difference is beyond noise below this p
@@ -97,9 +96,7 @@ def run(folders: Sequence[Path], out: Path | None = None, *, judged: bool = True
     if is_robustness(evaluations):
         robust = robustness_of(evaluations, judged=judged)
     if out is not None:
-        with whole(out) as draft:
-            text = json.dumps(as_json(found, robust), indent=2, ensure_ascii=False)
-            draft.write_text(text + "\n", encoding="utf-8")
+        write_json(out, as_json(found, robust))
     return table(found) + ("" if robust is None else "\n\n" + robustness_table(robust))
 
 

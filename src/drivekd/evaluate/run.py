@@ -38,7 +38,7 @@ from drivekd.evaluate.pairs import Given
 from drivekd.evaluate.results import Results, as_json, results
 from drivekd.evaluate.score import majority
 from drivekd.files.lock import locked
-from drivekd.files.writing import whole
+from drivekd.files.writing import write_json
 
 #: main answers lie in the folder itself
 MAIN, BLACK, MAJORITY = "", "black", "majority"
@@ -127,7 +127,7 @@ def evaluate(
             given |= _controls(who, samples, train, asking, out)
         for name in (MAIN, BLACK, MAJORITY):  # of an earlier judge; what was paid is in the store
             (out / name / VERDICTS).unlink(missing_ok=True)
-        _write(
+        write_json(
             out / "evaluation.json",
             _settings(who, questions, asking)
             | {"controls": [name for name in given if name], "judge": judging and _judge(judging)},
@@ -137,7 +137,7 @@ def evaluate(
         sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
         judge = judging.judge.identity().get("model") if judging is not None else None
         found = results(samples, sides.pop(MAIN), sides, judge, seed=questions.seed)
-        _write(out / "scores.json", as_json(found))
+        write_json(out / "scores.json", as_json(found))
     return found
 
 
@@ -218,8 +218,3 @@ def _judge(judging: Judging) -> dict[str, Any]:
         "criteria": criteria,
         "prompts": hashlib.blake2b(words.encode(), digest_size=8).hexdigest(),
     }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with whole(path) as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

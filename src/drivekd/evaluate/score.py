@@ -5,7 +5,6 @@ All percentages are 0 … 100. What has no questions has no score: it is left ou
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from drivekd.evaluate.resampling import (
     places,
     tally,
 )
-from drivekd.files.writing import writing
+from drivekd.files.writing import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +164,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
 
 def write_scores(scores: Scores, path: Path) -> None:
     """Writes `as_json` to a file."""
-    with writing(path):
-        path.write_text(json.dumps(as_json(scores), indent=2) + "\n", encoding="utf-8")
+    write_json(path, as_json(scores))
 
 
 def majority(train: Sequence[Sample], test: Sequence[Sample]) -> list[Answer]:

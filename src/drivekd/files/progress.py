@@ -1,19 +1,21 @@
-"""Progress with an estimate of the time left: a bar on a terminal, plain lines elsewhere."""
+"""Progress with the time left: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 
-#: seconds between two plain lines when stderr is not a terminal [s]
+#: seconds between two plain lines; work that ends sooner shows none [s]
 PLAIN_INTERVAL = 10.0
-#: seconds between two steps of a bar [s]
-BAR_INTERVAL = 0.1
+_LINE = "{desc}: {n_fmt}{of_total}, {rate_noinv:.1f}/s{left}{postfix}"
 
 
 def track(
@@ -32,106 +34,68 @@ def track(
         total: their number; taken from `len(items)` where it has one. Without a number the
             count and the rate are shown, but no time left.
         label: what is being done, e.g. `rendering scenes`.
-        status: says what else there is to show, asked whenever something is shown.
+        status: what else there is to show, called whenever something is shown.
         before: of the total, those that an earlier call went through.
-
-    Yields:
-        The items, unchanged and in order.
     """
     if os.environ.get("RANK", "0") != "0":
         return iter(items)
     if total is None and isinstance(items, Sized):
         total = len(items)
-    shown = _bar if sys.stderr.isatty() else _lines
-    return shown(items, total, label, status, before)
+    return iter(_Progress(status, items, desc=label or "progress", total=total, initial=before))
 
 
 def tell(line: str) -> None:
     """Show one line on stderr; of several processes that do the same, only the first shows it."""
     if os.environ.get("RANK", "0") == "0":
-        _write(line)
-
-
-def _bar(
-    items: Iterable[T], total: int | None, label: str, status: Callable[[], str], before: int
-) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn(
-            "{task.fields[status]}",
-            markup=False,
-            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),  # the room left
-        ),
-    )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
-        task = progress.add_task(label, total=total, completed=before, status="")
-        shown, new = time.monotonic(), 0
-        for item in items:
-            yield item
-            new += 1
-            if time.monotonic() - shown >= BAR_INTERVAL:  # drawing costs more than most items
-                progress.update(task, advance=new, status=status())
-                shown, new = time.monotonic(), 0
-        progress.update(task, advance=new, status=status())
-
-
-def _lines(
-    items: Iterable[T], total: int | None, label: str, status: Callable[[], str], before: int
-) -> Iterator[T]:
-    started = shown = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - shown >= PLAIN_INTERVAL:
-            shown = now
-            _write(_line(label, done, total, now - started, status(), before))
-    # The last line comes only where an earlier one did: quick work stays quiet.
-    if shown != started:
-        _write(_line(label, done, total, time.monotonic() - started, status(), before))
-
-
-def _line(
-    label: str, done: int, total: int | None, seconds: float, status: str, before: int
-) -> str:
-    """One plain line, e.g. `rendering scenes: 120/5000, 9.8/s, 8m18s left`."""
-    reached = before + done
-    count = f"{reached}/{total}" if total is not None else str(reached)
-    parts = [count, f"{done / seconds:.1f}/s"]
-    if total is not None and reached < total:
-        parts.append(f"{duration(seconds / done * (total - reached))} left")
-    elif reached == total:
-        parts.append(f"done in {duration(seconds)}")
-    parts += [status] if status else []
-    return f"{label or 'progress'}: {', '.join(parts)}"
+        tqdm.write(line, sys.stderr)
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:
     """A length of time for people: `42s`, `8m18s`, `2h05m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    full = round(seconds)
+    if full < 60:
+        return f"{full}s"
+    if full < 3600:
+        return f"{full // 60}m{full % 60:02d}s"
+    return f"{full // 3600}h{full % 3600 // 60:02d}m"
 
 
-def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+class _Progress(tqdm):  # type: ignore[type-arg]  # it is generic in its stubs only
+    """tqdm with a status, and with lines such as `rendering scenes: 120/5000, 9.8/s, 8m18s left`.
+
+    Its rate is the average since the start, for what is tracked here takes uneven time.
+    """
+
+    monitor_interval = 0  # every item looks at the clock, so no thread has to
+
+    def __init__(self, status: Callable[[], str], items: Iterable[T], **settings: Any) -> None:
+        self._status = status
+        if sys.stderr.isatty():
+            settings |= {"file": sys.stderr, "dynamic_ncols": True}
+        else:
+            settings |= {"file": _Lines(), "bar_format": _LINE}
+            settings |= {"mininterval": PLAIN_INTERVAL, "delay": PLAIN_INTERVAL}
+        super().__init__(items, miniters=1, smoothing=0, **settings)
+
+    @property
+    def format_dict(self) -> Any:
+        facts = super().format_dict
+        done, total, seconds = self.n - self.initial, self.total, facts["elapsed"]
+        left = ""
+        if total is not None and self.n >= total:
+            left = f", done in {duration(seconds)}"
+        elif total is not None and done:
+            left = f", {duration(seconds / done * (total - self.n))} left"
+        of_total = "" if total is None else f"/{total}"
+        return facts | {"postfix": self._status(), "left": left, "of_total": of_total}
+
+
+class _Lines(io.TextIOBase):
+    """Stderr without what moves a terminal's cursor: each text that is written is one line."""
+
+    def write(self, text: str) -> int:
+        if line := re.sub(r"[\r\n]|\x1b\[A", "", text).strip():
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        return len(text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 J = TypeVar("J")
@@ -43,9 +43,11 @@ def side_by_side(function: Callable[[J], R], jobs: Iterable[J], workers: int) ->
             done = True
         finally:
             if not done:
+                # Only the pool knows which of this process's children are its own.
+                ours = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
-                for child in active_children():
-                    child.terminate()
+                for worker in ours:
+                    worker.terminate()
 
 
 def _end_with_parent() -> None:

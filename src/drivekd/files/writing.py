@@ -1,4 +1,4 @@
-"""Files that are named when they cannot be written, or are there only when they are complete."""
+"""Files that an error names when they cannot be written, and that are there only when complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def writing(path: Path, draft: Path | None = None) -> Iterator[None]:
 
     Args:
         path: the file.
-        draft: where it is written at first; nobody is told this name.
+        draft: the name it is written under at first, which no error shows.
 
     Raises:
         OSError: the system's own, which does not know the file when the disk is full.
@@ -33,16 +33,31 @@ def writing(path: Path, draft: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place to write a file at, which is then there as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
+def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Give a place to write a file at, which then replaces the file completely or not at all.
+
+    With `sync` it is on disk when the block ends.
+    """
+    draft = draft_of(path)
     try:
         with writing(path, draft):
             yield draft
+            if sync:
+                flush(draft)
             draft.replace(path)
+        if sync:
+            flush(path.parent)
     finally:
         with suppress(OSError):  # its folder may be none
             draft.unlink()
+
+
+def write_json(path: Path, content: Any, *, sync: bool = False) -> None:
+    """Write plain data as a JSON file for programs and people, completely or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    with atomic_file(path, sync=sync) as draft:
+        # Half a surrogate pair, which an id may hold, has no UTF-8 but an escape in JSON.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -54,30 +69,18 @@ def new_file(path: Path) -> Iterator[TextIO]:
     """
     if path.exists():
         raise ValueError(f"{path} exists already: name a new file")
-    with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as draft, draft.open("w", encoding="utf-8") as file:
         yield file
 
 
-@contextmanager
-def synced(path: Path) -> Iterator[Path]:
-    """The same as `whole`, and on disk when the block ends."""
-    with whole(path) as draft:
-        yield draft
-        sync(draft)
-    sync(path.parent)
-
-
-def draft_of(folder: Path) -> Path:
-    """What a folder is called until it is complete."""
-    return folder.with_name(f".{folder.name}.partial")
+def draft_of(path: Path) -> Path:
+    """What a file or folder is called until it is complete."""
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to fill a folder at, which is then there, on disk, as a whole or not at all.
-
-    It takes the place of an earlier folder of that name only when it is complete.
-    """
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give a place to fill a folder at, which then replaces it, on disk, completely or not at all."""
     draft = draft_of(folder)
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -86,14 +89,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in sorted(draft.rglob("*")):
             if path.is_file():
                 share(path)
-            sync(path)
-        sync(draft)
+            flush(path)
+        flush(draft)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)
-        sync(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -107,7 +110,7 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def sync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

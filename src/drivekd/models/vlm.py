@@ -7,7 +7,6 @@ round.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
+from drivekd.files.writing import write_json
 from drivekd.models import hub
 from drivekd.models.offload import refuse_absent
 from drivekd.models.quiet import hush_quantised, quiet
@@ -266,8 +266,7 @@ def save_readers(vlm: Vlm, folder: Path) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             video[name] = getattr(vlm.image_processor, name)
     for name, content in (("processor_config", processor), ("video_preprocessor_config", video)):
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        write_json(folder / f"{name}.json", content)
 
 
 def locate(source: str | Path) -> str:

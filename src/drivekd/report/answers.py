@@ -30,7 +30,7 @@ from markupsafe import Markup
 from drivekd.data.formats.readers import read
 from drivekd.data.formats.rows import one_line
 from drivekd.data.sample import Sample
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 from drivekd.report.answer_rows import Judged, content, number, text_of
 from drivekd.report.answer_scores import score_table
 from drivekd.report.results import Row, read_json, read_lines
@@ -72,7 +72,7 @@ def write_answers(folder: Path) -> Path:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = folder / "report.html"
-    with whole(path) as draft:
+    with atomic_file(path) as draft:
         draft.write_bytes(page.encode("utf-8", "replace"))  # a name may hold half a character
     return path
 

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 
 Content = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def draw(content: Content, folder: Path) -> tuple[Path, Path]:
     """
     places = folder / "prestudy.png", folder / "prestudy.svg"
     for path in places:
-        with whole(path) as draft:
+        with atomic_file(path) as draft:
             draft.write_bytes(_picture(content, path.suffix[1:]))
     return places
 

@@ -17,7 +17,7 @@ from PIL import Image
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS
 from drivekd.data.tags import PICTURE, read_tags
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 from drivekd.report.figures import Mark, data_uri, tile
 from drivekd.report.prestudy import SETTINGS
 
@@ -45,7 +45,7 @@ def draw_stability(content: Content, folder: Path) -> tuple[Path, Path]:
     with np.load(folder / "stability.npz", allow_pickle=False) as maps:
         figure = _figure(content, folder, maps)
     for path in places:
-        with whole(path) as draft:
+        with atomic_file(path) as draft:
             draft.write_bytes(_bytes(figure, path.suffix[1:]))
     return places
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from drivekd.data.pictures import UNREADABLE, read_image
 from drivekd.files.progress import track
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 
 #: of a copy at most [px]
 WIDTH = 480
@@ -66,7 +66,7 @@ def _thumbnail(path: Path, out: Path) -> Thumbnail | None:
         except ValueError:
             return None
         image.thumbnail((WIDTH, 4 * WIDTH))
-        with whole(copy) as draft:
+        with atomic_file(copy) as draft:
             image.save(draft, format="JPEG", quality=_QUALITY)
         size = image.size
     return Thumbnail(f"{out.name}/{copy.name}", *size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from drivekd.distill.train import train
 from drivekd.distill.trained import load_student
 from drivekd.files.lock import locked
 from drivekd.files.progress import track
-from drivekd.files.writing import new_rows, whole
+from drivekd.files.writing import new_rows, write_json
 from drivekd.method.signals.layers import resolve
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
@@ -153,8 +152,7 @@ def run(probes: Probes, out: Path) -> dict[str, Any]:
             "candidates": figures,
             "advice": _advice(figures),
         }
-        with whole(out / "capacity.json") as draft:
-            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(out / "capacity.json", content)
     return content
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 from drivekd.distill.order import stream
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 
 SIDE = 192  # of a picture [px]
 COLOURS = {
@@ -62,7 +62,7 @@ def draw_general(folder: Path, pictures: int, seed: int) -> list[Sample]:
         random = stream(seed, "general", number)
         figures = _figures(random)
         path = folder / f"{number}.png"
-        with whole(path) as draft:
+        with atomic_file(path) as draft:
             _drawn(figures, random).save(draft, format="PNG")
         rows += [
             {
@@ -78,7 +78,7 @@ def draw_general(folder: Path, pictures: int, seed: int) -> list[Sample]:
             for kind, question, answer in asked(figures, random)
         ]
     path = folder / "questions.jsonl"
-    with whole(path) as draft:
+    with atomic_file(path) as draft:
         draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return list(read(path))
 

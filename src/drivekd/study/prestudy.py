@@ -19,7 +19,7 @@ from drivekd.distill.order import scene_of, select
 from drivekd.distill.out_of_memory import happened
 from drivekd.distill.teachers import teacher as teachers
 from drivekd.files.lock import locked
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file, write_json
 from drivekd.models import vlm as vlms
 from drivekd.study.fragment import fragment
 from drivekd.study.general import draw_general
@@ -89,7 +89,7 @@ def run(
             write(steadiness, found.advice, about, out)
         lines = fragment(found.advice, teacher, about["layers"], pupil)
         _write(out / "recipe.fragment.yaml", lines)
-        _write(out / "prestudy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_json(out / "prestudy.json", content)
     return content
 
 
@@ -170,7 +170,7 @@ def _drawn(out: Path, seed: int) -> list[Sample]:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as draft:
+    with atomic_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 

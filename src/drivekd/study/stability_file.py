@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file, write_json
 from drivekd.study.panels import FEWEST, curve_json
 from drivekd.study.recommend import Advice, named
 from drivekd.study.stability import (
@@ -70,11 +69,9 @@ def write(
         "lacks": _lacks(steadiness.sums),
         "worst": [_case_json(case, out) for case in cases],
     }
-    with whole(out / "stability.npz") as draft, draft.open("wb") as file:
+    with atomic_file(out / "stability.npz") as draft, draft.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **_arrays(cases))
-    with whole(out / "stability.json") as draft:
-        text = json.dumps(content, ensure_ascii=False, indent=1)
-        draft.write_text(text + "\n", encoding="utf-8")
+    write_json(out / "stability.json", content)
     return content
 
 

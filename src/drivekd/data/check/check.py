@@ -7,7 +7,6 @@ leaks, or a clean copy to write. Rows are never held in memory.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from drivekd.data.formats.rows import RowError, line_count, one_line
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.data.tags import Unit, main_unit
 from drivekd.files.progress import track
-from drivekd.files.writing import writing
 
 #: rows whose tags decide which unit the file is written in
 _HEAD = 1000
@@ -259,13 +257,6 @@ def _cleaned(fix: str | Path | None, copy: Cleaner | None) -> dict[str, Any] | N
     if fix is None or copy is None:
         return None
     return {"file": str(fix), "list": str(list_beside(Path(fix))), **copy.counts()}
-
-
-def write_json(report: Mapping[str, Any], path: Path) -> Path:
-    """Write a report as JSON and return its path."""
-    with writing(path):
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def table(report: Mapping[str, Any]) -> str:

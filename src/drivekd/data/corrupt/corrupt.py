@@ -28,7 +28,7 @@ from drivekd.data.sample import CAMERAS, Sample
 from drivekd.files.lock import locked
 from drivekd.files.progress import track
 from drivekd.files.workers import side_by_side
-from drivekd.files.writing import filling, whole
+from drivekd.files.writing import atomic_file, filling
 
 FORMAT = 1
 ALL = "all"
@@ -165,7 +165,7 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
     elif held := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
         raise ValueError(f"{folder} holds other files ({held[0]}): choose an empty or a new folder")
     else:
-        with whole(note) as unfinished:
+        with atomic_file(note) as unfinished:
             unfinished.write_text(wanted)
 
 
@@ -211,7 +211,7 @@ def make_one(seed: int, job: Job) -> Path:
         raise ValueError(f"{source.where}: {error}") from error
     except RuntimeError as error:
         raise RuntimeError(f"{source.where}: image {source.path}: {error}") from error
-    with whole(job.target) as unfinished:
+    with atomic_file(job.target) as unfinished:
         if job.target.suffix.lower() in _JPEG:
             corrupted.save(unfinished, "JPEG", quality=95, subsampling=0)
         else:
@@ -222,7 +222,7 @@ def make_one(seed: int, job: Job) -> Path:
 def _write_questions(path: Path, root: Path, folder: Path) -> Path:
     questions = folder / f"{path.stem}.jsonl"
     samples = track(read(path, root=root), line_count(path), "writing questions")
-    with whole(questions) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with atomic_file(questions) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for sample in samples:
             file.write(json.dumps(_row(sample, root)) + "\n")
     return questions

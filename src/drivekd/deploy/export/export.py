@@ -6,7 +6,6 @@ export("out/try/final", Path("out/try-nf4"), quantise="nf4", dtype="bfloat16")
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from drivekd.deploy.export.job import NOTE, Dtype, Job, Layout, job
 from drivekd.deploy.export.layouts import chat_config, from_chat, same, to_chat
 from drivekd.deploy.export.quantise import Scheme, kept, quantised, rounded_layers, untouched
 from drivekd.deploy.export.verify import agreement, plainly_loaded, questions, replies
-from drivekd.files.writing import whole_folder
+from drivekd.files.writing import atomic_folder, write_json
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
 
@@ -168,7 +167,7 @@ def _facts(job: Job, vlm: Vlm) -> dict[str, Any]:
 def _writing(out: Path) -> Iterator[Path]:
     """A place to fill, and one line where the disk is full."""
     try:
-        with whole_folder(out) as draft:
+        with atomic_folder(out) as draft:
             yield draft
     except SafetensorError as error:
         free = shutil.disk_usage(next(p for p in out.parents if p.exists())).free / 2**20
@@ -192,8 +191,7 @@ def _write_hf(job: Job, vlm: Vlm, draft: Path) -> dict[str, Any]:
 def _write_chat(job: Job, vlm: Vlm, draft: Path) -> None:
     dtype = str(job.dtype).removeprefix("torch.")
     save_torch_state_dict(to_chat(_weights(vlm)), draft, max_shard_size=_SHARD)
-    config = json.dumps(chat_config(vlm.model.config, dtype), indent=2, sort_keys=True)
-    (draft / "config.json").write_text(config + "\n", encoding="utf-8")
+    write_json(draft / "config.json", chat_config(vlm.model.config, dtype))
     generation: Any = vlm.model.generation_config
     generation.save_pretrained(draft)
     vlms.save_readers(vlm, draft)
@@ -212,7 +210,7 @@ def _describe(job: Job, facts: dict[str, Any], draft: Path) -> None:
     source = Path(vlms.locate(job.model)) / "README.md"
     text = source.read_text(encoding="utf-8") if source.is_file() else None
     (draft / "README.md").write_text(card.text(text, facts, job.out), encoding="utf-8")
-    (draft / NOTE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(draft / NOTE, facts)
 
 
 def _files(folder: Path) -> list[Path]:

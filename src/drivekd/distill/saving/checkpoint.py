@@ -28,7 +28,7 @@ from torch import Tensor
 
 from drivekd.distill.saving import lora
 from drivekd.distill.saving.trainer_state import FILE, FINAL, State, place_of, write_state
-from drivekd.files.writing import draft_of, whole_folder
+from drivekd.files.writing import atomic_folder, draft_of
 from drivekd.models import vlm as vlms
 
 BRIDGES = "bridges.safetensors"
@@ -171,7 +171,7 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
         OSError: with the folder, the reason and the space left, in one line.
     """
     try:
-        with whole_folder(target) as draft:
+        with atomic_folder(target) as draft:
             fill(draft)
     except Exception as error:
         raise OSError(_complaint(target, error)) from error

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from drivekd.files.writing import write_json
+
 FILE = "trainer_state.json"
 """Of the file: that of Hugging Face's trainer, whose keys it holds beside ours."""
 
@@ -72,8 +74,7 @@ def digest(parts: Iterable[str]) -> str:
 
 def write_state(folder: Path, state: State, run: Path) -> None:
     """Write the file into a checkpoint of a run whose folder is `run`."""
-    text = json.dumps(asdict(state) | _for_other_tools(state, run), indent=1)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / FILE, asdict(state) | _for_other_tools(state, run))
 
 
 def _for_other_tools(state: State, run: Path) -> dict[str, Any]:

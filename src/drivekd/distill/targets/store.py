@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drivekd.distill.targets.store_format import Packed
-from drivekd.files.writing import share, synced
+from drivekd.files.writing import atomic_file, share, write_json
 
 VERSION = 1
 """Of manifest and shards."""
@@ -127,7 +127,7 @@ def write_shard(
     name = hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()[:16]
     path = folder / f"shard-{name}.safetensors"
     try:
-        with synced(path) as draft:
+        with atomic_file(path, sync=True) as draft:
             save_file(tensors, draft, {"ids": json.dumps(dict(ids))})
             share(draft)
     except (OSError, SafetensorError) as error:
@@ -173,5 +173,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a folder."""
-    with synced(folder / MANIFEST) as draft:
-        draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest, sync=True)

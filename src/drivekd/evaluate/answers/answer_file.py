@@ -11,7 +11,7 @@ from typing import Any
 
 from drivekd.data.sample import Sample
 from drivekd.evaluate.answers.answer import Answer, answer_of
-from drivekd.files.writing import synced, writing
+from drivekd.files.writing import atomic_file, writing
 
 #: what hashes that differ mean
 _DIFFERS = {
@@ -96,7 +96,7 @@ def write_answers(
     """
     mark = Mark({"model": whose}, {}, {})
     resume(out, samples, mark)
-    with synced(out) as draft:
+    with atomic_file(out, sync=True) as draft:
         rows = (_line({**asdict(answer), **mark.of(answer.id)}) for answer in answers)
         draft.write_text("".join(rows), encoding="utf-8")
 
@@ -164,5 +164,5 @@ def _rewrite(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Leave whole rows only, each once."""
     text = "".join(_line(row) for row in rows)
     if text != out.read_text(encoding="utf-8", errors="backslashreplace"):
-        with synced(out) as draft:
+        with atomic_file(out, sync=True) as draft:
             draft.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ and `pred`, as the public evaluator wants it [public benchmark].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from drivekd.data.cameras import task_of
 from drivekd.data.sample import Sample
 from drivekd.evaluate.answers.answer import Answer, answer_of
-from drivekd.files.writing import whole
+from drivekd.files.writing import write_json
 
 #: where nothing tells the benchmark's task; reasoning is prediction or behavior there
 _KINDS = {"perception": "perception", "reasoning": "prediction", "planning": "planning"}
@@ -47,8 +46,7 @@ def write_predictions(
         path: the file; it is written as a whole or not at all.
     """
     rows = [_row(s, a.reply, root) for s, a in zip(samples, answers, strict=True)]
-    with whole(path) as draft:
-        draft.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(path, rows)
 
 
 def _row(sample: Sample, reply: str, root: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from drivekd.evaluate.judging.verdict import Points, read_points, schema
 from drivekd.evaluate.judging.verdict_store import Kept, VerdictStore, key_of, opened
 from drivekd.evaluate.reading.options import read_option, yes_no
 from drivekd.files.progress import tell, track
-from drivekd.files.writing import whole
+from drivekd.files.writing import atomic_file
 
 Status = Literal["scored", "bad_reply", "transport", "over_budget", "no_sheet"]
 _SYSTEM = (
@@ -162,7 +162,7 @@ def judge_answers(
 
 def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
     """Write a row per verdict, in their order; the file is there as a whole or not at all."""
-    with whole(path) as draft:
+    with atomic_file(path) as draft:
         rows = (json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)  # ASCII: any id fits
         draft.write_text("".join(rows), encoding="utf-8")
 

@@ -88,7 +88,7 @@ class _Progress(tqdm):  # type: ignore[type-arg]  # it is generic in its stubs o
         elif total is not None and done:
             left = f", {duration(seconds / done * (total - self.n))} left"
         of_total = "" if total is None else f"/{total}"
-        return facts | {"postfix": self._status(), "left": left, "of_total": of_total}
+        return {**facts, "postfix": self._status(), "left": left, "of_total": of_total}
 
 
 class _Lines(io.TextIOBase):

@@ -80,7 +80,7 @@ def draft_of(path: Path) -> Path:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a place to fill a folder at, which then replaces it, on disk, completely or not at all."""
+    """Give a place to fill a folder at, which then replaces it on disk, or not at all."""
     draft = draft_of(folder)
     try:
         shutil.rmtree(draft, ignore_errors=True)

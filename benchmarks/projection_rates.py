@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import write_result
 
-from drivekd.method.combine.projection import capability_rows
+from drivekd.method.combine.projection import agp
 
 TEACHERS = 3
 WIDTHS = (4, 16, 64)
@@ -44,16 +44,19 @@ def negative(dots: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray
 def look(g: NDArray[np.float64], order: list[int]) -> tuple[bool, bool, bool, bool]:
     """Whether stage 1 fired, stage 2 fired, a pair is left in conflict, U opposes a teacher."""
     G = g @ g.T
-    solved = capability_rows(G, order, stage1=True, stage2=True)
-    followers = g[1:] + solved.anchor[:, None] * g[0]
+    solved = agp(G, order)
+    first, second = solved.stage1, solved.stage2
+    assert first is not None
+    assert second is not None
+    followers = g[1:] + first.added[:, None] * g[0]
     rows = g[0] + followers
-    projected = solved.projected @ rows
+    projected = second.projected @ rows
     lengths = np.outer((projected**2).sum(1), (rows**2).sum(1))
     left = negative(projected @ rows.T, lengths)
     np.fill_diagonal(left, False)
     update = projected.sum(axis=0)
     against = negative(g[1:] @ update, (g[1:] ** 2).sum(1) * (update @ update))
-    return bool(solved.fired1.any()), bool(solved.fired2.any()), bool(left.any()), against.any()
+    return bool(first.fired.any()), bool(second.fired.any()), bool(left.any()), against.any()
 
 
 def rates(width: int, ratio: float, draws: int, seed: int) -> dict[str, Any]:

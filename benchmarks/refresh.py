@@ -59,7 +59,7 @@ def follow(shadow: Shadow, run: Run, exact: Tensor, window: Window) -> None:
         shadow.kept = dict(solved.kept)
         return
     reading = gradients.read(run.unit, run.plan)
-    mine = gradients.combination(run.unit, reading, np.tile(factors, (len(reading.patterns), 1)))
+    mine = gradients.combination(run.unit, reading, np.array(factors))
     shadow.cosines.append(float(torch.cosine_similarity(mine.double(), exact.double(), dim=0)))
     shadow.kept["age"] += 1
 

@@ -208,6 +208,12 @@ def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> N
         checkpoint.check_resumable(state(), replace(same, trained=["v"]), tmp_path)
 
 
+def test_a_checkpoint_of_the_earlier_format_is_refused(tmp_path: Path) -> None:
+    old = replace(state(), recipe={**RECIPE, "combine": {"missing": "zero"}})
+    with pytest.raises(ValueError, match=r"earlier drivekd .*combine\.missing"):
+        checkpoint.check_resumable(old, state(7), tmp_path)
+
+
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert checkpoint.starting_point(tmp_path, True) is None
     assert checkpoint.starting_point(tmp_path, False) is None

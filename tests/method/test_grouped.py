@@ -108,7 +108,8 @@ def test_every_coefficient_is_at_least_one_and_one_exactly_where_nothing_fired(n
     found = solve_grouped(gram_of(case.vectors), case.anchors, case.teachers, order)
     properties.assert_finite(found.coefficients, case.vectors)
     assert (found.coefficients >= 1).all()
-    if not (found.fired1.any() or found.fired2.any()):
+    stages = [stage for stage in (found.stage1, found.stage2) if stage is not None]
+    if not any(stage.fired.any() for stage in stages):
         assert (found.coefficients == 1).all()
     elif name in ORDINARY:
         assert (found.coefficients > 1).any()
@@ -141,8 +142,9 @@ def test_no_teacher_against_its_own_anchor_after_stage_1() -> None:
         case = drawn("conflicting", seed, *FULL)
         found = solve_grouped(gram_of(case.vectors), *FULL, [0, 1, 2])
         own = [case.vectors[3 + c] @ case.vectors[c] for c in range(3)]
-        assert found.fired1.tolist() == [dot < 0 for dot in own]
-        assert (found.after <= found.before).all()
+        assert found.stage1 is not None
+        assert found.stage1.fired.tolist() == [dot < 0 for dot in own]
+        assert (found.stage1.after <= found.stage1.before).all()
 
 
 def test_one_capability_is_agp_with_one_teacher() -> None:

@@ -15,8 +15,8 @@ import properties
 from drivekd.method.combine import projection
 from drivekd.method.combine.projection import (
     COMBINERS,
+    SOLVERS,
     agp_coefficients,
-    combine,
     gram,
     linear_combination,
 )
@@ -57,7 +57,7 @@ def update_of(name: str, g: Vectors, order: Sequence[int], ce_count: str) -> Vec
         return g[0]
     if name == "sum":
         return g.sum(0)
-    if name in ("sum_ceK", "sum_ce3"):
+    if name == "sum_ceK":
         return g.sum(0) + (K - 1) * g[0]
     if name == "pcgrad":
         return np.sum(stage2(list(g), order), axis=0)
@@ -81,7 +81,7 @@ def test_gram_form_equals_vector_form(case: str, name: str) -> None:
     g = ALL[case]
     for seed, ce_count in itertools.product(range(3), COUNTS):
         order = order_of(g, name, seed)
-        a = combine(gram_of(g), name, order, ce_count).numpy()
+        a = COMBINERS[name](gram_of(g), order, ce_count).numpy()
         properties.assert_same_update(a, g, update_of(name, g, order, ce_count))
 
 
@@ -99,7 +99,7 @@ def test_drawn_gradients(
 ) -> None:
     """Any directions, lengths over twelve decades: finite, and the guarantees where promised."""
     g = random(seed, teachers, width) * 10.0 ** np.array(exponents[: teachers + 1])[:, None]
-    a = combine(gram_of(g), name, order_of(g, name, seed), ce_count).numpy()
+    a = COMBINERS[name](gram_of(g), order_of(g, name, seed), ce_count).numpy()
     properties.assert_finite(a, g)
     if name in ("agp", "stage1_only"):
         least = max(1, teachers) if ce_count == "per_capability" else 1
@@ -168,11 +168,14 @@ def test_small_followers_never_trigger_stage_2_on_nasty_inputs(case: str) -> Non
     for scale in (1.0, 1e-3, 1e-12, 1e-24):
         scaled = np.concatenate([g[:1], scale * g[1:]])
         G, order = gram_of(scaled), order_of(g, "agp")
-        solved = projection.capability_rows(G, order, stage1=True, stage2=True)
-        followers = np.sort(np.sqrt(np.diag(solved.F)[1:]))[::-1]
-        if len(followers) > 1 and followers[0] * followers[1] <= solved.F[0, 0] * (1 - 1e-9):
-            assert not solved.fired2.any()
-        assert (np.diag(solved.F)[1:] <= np.diag(solved.G)[1:]).all()  # ‖f_t‖ ≤ ‖g_t‖
+        solved = projection.agp(G, order)
+        assert solved.stage1 is not None
+        assert solved.stage2 is not None
+        followers = np.sort(np.sqrt(solved.stage1.after))[::-1]
+        anchor = float(projection.checked(G)[0, 0])
+        if len(followers) > 1 and followers[0] * followers[1] <= anchor * (1 - 1e-9):
+            assert not solved.stage2.fired.any()
+        assert (solved.stage1.after <= solved.stage1.before).all()  # ‖f_t‖ ≤ ‖g_t‖
 
 
 # Orthogonal only up to rounding: a dot of -1e-17 fires and adds nothing that float64 can hold.
@@ -181,23 +184,25 @@ def test_equality_exactly_where_nothing_fired(case: str) -> None:
     g = ALL[case]
     K = len(g) - 1
     G, order = gram_of(g), order_of(g, "agp")
-    solved = projection.capability_rows(G, order, stage1=True, stage2=True)
-    fired = bool(solved.fired1.any() or solved.fired2.any())
-    a = bound("agp")(G, order)
-    assert (not np.array_equal(a, [max(1, K)] + [1] * K)) == fired
+    solved = projection.agp(G, order)
+    assert solved.stage1 is not None
+    assert solved.stage2 is not None
+    fired = bool(solved.stage1.fired.any() or solved.stage2.fired.any())
+    assert (not np.array_equal(solved.coefficients, [max(1, K)] + [1] * K)) == fired
 
 
 @pytest.mark.parametrize("case", ORDINARY)
 def test_no_conflict_with_the_anchor_after_stage_1(case: str) -> None:
     g = ORDINARY[case]
-    solved = projection.capability_rows(gram_of(g), None, stage1=True, stage2=False)
-    for t, (added, f) in enumerate(zip(solved.anchor, stage1(g), strict=True)):
+    G = projection.checked(gram_of(g))
+    F, shares, _ = projection.stage_1(G)
+    for t, (added, f) in enumerate(zip(shares, stage1(g), strict=True)):
         follower = g[1 + t] + added * g[0]
         np.testing.assert_allclose(follower, f, atol=1e-12)
         properties.assert_no_conflict_with_the_anchor(follower, g[1 + t], g[0])
-    scale = gram_of(g)[0, 0] / solved.G[0, 0]
+    scale = gram_of(g)[0, 0] / G[0, 0]
     basis = np.stack([g[0], *stage1(g)])
-    np.testing.assert_allclose(solved.F * scale, gram_of(basis), atol=1e-10)
+    np.testing.assert_allclose(F * scale, gram_of(basis), atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CAPABILITY_ROWS)
@@ -218,11 +223,14 @@ def test_small_followers_never_trigger_stage_2() -> None:
         norms = sorted(properties.lengths(np.stack(stage1(g))))
         g[1:] *= properties.lengths(g[0]) / (norms[-1] * norms[-2]) ** 0.5 * (1 - 1e-12)
         for order in itertools.permutations(range(3)):
-            solved = projection.capability_rows(gram_of(g), order, stage1=True, stage2=True)
-            assert not solved.fired2.any()
+            solved = projection.agp(gram_of(g), order)
+            assert solved.stage2 is not None
+            assert not solved.stage2.fired.any()
             met += 1
         g[1:] *= 4  # and beyond the bound it does fire for these
-        assert projection.capability_rows(gram_of(g), order, stage1=True, stage2=True).fired2.any()
+        beyond = projection.agp(gram_of(g), order).stage2
+        assert beyond is not None
+        assert beyond.fired.any()
     assert met == 1200
 
 
@@ -241,8 +249,8 @@ def test_by_hand() -> None:
     # = 2 (2 g_0 + g_1) + 1.5 (g_0 + g_2) = 5.5 g_0 + 2 g_1 + 1.5 g_2.
     assert agp_coefficients(gram_of(g), [0, 1]).tolist() == pytest.approx([5.5, 2.0, 1.5])
     assert agp_coefficients(gram_of(g), [0, 1], "once").tolist() == pytest.approx([4.5, 2.0, 1.5])
-    assert combine(gram_of(g), "stage1_only", []).tolist() == pytest.approx([3.0, 1.0, 1.0])
-    assert combine(gram_of(g), "sum_ceK", []).tolist() == [2.0, 1.0, 1.0]
+    assert COMBINERS["stage1_only"](gram_of(g), []).tolist() == pytest.approx([3.0, 1.0, 1.0])
+    assert COMBINERS["sum_ceK"](gram_of(g), []).tolist() == [2.0, 1.0, 1.0]
 
 
 def test_opposed_teacher_of_any_length_leaves_the_anchor() -> None:
@@ -273,7 +281,7 @@ def test_the_matrix_is_left_alone() -> None:
     G = gram_of(conflicting(1, 3))
     before = G.copy()
     for name in COMBINERS:
-        combine(G, name, order_of(before, name))
+        COMBINERS[name](G, order_of(before, name))
     assert np.array_equal(G, before)
 
 
@@ -284,15 +292,13 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"permutation of range\(2\)"):
         agp_coefficients(G, [0, 1, 2])
     with pytest.raises(ValueError, match=r"permutation of range\(3\)"):
-        combine(G, "pcgrad", [0, 1])
+        COMBINERS["pcgrad"](G, [0, 1])
     with pytest.raises(ValueError, match=r"\[1\+K, 1\+K\]"):
         agp_coefficients(np.ones((2, 3)), [0])
     with pytest.raises(ValueError, match="telemetry: Gram matrix of 3 rows"):
-        telemetry(G, ["planning"], [0])
+        telemetry(projection.agp(G, [0, 1]), ["planning"])
     with pytest.raises(ValueError, match="finite"):
         agp_coefficients(np.array([[1.0, np.nan], [np.nan, 1.0]]), [0])
-    with pytest.raises(ValueError, match="expected one of agp"):
-        combine(G, "agpp", [0, 1])
     with pytest.raises((ValueError, TypeError), match="ce_count"):  # TypeError: checked by pytest
         COMBINERS["stage1_only"](G, [], "twice")
 
@@ -337,7 +343,7 @@ def test_vectors_that_do_not_match_are_refused() -> None:
 
 def test_telemetry_by_hand() -> None:
     g = np.array([[1.0, 0.0], [-1.0, 2.0], [0.0, -3.0]])
-    values = telemetry(gram_of(g), ["reasoning", "planning"], [0, 1])
+    values = telemetry(projection.agp(gram_of(g), [0, 1]), ["reasoning", "planning"])
     assert values == pytest.approx(
         {
             "grad/norm/ce": 1.0,
@@ -367,7 +373,7 @@ def test_telemetry_against_vectors_shows_what_stage_2_leaves() -> None:
     for seed in range(60):
         g = conflicting(seed, 3)
         order = order_of(g, "agp", seed)
-        values = telemetry(gram_of(g), ["a", "b", "c"], order)
+        values = telemetry(projection.agp(gram_of(g), order), ["a", "b", "c"])
         rows = [g[0] + f for f in stage1(g)]
         projected = stage2(rows, order)
         dots = [projected[i] @ rows[j] for i in range(3) for j in range(3) if i != j]
@@ -384,7 +390,7 @@ def test_telemetry_against_vectors_shows_what_stage_2_leaves() -> None:
 def test_telemetry_is_finite_and_silent_about_what_is_undefined(case: str, name: str) -> None:
     g = NASTY[case]
     names = [f"t{i}" for i in range(1, len(g))]
-    values = telemetry(gram_of(g), names, order_of(g, name), combiner=name)
+    values = telemetry(SOLVERS[name](gram_of(g), order_of(g, name), "per_capability"), names)
     assert np.isfinite(list(values.values())).all()
     norms = dict(zip(["ce", *names], np.diag(gram_of(g)) > 0, strict=True))
     for pair in itertools.combinations(norms, 2):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from drivekd.method.combine import torchjd
-from drivekd.method.combine.projection import pcgrad
-from drivekd.method.combine.torchjd import torchjd_combiner
+from drivekd.method.combine.projection import COMBINERS
+from drivekd.method.combine.torchjd import torchjd_solver
 from matrices import ORDINARY, conflicting, gram_of
 
 
@@ -29,39 +29,41 @@ def test_our_pcgrad_is_theirs(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for order in itertools.islice(itertools.permutations(range(len(G))), 6):
         monkeypatch.setattr(torch, "randperm", lambda n, order=order: torch.tensor(order))
         theirs = PCGradWeighting()(torch.from_numpy(G))
-        np.testing.assert_allclose(pcgrad(G, order), theirs, rtol=1e-9)
+        np.testing.assert_allclose(COMBINERS["pcgrad"](G, order), theirs, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["MGDA", "AlignedMTL", "IMTLG", "PCGrad", "Krum(n_byzantine=1)"])
 def test_coefficients_come_from_the_weighting(name: str) -> None:
     G = gram_of(conflicting(0, 3))
     before = torch.random.get_rng_state()
-    combine = torchjd_combiner(f"torchjd:{name}")
-    a = combine(G, [2, 0, 1, 3], "per_capability")
-    assert a.dtype == torch.float64
+    solve = torchjd_solver(f"torchjd:{name}")
+    a = solve(G, [2, 0, 1, 3], "per_capability").coefficients
+    assert a.dtype == np.float64
     assert a.shape == (4,)
-    assert torch.equal(a, combine(G * 4.0**9, [2, 0, 1, 3], "once"))  # scale changes nothing
+    assert np.array_equal(
+        a, solve(G * 4.0**9, [2, 0, 1, 3], "once").coefficients
+    )  # scale changes nothing
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_mgda_finds_the_shortest_vector_of_the_hull() -> None:
     g = conflicting(0, 3)
-    a = torchjd_combiner("torchjd:MGDA(epsilon=1e-9, max_iters=20000)")(
+    a = torchjd_solver("torchjd:MGDA(epsilon=1e-9, max_iters=20000)")(
         gram_of(g), range(4), "once"
-    )
-    update = a.numpy() @ g
+    ).coefficients
+    update = a @ g
     assert float(a.sum()) == pytest.approx(1.0)
     assert (g @ update >= update @ update * (1 - 1e-3)).all()
 
 
 def test_random_weightings_follow_the_order_alone() -> None:
-    G, combine = gram_of(conflicting(1, 3)), torchjd_combiner("torchjd:PCGrad")
+    G, solve = gram_of(conflicting(1, 3)), torchjd_solver("torchjd:PCGrad")
     orders = list(itertools.permutations(range(4)))
     assert sorted({torchjd._rank(list(order)) for order in orders}) == list(range(24))
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        found.append([tuple(combine(G, order, "once").tolist()) for order in orders])
+        found.append([tuple(solve(G, order, "once").coefficients.tolist()) for order in orders])
     assert found[0] == found[1]
     assert len(set(found[0])) > 1
 
@@ -82,7 +84,7 @@ def test_random_weightings_follow_the_order_alone() -> None:
 )
 def test_what_is_refused_in_one_line(name: str, said: str) -> None:
     with pytest.raises(ValueError) as caught:
-        torchjd_combiner(f"torchjd:{name}")
+        torchjd_solver(f"torchjd:{name}")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -90,14 +92,14 @@ def test_what_is_refused_in_one_line(name: str, said: str) -> None:
 def test_absent_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchjd, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'drivekd\[torchjd\]'") as caught:
-        torchjd_combiner("torchjd:UPGrad")
+        torchjd_solver("torchjd:UPGrad")
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_weighting_needs_besides_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"combine.combiner: torchjd:UPGrad: .*qpsolvers"):
-        torchjd_combiner("torchjd:UPGrad")
+        torchjd_solver("torchjd:UPGrad")
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

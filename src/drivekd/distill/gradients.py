@@ -25,9 +25,6 @@ from drivekd.distill.processes import parallel, sharding
 from drivekd.distill.processes.parallel import Ranks
 from drivekd.method.combine import projection
 
-Pattern = tuple[int, ...]
-"""The rows that reach a parameter."""
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -201,19 +198,20 @@ class Stretch:
 
     start: int
     stop: int
-    rows: Pattern
+    rows: tuple[int, ...]
 
 
-def stretches(unit: Unit) -> list[Stretch]:
-    """The flat vectors cut where the rows that reach a parameter change."""
+def stretches(unit: Unit) -> tuple[Stretch, ...]:
+    """Cut the flat vectors where the rows that reach a parameter change; leave out what none do."""
     sizes = [slot.numel() for slot in unit.slots[0]]
     stops = list(itertools.accumulate(sizes))
     found = []
     patterns = (tuple(np.flatnonzero(column).tolist()) for column in unit.reached.T)
     for rows, group in itertools.groupby(enumerate(patterns), key=lambda pair: pair[1]):
         places = [place for place, _ in group]
-        found.append(Stretch(stops[places[0]] - sizes[places[0]], stops[places[-1]], rows))
-    return found
+        if rows:
+            found.append(Stretch(stops[places[0]] - sizes[places[0]], stops[places[-1]], rows))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -221,62 +219,50 @@ class Reading:
     """What the host learns of a unit.
 
     Attributes:
-        patterns: the P different sets of rows that reach a parameter.
-        grams: inner products of the sums' gradients on each of them, in float64 [P, rows, rows].
+        gram: inner products of the sums' gradients, in float64 [rows, rows].
         tables: `Losses.table` of each batch.
+        stretches: of the flat vectors.
     """
 
-    patterns: tuple[Pattern, ...]
-    grams: NDArray[np.float64]
+    gram: NDArray[np.float64]
     tables: tuple[NDArray[np.float64], ...]
-
-    @property
-    def reached(self) -> NDArray[np.bool_]:
-        """`patterns` as flags [P, rows]."""
-        rows = range(self.grams.shape[1])
-        return np.array([[row in pattern for row in rows] for pattern in self.patterns])
+    stretches: tuple[Stretch, ...]
 
 
 def read(unit: Unit, plan: Plan) -> Reading:
-    """Gram matrices and losses, in the unit's only transfer from device to host [ours].
+    """Fetch Gram matrix and losses, the unit's only transfer from device to host [ours].
 
     Rows that do not reach a parameter are zero there and are not multiplied. All processes go by
     the numbers of the first.
     """
-    parts: dict[Pattern, Tensor] = {}
-    for each in stretches(unit):
-        if each.rows:
-            block = [unit.gradients[row, each.start : each.stop] for row in each.rows]
-            inner = projection.gram(block)
-            parts[each.rows] = parts[each.rows] + inner if each.rows in parts else inner
-    tensors = [*parts.values(), *(table for _, table in unit.batches)]
+    cut = stretches(unit)
+    parts = [
+        projection.gram([unit.gradients[row, each.start : each.stop] for row in each.rows])
+        for each in cut
+    ]
+    tensors = [*parts, *(table for _, table in unit.batches)]
     if plan.shards is not None:  # the inner product of pieces is a piece of the inner product
-        parallel.sum_(plan.ranks, parts.values())
+        parallel.sum_(plan.ranks, parts)
     joined = torch.cat([tensor.flatten() for tensor in tensors])
     numbers = parallel.of_first(plan.ranks, joined).cpu().numpy()
     cuts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     shaped = [cut.reshape(tensor.shape) for cut, tensor in zip(cuts, tensors, strict=True)]
-    grams = np.zeros((len(parts), len(unit.slots), len(unit.slots)))
-    for p, (rows, part) in enumerate(zip(parts, shaped, strict=False)):
-        grams[np.ix_([p], rows, rows)] = part
-    return Reading(tuple(parts), grams, tuple(shaped[len(parts) :]))
+    gram = np.zeros((len(unit.slots), len(unit.slots)))
+    for each, part in zip(cut, shaped, strict=False):
+        gram[np.ix_(each.rows, each.rows)] += part
+    return Reading(gram, tuple(shaped[len(parts) :]), cut)
 
 
 def combination(
     unit: Unit, reading: Reading, coefficients: NDArray[np.float64]
 ) -> Float[Tensor, " P"]:
-    """U = Σ_k a_k g_k, with coefficients [P, rows] for each set of rows that reach a parameter."""
-    used = set(coefficients.nonzero()[1].tolist())
-    kept = {pattern: [row for row in pattern if row in used] for pattern in reading.patterns}
-    each = [coefficients[p, kept[pattern]] for p, pattern in enumerate(reading.patterns)]
-    on_device = torch.from_numpy(np.concatenate(each)).to(unit.gradients.device)
-    parts = dict(zip(reading.patterns, on_device.split([len(a) for a in each]), strict=True))
-    update = torch.empty_like(unit.gradients[0])
-    for stretch in stretches(unit):
-        out, rows = update[stretch.start : stretch.stop], kept.get(stretch.rows)
+    """Sum U = Σ_k a_k g_k over all rows [rows]."""
+    update = torch.zeros_like(unit.gradients[0])
+    used = [[row for row in each.rows if coefficients[row]] for each in reading.stretches]
+    joined = torch.from_numpy(np.concatenate([coefficients[rows] for rows in used]))
+    parts = joined.to(update.device).split([len(rows) for rows in used])
+    for each, rows, a in zip(reading.stretches, used, parts, strict=True):
         if rows:
-            block = [unit.gradients[row, stretch.start : stretch.stop] for row in rows]
-            projection.linear_combination(block, parts[stretch.rows], out)
-        else:
-            out.zero_()
+            block = [unit.gradients[row, each.start : each.stop] for row in rows]
+            projection.linear_combination(block, a, update[each.start : each.stop])
     return update

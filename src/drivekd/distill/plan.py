@@ -184,7 +184,7 @@ def refuse_unsupported(recipe: Recipe, ranks: Ranks) -> None:
             "combine.granularity: step"
         )
     if recipe.combine.combiner.startswith(torchjd.PREFIX):
-        torchjd.torchjd_combiner(recipe.combine.combiner)
+        torchjd.torchjd_solver(recipe.combine.combiner)
     if recipe.train.trainable == "everything" and recipe.data.images != "real":
         raise ValueError(
             f"data.images: {recipe.data.images} needs the frozen vision tower's cached features; "

@@ -1,28 +1,28 @@
-"""What may stand under `combine` in a recipe, and which of its keys exclude each other."""
+"""The `combine` section of a recipe."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, model_validator
 
 from drivekd.recipe.part import Count, Part
 
-Combiner = Literal[
-    "agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "sum_ce3", "agp_grouped"
-]
-"""Combiners of our own; `torchjd:NAME` stands for any of TorchJD's."""
+Combiner = Literal["agp", "stage1_only", "pcgrad_caps", "pcgrad", "sum", "sum_ceK", "agp_grouped"]
+"""Combiners of our own; `torchjd:NAME` is any of TorchJD's."""
 
 _COUNTING = ("agp", "stage1_only", "pcgrad_caps")
-"""Combiners that count cross-entropy once per active teacher, unless told otherwise."""
+"""Combiners that count cross-entropy once per active teacher."""
 
 _TORCHJD = re.compile(r"torchjd:[A-Za-z]\w*(\(.*\))?")
 
 
 def _known(name: str) -> str:
     names = get_args(Combiner)
+    if name == "sum_ce3":
+        raise ValueError("'sum_ce3' is another name of 'sum_ceK'; write 'sum_ceK'")
     if name not in names and not _TORCHJD.fullmatch(name):
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? There are" if close else "expected one of"
@@ -42,8 +42,6 @@ class Combine(Part):
             TorchJD's weighting of that name.
         ce_count: cross-entropy counted once per active teacher [release] or once [ours].
         granularity: one projection per optimizer step [ours] or per micro-batch [release].
-        missing: where a loss does not reach a parameter its gradient is zero [ours], or the
-            projection skips this parameter [release's quirk, for parity].
         refresh: coefficients and λ are computed at every so many optimizer steps and kept for the
             steps between, which need one backward pass each [ours]; 1 = at each.
     """
@@ -51,8 +49,18 @@ class Combine(Part):
     combiner: Annotated[str, AfterValidator(_known)] = "agp"
     ce_count: Literal["per_capability", "once"] = "per_capability"
     granularity: Literal["step", "micro_batch"] = "step"
-    missing: Literal["zero", "skip"] = "zero"
     refresh: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _removed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "missing" in values:
+            raise ValueError(
+                "`combine.missing` is no key any more: where a loss does not reach a parameter its "
+                "gradient is zero, as `missing: zero` was; leave it out. The release's skipping of "
+                "such parameters is in benchmarks/release_projection.py"
+            )
+        return values
 
     @model_validator(mode="after")
     def _together(self) -> Combine:
@@ -62,21 +70,9 @@ class Combine(Part):
                 f"{self.granularity} has others for every micro-batch; set granularity: step or "
                 "refresh: 1"
             )
-        if self.refresh > 1 and self.missing == "skip":
-            raise ValueError(
-                f"missing: skip has other coefficients for every set of losses that reach a "
-                f"parameter, refresh: {self.refresh} needs one per loss; set missing: zero or "
-                "refresh: 1"
-            )
         if self.ce_count == "once" and self.combiner not in _COUNTING:
             raise ValueError(
                 f"ce_count: once has no meaning for {self.combiner}, which does not count "
                 f"cross-entropy once per teacher; leave it out, or choose {', '.join(_COUNTING)}"
-            )
-        own = self.combiner.partition(":")[0]
-        if self.missing == "skip" and own in ("agp_grouped", "torchjd"):
-            raise ValueError(
-                f"missing: skip reproduces the release, which has no {own}; set missing: zero or "
-                "another combiner"
             )
         return self

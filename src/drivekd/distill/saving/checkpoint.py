@@ -304,8 +304,14 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
     """Refuse to continue a run with another start, other teachers, data or another method.
 
     Raises:
-        ValueError: naming every difference.
+        ValueError: naming every difference, or that it was written by an earlier version.
     """
+    if "missing" in saved.recipe.get("combine", {}):
+        raise ValueError(
+            f"{checkpoint} has the format of an earlier drivekd (its recipe has combine.missing) "
+            "and cannot be resumed by this one: finish the run with that version, or start anew in "
+            "another output_dir"
+        )
     old, new = _leaves(saved.recipe), _leaves(now.recipe)
     differences = [
         f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"

@@ -8,46 +8,25 @@ teacher. The Gram matrix has a row per anchor, then a row per teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from drivekd.method.combine.projection import (
     ROUNDING,
+    Flags,
     GramLike,
     Matrix,
     Order,
+    Solution,
+    Stage1,
+    Stage2,
     checked,
     permutation,
     project,
 )
-
-
-@dataclass(frozen=True)
-class GroupedSolution:
-    """What the grouped projection did; C capabilities that have an anchor, a teacher or both.
-
-    Attributes:
-        coefficients: of the anchors, then of the teachers [A+K].
-        before: ‖g_t‖² of each teacher [K], up to one common factor.
-        after: ‖f_t‖² of each teacher [K], up to the same factor.
-        fired1: teachers on which stage 1 acted [K].
-        projected: m̃_i as combinations of m_1 … m_C [C, C].
-        M: Gram matrix of m_1 … m_C [C, C].
-        fired2: ordered pairs on which stage 2 acted [C, C].
-    """
-
-    coefficients: Matrix
-    before: Matrix
-    after: Matrix
-    fired1: NDArray[np.bool_]
-    projected: Matrix
-    M: Matrix
-    fired2: NDArray[np.bool_]
 
 
 def agp_grouped_coefficients(
@@ -85,29 +64,27 @@ def agp_grouped_coefficients(
 
 def solve_grouped(
     gram: GramLike, anchors: Sequence[int], teachers: Sequence[int], order: Order
-) -> GroupedSolution:
-    """`agp_grouped_coefficients` with everything that telemetry asks for."""
+) -> Solution:
+    """Solve `agp_grouped_coefficients`; stage 2 has a row per capability, also without anchor."""
     G = checked(gram)
     C = _count(len(G), anchors, teachers)
     A, places = np.array(anchors, dtype=int), np.array(teachers, dtype=int)
     E = np.zeros((2 * C, 2 * C))  # an anchor and a teacher for each capability; absent ones are 0
     rows = np.concatenate([A, C + places])
     E[np.ix_(rows, rows)] = G
-    F, added, fired1 = _stage1(E, C)
+    F, added, fired = _stage1(E, C)
     M = F[:C, :C] + F[:C, C:] + F[C:, :C] + F[C:, C:]
     squares, ranks = np.diag(F), permutation(order, C)
-    projected, fired2 = np.eye(C), np.zeros((C, C), dtype=bool)
+    projected, pairs = np.eye(C), np.zeros((C, C), dtype=bool)
     if len(teachers):
-        projected, fired2 = project(M, ranks, squares[:C] + squares[C:])
+        projected, pairs = project(M, ranks, squares[:C] + squares[C:])
     total = projected.sum(axis=0)
-    return GroupedSolution(
-        coefficients=np.concatenate([(total * (1.0 + added))[A], total[places]]),
-        before=np.diag(E)[C:][places],
-        after=squares[C:][places],
-        fired1=fired1[places],
-        projected=projected,
-        M=M,
-        fired2=fired2,
+    before, after = np.diag(E)[C:][places], squares[C:][places]
+    return Solution(
+        np.concatenate([(total * (1.0 + added))[A], total[places]]),
+        gram,
+        Stage1(added[places], fired[places], before, after),
+        Stage2(projected, M, pairs) if len(teachers) else None,
     )
 
 
@@ -123,7 +100,7 @@ def _count(rows: int, anchors: Sequence[int], teachers: Sequence[int]) -> int:
     return len(present)
 
 
-def _stage1(E: Matrix, C: int) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
+def _stage1(E: Matrix, C: int) -> tuple[Matrix, Matrix, Flags]:
     """Gram matrix of (g_0^1 … g_0^C, f_1 … f_C), the added shares of the anchors, where it fired.
 
     As in projection.py: what remains of a nearly opposed teacher is a difference of large numbers;

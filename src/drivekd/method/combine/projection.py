@@ -21,9 +21,11 @@ from torch import Tensor
 
 CeCount = Literal["per_capability", "once"]
 Matrix = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 GramLike = Tensor | NDArray[Any]
 Order = Sequence[SupportsIndex] | Tensor | NDArray[np.integer]
 Combiner = Callable[[GramLike, Order, CeCount], Tensor]
+Solver = Callable[[GramLike, Order, CeCount], "Solution"]
 
 CHUNK = 2**14
 """Entries of each gradient [float64] held at a time, a cache full; a GPU gets 256 times as many."""
@@ -86,10 +88,57 @@ def _check_vectors(gradients: Sequence[Tensor]) -> None:
         )
 
 
-def agp_coefficients(
-    gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
-) -> Float[Tensor, " k"]:
-    """Coefficients a of the AGP update U = Σ_k a_k g_k [paper, release; Gram form: ours].
+@dataclass(frozen=True)
+class Stage1:
+    """Teachers projected off the anchor.
+
+    Attributes:
+        added: share of its anchor that was added to each g_t [K], ≥ 0.
+        fired: teachers on which it acted [K].
+        before: ‖g_t‖² [K], up to one common factor.
+        after: ‖f_t‖² [K], up to the same factor.
+    """
+
+    added: Matrix
+    fired: Flags
+    before: Matrix
+    after: Matrix
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """Rows m_1 … m_r projected off each other.
+
+    Attributes:
+        projected: m̃_i as combinations of m_1 … m_r [r, r].
+        M: Gram matrix of m_1 … m_r [r, r], up to one factor.
+        fired: ordered pairs (i, j) on which it acted [r, r].
+    """
+
+    projected: Matrix
+    M: Matrix
+    fired: Flags
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a combiner made of one Gram matrix: the update needs it, telemetry reads it.
+
+    Attributes:
+        coefficients: a, one per row.
+        gram: the inner products, as given.
+        stage1: None for a combiner without it.
+        stage2: None for a combiner without it.
+    """
+
+    coefficients: Matrix
+    gram: GramLike
+    stage1: Stage1 | None = None
+    stage2: Stage2 | None = None
+
+
+def agp(gram: GramLike, order: Order, ce_count: CeCount = "per_capability") -> Solution:
+    """Project asymmetrically: the AGP update U = Σ_k a_k g_k [paper, release; Gram form: ours].
 
     Stage 1, per teacher: f_t = g_t if ⟨g_t,g_0⟩ ≥ 0, else g_t − ⟨g_t,g_0⟩/‖g_0‖² g_0;
     m_t = g_0 + f_t. Stage 2, per i with v = m_i, over j ≠ i in `order`: if ⟨v,m_j⟩ < 0 then
@@ -104,128 +153,98 @@ def agp_coefficients(
         ce_count: `per_capability` counts g_0 once in every m_t [release]; `once` subtracts
             (K−1) g_0 [ours].
 
-    Returns:
-        float64 [1+K] on the CPU; [1] for K = 0.
-
     Raises:
         ValueError: the matrix is not square or not finite, or `order` is no permutation.
     """
-    solved = capability_rows(gram, order, stage1=True, stage2=True)
-    return _summed(solved, ce_count)
+    return _capabilities(gram, order, ce_count, first=True, second=True)
 
 
-def stage1_only(
-    gram: GramLike, order: Order = (), ce_count: CeCount = "per_capability"
+def agp_coefficients(
+    gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
 ) -> Float[Tensor, " k"]:
+    """Solve AGP for its coefficients alone: float64 [1+K] on the CPU; see `agp`."""
+    return COMBINERS["agp"](gram, order, ce_count)
+
+
+def _stage1_only(gram: GramLike, order: Order, ce_count: CeCount) -> Solution:
     """AGP without stage 2, U = Σ_t m_t, whatever the order [ours: a control]."""
-    del order
-    return _summed(capability_rows(gram, None, stage1=True, stage2=False), ce_count)
+    return _capabilities(gram, order, ce_count, first=True, second=False)
 
 
-def pcgrad_caps(
-    gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
-) -> Float[Tensor, " k"]:
+def _pcgrad_caps(gram: GramLike, order: Order, ce_count: CeCount) -> Solution:
     """AGP without stage 1: m_t = g_0 + g_t, stage 2, sum [ours: our reading of the paper's G2]."""
-    return _summed(capability_rows(gram, order, stage1=False, stage2=True), ce_count)
+    return _capabilities(gram, order, ce_count, first=False, second=True)
 
 
-def pcgrad(
-    gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
-) -> Float[Tensor, " k"]:
+def _pcgrad(gram: GramLike, order: Order, ce_count: CeCount) -> Solution:
     """Project every row, the anchor too, off the original others [ours: our reading of G1].
 
     The order is a permutation of all 1+K rows; `ce_count` has no meaning here.
     """
-    del ce_count
     G = checked(gram)
     rows, _ = project(G, permutation(order, len(G)), np.diag(G))
-    return torch.from_numpy(rows.sum(axis=0))
+    return Solution(rows.sum(axis=0), gram)
 
 
-def plain_sum(
-    gram: GramLike, order: Order = (), ce_count: CeCount = "per_capability"
-) -> Float[Tensor, " k"]:
+def _sum(gram: GramLike, order: Order, ce_count: CeCount) -> Solution:
     """U = Σ_k g_k, no projection, cross-entropy once."""
-    del order, ce_count
-    return torch.ones(len(checked(gram)), dtype=torch.float64)
+    return Solution(np.ones(len(checked(gram))), gram)
 
 
-def sum_ceK(  # noqa: N802  the method's own name
-    gram: GramLike, order: Order = (), ce_count: CeCount = "per_capability"
-) -> Float[Tensor, " k"]:
+def _sum_ceK(gram: GramLike, order: Order, ce_count: CeCount) -> Solution:  # noqa: N802
     """U = K g_0 + Σ_t g_t: no projection, cross-entropy counted as by AGP [ours: a control]."""
-    a = plain_sum(gram, order, ce_count)
-    a[0] = max(1, len(a) - 1)
-    return a
+    K = len(checked(gram)) - 1
+    return Solution(np.array([max(1.0, K), *[1.0] * K]), gram)
 
 
-COMBINERS: dict[str, Combiner] = {
-    "agp": agp_coefficients,
-    "stage1_only": stage1_only,
-    "pcgrad_caps": pcgrad_caps,
-    "pcgrad": pcgrad,
-    "sum": plain_sum,
-    "sum_ceK": sum_ceK,
-    "sum_ce3": sum_ceK,
+SOLVERS: dict[str, Solver] = {
+    "agp": agp,
+    "stage1_only": _stage1_only,
+    "pcgrad_caps": _pcgrad_caps,
+    "pcgrad": _pcgrad,
+    "sum": _sum,
+    "sum_ceK": _sum_ceK,
 }
-"""Name to f(gram, order, ce_count) → coefficients."""
+"""Name to f(gram, order, ce_count) → `Solution`."""
 
 
-def combine(
-    gram: GramLike,
-    combiner: str,
-    order: Order,
-    ce_count: CeCount = "per_capability",
-) -> Float[Tensor, " k"]:
-    """Coefficients by the combiner of this name.
+def _only_coefficients(solver: Solver) -> Combiner:
+    def coefficients(
+        gram: GramLike, order: Order, ce_count: CeCount = "per_capability"
+    ) -> Float[Tensor, " k"]:
+        return torch.from_numpy(solver(gram, order, ce_count).coefficients)
 
-    Raises:
-        ValueError: there is none of this name.
-    """
-    if combiner not in COMBINERS:
-        raise ValueError(f"combiner {combiner!r}: expected one of {', '.join(COMBINERS)}")
-    return COMBINERS[combiner](gram, order, ce_count)
+    return coefficients
 
 
-@dataclass(frozen=True)
-class Solution:
-    """What the projection of capability rows did, for the update and for telemetry.
-
-    Rows are coefficients over (g_0, f_1 … f_K), the basis in which nothing cancels.
-
-    Attributes:
-        G: Gram matrix of the gradients [1+K, 1+K].
-        F: Gram matrix of (g_0, f_1 … f_K).
-        anchor: how much of g_0 stage 1 added to each g_t [K], ≥ 0.
-        fired1: teachers on which stage 1 acted [K].
-        projected: m̃_i as combinations of m_1 … m_K [K, K].
-        M: Gram matrix of m_1 … m_K [K, K].
-        fired2: ordered pairs (i, j) on which stage 2 acted [K, K].
-    """
-
-    G: Matrix
-    F: Matrix
-    anchor: Matrix
-    fired1: NDArray[np.bool_]
-    projected: Matrix
-    M: Matrix
-    fired2: NDArray[np.bool_]
+COMBINERS: dict[str, Combiner] = {n: _only_coefficients(solver) for n, solver in SOLVERS.items()}
+"""Name to f(gram, order, ce_count) → coefficients, float64 [1+K] on the CPU."""
 
 
-def capability_rows(gram: GramLike, order: Order | None, *, stage1: bool, stage2: bool) -> Solution:
-    """Run the stages on the rows m_t = g_0 + f_t."""
+def _capabilities(
+    gram: GramLike, order: Order, ce_count: CeCount, *, first: bool, second: bool
+) -> Solution:
+    """Run the stages on the rows m_t = g_0 + f_t and add up what they leave."""
+    if ce_count not in ("per_capability", "once"):
+        raise ValueError(f"ce_count: expected 'per_capability' or 'once', got {ce_count!r}")
     G = checked(gram)
     K = len(G) - 1
-    F, anchor, fired1 = stage_1(G) if stage1 else (G, np.zeros(K), np.zeros(K, dtype=bool))
-    cross = F[1:, 0]
-    M = F[0, 0] + cross[:, None] + cross[None, :] + F[1:, 1:]
-    projected, fired2 = np.eye(K), np.zeros((K, K), dtype=bool)
-    if stage2:
-        projected, fired2 = project(M, permutation(order, K), F[0, 0] + np.diag(F)[1:])
-    return Solution(G, F, anchor, fired1, projected, M, fired2)
+    F, added, fired = stage_1(G) if first else (G, np.zeros(K), np.zeros(K, dtype=bool))
+    stage1 = Stage1(added, fired, np.diag(G)[1:], np.diag(F)[1:]) if first else None
+    projected, stage2 = np.eye(K), None
+    if second:
+        cross = F[1:, 0]
+        M = F[0, 0] + cross[:, None] + cross[None, :] + F[1:, 1:]
+        projected, pairs = project(M, permutation(order, K), F[0, 0] + np.diag(F)[1:])
+        stage2 = Stage2(projected, M, pairs)
+    if K == 0:
+        return Solution(np.ones(1), gram, stage1, stage2)
+    teachers = projected.sum(axis=0)
+    anchor = float(teachers @ (1.0 + added)) - (K - 1 if ce_count == "once" else 0)
+    return Solution(np.concatenate([[anchor], teachers]), gram, stage1, stage2)
 
 
-def stage_1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
+def stage_1(G: Matrix) -> tuple[Matrix, Matrix, Flags]:
     """Gram matrix of (g_0, f_1 … f_K), the added shares of g_0, and where it fired.
 
     With d_t = ⟨g_t,g_0⟩ and d⁺ = max(d, 0): ⟨f_s,f_t⟩ = G_st − (d_s d_t − d⁺_s d⁺_t)/‖g_0‖², where
@@ -248,7 +267,7 @@ def stage_1(G: Matrix) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
     return F, anchor, fired
 
 
-def project(M: Matrix, order: Sequence[int], terms: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
+def project(M: Matrix, order: Sequence[int], terms: Matrix) -> tuple[Matrix, Flags]:
     """Project each row off the original others in the order, where they conflict.
 
     Args:
@@ -269,18 +288,6 @@ def project(M: Matrix, order: Sequence[int], terms: Matrix) -> tuple[Matrix, NDA
     return rows, fired
 
 
-def _summed(solved: Solution, ce_count: CeCount) -> Float[Tensor, " k"]:
-    """Coefficients of Σ_i m̃_i over g_0 … g_K, with the cross-entropy counted as asked."""
-    if ce_count not in ("per_capability", "once"):
-        raise ValueError(f"ce_count: expected 'per_capability' or 'once', got {ce_count!r}")
-    K = len(solved.anchor)
-    if K == 0:
-        return torch.ones(1, dtype=torch.float64)
-    teachers = solved.projected.sum(axis=0)
-    anchor = float(teachers @ (1.0 + solved.anchor)) - (K - 1 if ce_count == "once" else 0)
-    return torch.from_numpy(np.concatenate([[anchor], teachers]))
-
-
 def checked(gram: GramLike) -> Matrix:
     """The matrix in float64 on the CPU, scaled by a power of two so that no product overflows."""
     G = gram.detach().cpu().double().numpy() if isinstance(gram, Tensor) else np.asarray(gram)
@@ -298,8 +305,9 @@ def checked(gram: GramLike) -> Matrix:
     return scaled
 
 
-def permutation(order: Order | None, length: int) -> list[int]:
-    given = [] if order is None else [int(i) for i in order]
+def permutation(order: Order, length: int) -> list[int]:
+    """The order as plain numbers, checked."""
+    given = [int(i) for i in order]
     if sorted(given) != list(range(length)):
         raise ValueError(f"order: expected a permutation of range({length}), got {given}")
     return given

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from drivekd.method.combine.projection import (
     CeCount,
-    Combiner,
     GramLike,
     Order,
+    Solution,
+    Solver,
     checked,
     permutation,
 )
@@ -30,8 +31,8 @@ from drivekd.method.combine.projection import (
 PREFIX = "torchjd:"
 
 
-def torchjd_combiner(name: str) -> Combiner:
-    """The combiner `torchjd:NAME` or `torchjd:NAME(key=value, …)` [ours: a rival to compare with].
+def torchjd_solver(name: str) -> Solver:
+    """Make the combiner `torchjd:NAME` or `torchjd:NAME(key=value, …)` [ours: a rival].
 
     The matrix holds the cross-entropy first. `order` is a permutation of its rows; weightings that
     draw at random (PCGrad) draw from a stream seeded by it, and leave every other stream alone.
@@ -43,13 +44,13 @@ def torchjd_combiner(name: str) -> Combiner:
     """
     weighting = _weighting(name)
 
-    def weigh(gram: GramLike, order: Order, ce_count: CeCount = "per_capability") -> Tensor:
-        del ce_count
-        G = torch.from_numpy(checked(gram))
+    def weigh(gram: GramLike, order: Order, ce_count: CeCount = "per_capability") -> Solution:
+        G = checked(gram)
         drawn = permutation(order, len(G))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_rank(drawn))  # not that of a GPU
-            return _finite(name, weighting(G).detach().double())
+            weights = _finite(name, weighting(torch.from_numpy(G)).detach().double())
+        return Solution(weights.numpy(), gram)
 
     return weigh
 

@@ -8,12 +8,15 @@ dictionary that goes into checkpoints as it is.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 FLOOR = 1e-12
 """A teacher whose mean gradient is below this share of ‖∇CE‖ is reported, not amplified."""
@@ -76,18 +79,20 @@ def grad_norm(
 
     u_t is the Π-weighted mean gradient of L_t over its carriers. Running means are bias-corrected;
     a teacher's is left alone in units where it has no carriers or is weak. λ_t never exceeds `cap`
-    times its first value.
+    times its value at the teacher's unit number 1/(1−decay), when its running mean is full: a
+    single first unit may be like no other. Reaching that limit is logged once a run.
 
     Args:
         rho: ρ per teacher, the wanted ratio of its gradient to the cross-entropy's.
         w_ce: weight of the cross-entropy.
         decay: share of the old value in a running mean, in [0, 1).
-        cap: largest growth of a λ.
+        cap: largest growth of a λ from there.
 
     Raises:
         ValueError: at the first unit with a teacher that has no ρ, or with a gradient that is not
             finite.
     """
+    full = round(1 / (1 - decay))
 
     def weigh(
         state: State, gram: Tensor, names: Sequence[str], shares: Sequence[float]
@@ -98,13 +103,21 @@ def grad_norm(
         strong = {name: norm for name, norm in norms.items() if name not in weak}
         state = _average(state, {"ce": ce, **_teacher_keys(strong)}, decay)
         means = _corrected(state, decay)
-        first = dict(state["first"])
+        reference, capped = dict(state["reference"]), dict(state["capped"])
         weights = dict.fromkeys(names, 0.0)
         for name in strong:
             weight = rho[name] * w_ce * means["ce"] / means[f"teacher/{name}"]
-            if weight > 0:
-                weights[name] = min(weight, cap * first.setdefault(name, weight))
-        return Weights(w_ce, weights, weak), {**state, "first": first}
+            if weight > 0 and (name not in reference or state["units"][f"teacher/{name}"] <= full):
+                reference[name] = weight
+            weights[name] = min(weight, cap * reference.get(name, 0.0))
+            if weights[name] < weight and name not in capped:
+                capped[name] = 1.0
+                logger.warning(
+                    "weighting.cap: the weight of %s would be %.3g and stays at %g times %.3g; its "
+                    "loss hardly moves the student any more", name, weight, cap, reference[name],
+                )  # fmt: skip
+        state = {**state, "reference": reference, "capped": capped}
+        return Weights(w_ce, weights, weak), state
 
     return weigh
 
@@ -120,7 +133,7 @@ def _average(state: State, values: Mapping[str, float], decay: float) -> State:
     for name, value in values.items():
         mean[name] = decay * mean.get(name, 0.0) + (1 - decay) * value
         units[name] = units.get(name, 0) + 1
-    return {"first": {}, **state, "mean": mean, "units": units}
+    return {"reference": {}, "capped": {}, **state, "mean": mean, "units": units}
 
 
 def _corrected(state: State, decay: float) -> dict[str, float]:
@@ -128,118 +141,6 @@ def _corrected(state: State, decay: float) -> dict[str, float]:
     return {
         name: mean / (1 - decay ** state["units"][name]) for name, mean in state["mean"].items()
     }
-
-
-def online(
-    static: Mapping[str, float],
-    *,
-    w_ce: float = 1.0,
-    learning_rate: float = 0.025,
-    every: int = 1,
-    least_ce: float = 0.6,
-) -> Weigh:
-    """Weights that pull every loss's gradient norm towards its static share [release, repaired].
-
-    With G_n = w_n ‖∇L_n‖ (Π left out) and p_n the shares of the static weights: every `every`
-    units one Adam step on Σ_n |G_n − stopgrad(p_n Σ G)| over the parameters x_n of
-    w_n = softplus(x_n), with norms averaged over the units in which the loss occurred; then w_ce
-    is clamped to ≥ `least_ce` and the others are rescaled so that Σ w stays Σ static. A loss that
-    did not occur since the last step takes no part in it [ours]. The objective is divided by Σ G,
-    so that the step does not depend on the size of the losses [ours]. w_ce leaves at least a
-    thousandth of Σ static to the others [ours].
-
-    Args:
-        static: starting weight per teacher; 0 stays 0.
-        w_ce: starting weight of the cross-entropy.
-        learning_rate: of the Adam step.
-        every: units between steps.
-        least_ce: the clamp.
-
-    Raises:
-        ValueError: the static weights leave no room above `least_ce`, or a teacher has none.
-    """
-    total = w_ce + sum(static.values())
-    if total <= least_ce:
-        raise ValueError(
-            f"weighting online: the static weights add up to {total:g}, expected more than the "
-            f"least weight of cross-entropy, {least_ce:g}; raise w_ce or a teacher's weight"
-        )
-    start = {"ce": w_ce, **_teacher_keys({n: w for n, w in static.items() if w > 0})}
-
-    def weigh(
-        state: State, gram: Tensor, names: Sequence[str], shares: Sequence[float]
-    ) -> tuple[Weights, State]:
-        _check_names("weighting.fixed (the static weights)", names, static)
-        ce, norms = gradient_norms(gram, names, shares)
-        state = _collect(state or _online_start(start), {"ce": ce, **_teacher_keys(norms)})
-        if max(state["count"].values()) >= every:
-            state = _online_step(state, start, learning_rate)
-            state = {**state, "raw": _normalised(state["raw"], total, least_ce)}
-        now = {name: softplus(raw) for name, raw in state["raw"].items()}
-        found = {name: now.get(f"teacher/{name}", 0.0) for name in names}
-        return Weights(now["ce"], found, _weak(ce, norms)), state
-
-    return weigh
-
-
-def _online_start(start: Mapping[str, float]) -> State:
-    zeros = dict.fromkeys(start, 0.0)
-    raw = {name: inverse_softplus(weight) for name, weight in start.items()}
-    return {"raw": raw, **dict.fromkeys(("sum", "count", "m", "v", "t"), zeros)}
-
-
-def _collect(state: State, norms: Mapping[str, float]) -> State:
-    """Add the norms of one unit to the sums since the last step."""
-    sums, counts = dict(state["sum"]), dict(state["count"])
-    for name in norms.keys() & sums.keys():
-        sums[name] += norms[name]
-        counts[name] += 1
-    return {**state, "sum": sums, "count": counts}
-
-
-def _online_step(state: State, static: Mapping[str, float], learning_rate: float) -> State:
-    """One Adam step of every loss that occurred, and empty sums for the next one."""
-    mean = {name: state["sum"][name] / n for name, n in state["count"].items() if n > 0}
-    now = {name: softplus(state["raw"][name]) for name in mean}
-    total = sum(now[name] * mean[name] for name in mean)
-    share = sum(static[name] for name in mean)
-    raw, m, v, t = (dict(state[key]) for key in ("raw", "m", "v", "t"))
-    for name, norm in mean.items() if total > 0 else ():
-        above = now[name] * norm / total - static[name] / share
-        slope = math.copysign(1.0, above) * norm / total if above != 0 else 0.0
-        slope *= -math.expm1(-now[name])  # dw/dx = sigmoid(x) = 1 − e^(−w)
-        t[name] += 1
-        m[name] = 0.9 * m[name] + 0.1 * slope
-        v[name] = 0.999 * v[name] + 0.001 * slope**2
-        size = math.sqrt(v[name] / (1 - 0.999 ** t[name]))
-        if size > 0:
-            raw[name] -= learning_rate * m[name] / (1 - 0.9 ** t[name]) / size
-    zeros = dict.fromkeys(state["sum"], 0.0)
-    return {"raw": raw, "m": m, "v": v, "t": t, "sum": zeros, "count": zeros}
-
-
-def _normalised(raw: Mapping[str, float], total: float, least_ce: float) -> dict[str, float]:
-    """Parameters of the weights after clamping the cross-entropy's and rescaling the others."""
-    weights = {name: softplus(x) for name, x in raw.items()}
-    others = sum(weights.values()) - weights["ce"]
-    if others == 0:
-        return {name: inverse_softplus(total) for name in raw}
-    ce = min(max(weights["ce"], least_ce), max(0.999 * total, least_ce))
-    factor = (total - ce) / others
-    new = {name: ce if name == "ce" else weight * factor for name, weight in weights.items()}
-    return {name: inverse_softplus(weight) for name, weight in new.items()}
-
-
-def softplus(x: float) -> float:
-    """log(1 + eˣ), for any x."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def inverse_softplus(y: float) -> float:
-    """Solve softplus(x) = y > 0: x = y + log(1 − e^(−y)), where log(eʸ − 1) would overflow."""
-    if not y > 0:
-        raise ValueError(f"inverse softplus: expected a positive number, got {y}")
-    return y + math.log(-math.expm1(-y))
 
 
 def gradient_norms(

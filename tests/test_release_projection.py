@@ -1,4 +1,4 @@
-"""`missing: skip` against the release's algorithm, written out on lists of parameters."""
+"""The release's projection by Gram matrices against its algorithm on lists of parameters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from release_projection import rates, skip_coefficients
 
-from drivekd.method.combine.missing import skip_coefficients
-from drivekd.method.combine.projection import combine
+from drivekd.method.combine.projection import COMBINERS as FLAT
 from matrices import Vectors
 
 Lists = list[Vectors | None]
@@ -120,7 +120,7 @@ def test_gram_form_equals_the_release(teachers: int, name: str, ce_count: str) -
         expected = update_of(name, g, order, ce_count)
         error = np.linalg.norm(np.concatenate(flat) - expected) / np.linalg.norm(expected)
         assert error < 1e-6
-        whole = combine(grams.sum(0), name, order, ce_count).numpy()
+        whole = FLAT[name](grams.sum(0), order, ce_count).numpy()
         differs += not np.allclose(a[reached], np.broadcast_to(whole, a.shape)[reached])
     projects = "sum" not in name and (name, teachers) != ("pcgrad_caps", 1)
     assert bool(differs) == projects  # else this test would not see the quirk
@@ -134,11 +134,11 @@ def test_without_holes_it_is_the_flat_form(name: str) -> None:
         assert len(grams) == 1
         order = [int(i) for i in np.random.default_rng(seed).permutation(3 + (name == "pcgrad"))]
         a = skip_coefficients(grams, reached, name, order, "once")
-        np.testing.assert_allclose(a[0], combine(grams[0], name, order, "once"), rtol=1e-9)
+        np.testing.assert_allclose(a[0], FLAT[name](grams[0], order, "once"), rtol=1e-9)
 
 
 def test_the_quirk_leaves_a_conflict_with_the_anchor() -> None:
-    """Why `zero` is the default: METHOD's f_t is orthogonal to g_0, the release's is not."""
+    """Why training does not skip: METHOD's f_t is orthogonal to g_0, the release's is not."""
     g: list[Lists] = [[np.array([1.0]), np.array([2.0])], [np.array([-1.0]), None]]
     grams = np.array([[[1.0, -1.0], [-1.0, 1.0]], [[4.0, 0.0], [0.0, 0.0]]])
     reached = np.array([[True, True], [True, False]])
@@ -151,3 +151,9 @@ def test_the_quirk_leaves_a_conflict_with_the_anchor() -> None:
 def test_no_teacher() -> None:
     a = skip_coefficients(np.ones((2, 1, 1)), np.ones((2, 1), dtype=bool), "agp", [])
     assert a.tolist() == [[1.0], [1.0]]
+
+
+def test_rates_over_random_gradients() -> None:
+    found = rates(draws=60, seed=0)
+    assert 0 < found["conflict_left_after_stage_1"] <= 100
+    assert 0 < found["distance_of_updates"] < 1

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing efficiency world-teachers clean
+.PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing efficiency world-teachers map docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,6 +77,12 @@ efficiency: setup ## memory and speed of full-size models, about 20 minutes; wri
 
 world-teachers: setup ## make the shipped models anew (about an hour); writes src/drivekd/assets
 	$(BIN)/python benchmarks/world_teachers.py
+
+map: setup ## docs/map.md from the files' docstrings
+	$(BIN)/python benchmarks/map.py
+
+docs: setup ## README and docs/ as a site that can be searched without network; writes out/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove what was built, but neither .venv nor out
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The shape of the house: who imports whom, how long things are, and that README lists them all."""
+"""The shape of the house: who imports whom, how long things are, and that pages know the files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import map as file_map
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "drivekd"
 FILES = sorted(SRC.rglob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 #: room → the rooms it may import besides itself; `demo` and `cli` may import anything
 ALLOWED: dict[str, set[str]] = {
@@ -176,16 +178,21 @@ def test_every_third_party_import_is_declared() -> None:
             assert package in declared, f"{where} imports {module}, pyproject.toml does not name it"
 
 
-def test_readme_file_map_lists_every_source_file() -> None:
-    """Each file by its path below src/drivekd in backticks, and none that is not there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^- `([\w/]+\.py)`:", readme, flags=re.MULTILINE)
-    assert rows == sorted(set(rows)), "README's file map names a file twice or out of order"
-    listed = set(re.findall(r"`(?:src/drivekd/)?([\w/]+\.py)`", readme))
-    wanted = {name_of(path) for path in FILES if "/__init__" not in name_of(path)}
-    assert not wanted - listed, f"README's file map lacks {sorted(wanted - listed)}"
-    gone = {name for name in listed if not any((base / name).is_file() for base in (SRC, ROOT))}
-    assert not gone, f"README names files that are not there: {sorted(gone)}"
+def test_the_map_is_that_of_the_files() -> None:
+    assert file_map.PAGE.read_text(encoding="utf-8") == file_map.text(), (
+        "docs/map.md is older than the files: run `make map`"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_that_are_there(page: Path) -> None:
+    named = set(re.findall(r"[`(]([\w/]+/\w+\.py)\b", page.read_text(encoding="utf-8")))
+    gone = {
+        name
+        for name in named
+        if not any((base / name).is_file() for base in (SRC, ROOT, ROOT / "tests"))
+    }
+    assert not gone, f"{page.name} names files that are not there: {sorted(gone)}"
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:

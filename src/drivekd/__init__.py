@@ -22,6 +22,7 @@ _PUBLIC = {
     "save": "drivekd.models.vlm",
     "generate": "drivekd.models.generate",
     "train": "drivekd.distill.train",
+    "ask": "drivekd.demo.ask",
 }
 _RENAMED = {"load_recipe": "load"}
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 import typer
 
+from drivekd.files.extras import advice
+
 USER_MISTAKE, INTERRUPTED = 2, 130
 
 #: what typer raises for a wrong command line; it has no public name in every version of typer
@@ -37,6 +39,11 @@ def run(app: typer.Typer, given: list[str]) -> NoReturn:
         _fail(_os_error(error), USER_MISTAKE)
     except ValueError as error:  # pydantic's ValidationError is one
         _fail(str(error), USER_MISTAKE)
+    except ModuleNotFoundError as error:
+        said = advice(error)
+        if said is None:
+            raise
+        _fail(said, USER_MISTAKE)
     except (ArithmeticError, MemoryError, RuntimeError) as error:
         if not _foreseen(error):
             raise

@@ -83,6 +83,7 @@ def train(
     with parallel.joined() as ranks, _held(folder, ranks.first), runs.settings(recipe):
         found = checkpoint.starting_point(folder, resume)
         corpus.refuse_missing(recipe)
+        log.uses_tensorboard(recipe.train.report_to)  # refuses early
         if student is None:
             student = load_student(recipe)
         start = teacher.fingerprint([student.model])
@@ -272,7 +273,7 @@ def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
     """Describe the run, remove what a lost one left after this step, and open the record."""
     plans.describe(plan, state.teachers, folder)
     checkpoint.drop_after(folder, state.step)
-    board = plan.recipe.train.report_to == "tensorboard"
+    board = log.uses_tensorboard(plan.recipe.train.report_to)
     return log.start(folder, tensorboard=board, after=state.step, history=state.log_history)
 
 

@@ -112,7 +112,7 @@ class Train(Part):
     logging_steps: Count = 10
     save_steps: Count = 500
     save_total_limit: Count | None = 2
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    report_to: Literal["tensorboard", "none"] | None = None
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False

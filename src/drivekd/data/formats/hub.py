@@ -17,6 +17,7 @@ from drivekd.data.formats.rows import RowError, shown
 from drivekd.data.paths import camera_of
 from drivekd.data.pictures import UNREADABLE
 from drivekd.data.sample import Sample
+from drivekd.files.extras import require
 from drivekd.files.writing import writing
 
 #: what reads a single local file, by its ending
@@ -75,6 +76,7 @@ def _refuse_paths(sample: Sample, pictures: Path) -> None:
 
 
 def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) -> Iterator[Any]:
+    require("hub")
     import datasets
 
     number = 0

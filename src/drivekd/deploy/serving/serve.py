@@ -11,12 +11,12 @@ import os
 import shlex
 import socket
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivekd.deploy.serving.limits import Limits
 from drivekd.deploy.serving.production import commands
+from drivekd.files.extras import require
 
 if TYPE_CHECKING:
     from drivekd.models.vlm import Vlm
@@ -52,7 +52,7 @@ def serve(
         ValueError: FastAPI or uvicorn is not installed, the port is taken, the key is not set, or
             there is no such model.
     """
-    refuse_without_extra()
+    require("serve")
     from drivekd.evaluate.chat import read_key
 
     limits, key = limits or Limits(), read_key(key_env)
@@ -81,17 +81,6 @@ def serve(
             ended = line.join(2.0)
     if not ended:  # in the middle of a prompt, which cannot be interrupted
         os._exit(0)
-
-
-def refuse_without_extra() -> None:
-    """Say what to install.
-
-    Raises:
-        ValueError: FastAPI or uvicorn is not installed.
-    """
-    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} not found: pip install 'drivekd[serve]'")
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -14,6 +14,8 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from drivekd.files import extras
+
 Totals = dict[str, list[Any]]
 """Per name: the weighted sum and the weight collected since the last logged step.
 
@@ -81,6 +83,17 @@ def start(
     if tensorboard:
         board = _board(folder / "tensorboard", after)
     return Journal(lines, board, [record for _, record in kept])
+
+
+def uses_tensorboard(report_to: str | None) -> bool:
+    """Whether event files are written: where a recipe is silent, if TensorBoard is installed.
+
+    Raises:
+        ModuleNotFoundError: it is asked for and not installed.
+    """
+    if report_to == "tensorboard":
+        extras.require("tensorboard")
+    return report_to != "none" and extras.present("tensorboard")
 
 
 def nowhere() -> Journal:

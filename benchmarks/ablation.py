@@ -22,7 +22,7 @@ from typing import Any
 from provenance import write_result
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo.demo import arm_recipe
+from drivekd.demo.run import arm_recipe
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import paired_scenes, score
 from drivekd.recipe import to_yaml

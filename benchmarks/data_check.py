@@ -34,8 +34,8 @@ import numpy as np
 from PIL import Image
 from provenance import write_result
 
-from drivekd.data.check.check import check
 from drivekd.data.check.picture_hash import SAME_PICTURE, Hash, inspect
+from drivekd.data.check.run import check
 
 #: What is published; other numbers are a quick look.
 ROWS, PICTURES = 1_000_000, 10_000

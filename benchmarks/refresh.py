@@ -20,7 +20,7 @@ import torch
 from provenance import write_result
 from torch import Tensor
 
-from drivekd.demo.demo import arm_recipe
+from drivekd.demo.run import arm_recipe
 from drivekd.distill import gradients, update
 from drivekd.distill import plan as plans
 from drivekd.distill.order import Window, windows

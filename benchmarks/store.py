@@ -31,7 +31,7 @@ import step as steps
 import torch
 from provenance import write_result
 
-from drivekd.demo.demo import arm_recipe
+from drivekd.demo.run import arm_recipe
 from drivekd.distill import plan as plans
 from drivekd.distill import train
 from drivekd.distill.objective import batch_of, losses

@@ -26,7 +26,7 @@ from pathlib import Path
 from provenance import COMMIT, RESULTS, provenance, write_result
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo.demo import arm_recipe, score_team
+from drivekd.demo.run import arm_recipe, score_team
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.score import Scores, majority, paired, score
 from drivekd.files.workers import side_by_side

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.scripts import script
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.demo.demo import arm_recipe
+from drivekd.demo.run import arm_recipe
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.method.combine.projection import COMBINERS
 from drivekd.recipe import shipped

@@ -245,7 +245,7 @@ def test_what_stops_a_verb_is_said_in_one_line(
 def test_a_report_that_cannot_be_written_is_told_before_the_check(
     capsys: pytest.CaptureFixture[str], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivekd.data.check.check.check", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("drivekd.data.check.run.check", lambda *_, **__: pytest.fail("too late"))
     code, _, err = run(capsys, "data", "check", str(data), "--out", str(data))
     assert code == 2 and "a.json is a file, and a folder is needed" in err
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from drivekd.data.sample import CAPABILITIES, Message, Sample
-from drivekd.demo import demo
+from drivekd.demo import run as demo
 from drivekd.recipe import load
 
 

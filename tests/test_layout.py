@@ -107,8 +107,8 @@ def test_the_rule_itself_refuses() -> None:
     assert not permitted(SRC / "evaluate/run.py", "distill.train")
     assert not permitted(SRC / "evaluate/run.py", "world.scene")
     assert not permitted(SRC / "recipe/recipe.py", "models.vlm")
-    assert not permitted(SRC / "demo/demo.py", "cli.app")
-    assert not permitted(SRC / "models/vlm.py", "demo.demo")
+    assert not permitted(SRC / "demo/run.py", "cli.app")
+    assert not permitted(SRC / "models/vlm.py", "demo.run")
     assert permitted(SRC / "distill/train.py", "method.signals.losses")
 
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from datafiles import bench, picture, row, scenes, six, write
-from drivekd.data.check.check import check, table
 from drivekd.data.check.findings import CHECKS
+from drivekd.data.check.run import check, table
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAMERAS
 

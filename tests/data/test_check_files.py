@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from datafiles import picture, row, scenes, write
-from drivekd.data.check.check import check, make_room, table
+from drivekd.data.check.run import check, make_room, table
 from drivekd.data.formats.readers import open_data
-from drivekd.report.check_page import write_check_page
+from drivekd.report.html import write_check_page
 
 
 def asked(question: str, answer: str = "Yes.", **more: str) -> object:
@@ -114,7 +114,7 @@ def test_duplicates_in_scenes_name_scene_frame_and_row(tmp_path: Path) -> None:
 #: what a first pass holds at its end and at its peak [bytes]; types are not checked in here
 HELD = """
 import gc, sys, tracemalloc
-from drivekd.data.check.check import _survey
+from drivekd.data.check.run import _survey
 from drivekd.data.formats.readers import open_data
 _survey(open_data(sys.argv[1]))  # what is loaded or built once
 for path in sys.argv[1:]:

@@ -11,7 +11,7 @@ import pytest
 from datafiles import bench, picture, row, scenes, six, write
 from drivekd.data.check.leakage import exposed_by
 from drivekd.data.convert import convert, describe
-from drivekd.data.corrupt.corrupt import corrupt_data
+from drivekd.data.corrupt.run import corrupt_data
 from drivekd.data.formats.readers import read
 from drivekd.data.formats.rows import line_count
 from drivekd.data.info import count
@@ -97,7 +97,7 @@ def test_how_many_lines_there_are_is_shown(tmp_path: Path, monkeypatch: pytest.M
         totals.append(total)
         return items
 
-    for module in ("convert", "info", "corrupt.corrupt", "check.leakage"):
+    for module in ("convert", "info", "corrupt.run", "check.leakage"):
         monkeypatch.setattr(f"drivekd.data.{module}.track", seen)
     picture(tmp_path / "a.jpg", 1)
     path = write(tmp_path / "a.jsonl", [row()] * 3)

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from drivekd.data.corrupt import video
-from drivekd.data.corrupt.corrupt import corrupt_data, corruption_of
 from drivekd.data.corrupt.corruptions import CORRUPTIONS, View, corrupt
+from drivekd.data.corrupt.run import corrupt_data, corruption_of
 from drivekd.data.formats.readers import read
 from drivekd.files.lock import locked
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corruption_sheet import corruption_sheet
 from PIL import Image
 from scipy import ndimage
 
 from drivekd.data.corrupt import video
-from drivekd.data.corrupt.contact_sheet import corruption_sheet
 from drivekd.data.corrupt.corruptions import CORRUPTIONS, SEVERITIES, View, corrupt, find
 
 GOLDEN = Path(__file__).parent / "golden" / "corruptions.npz"

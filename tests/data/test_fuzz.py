@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from datafiles import bench, picture, row, scenes, six
-from drivekd.data.check.check import check, table
+from drivekd.data.check.run import check, table
 from drivekd.data.convert import convert, describe
 from drivekd.data.formats.readers import FORMATS, open_data, read
 from drivekd.data.info import count

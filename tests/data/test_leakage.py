@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from datafiles import bench, row, scenes, write
-from drivekd.data.check.check import check, table
 from drivekd.data.check.leakage import exposed_by, name_of
-from drivekd.report.check_page import write_check_page
+from drivekd.data.check.run import check, table
+from drivekd.report.html import write_check_page
 
 NOTED = "n015-2018-08-03-15-00-36+0800__CAM_FRONT__1533280036112460"
 
@@ -74,7 +74,7 @@ def test_a_missing_test_set_is_told_before_any_row_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = write(tmp_path / "a.jsonl", [row()])
-    monkeypatch.setattr("drivekd.data.check.check._survey", lambda _: pytest.fail("rows were read"))
+    monkeypatch.setattr("drivekd.data.check.run._survey", lambda _: pytest.fail("rows were read"))
     with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.json"):
         check(train, tmp_path / "gone.json")
     (tmp_path / "t.json").write_text(json.dumps([{"x": 1}]))

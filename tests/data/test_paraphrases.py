@@ -47,7 +47,7 @@ def test_tags_in_other_wordings_are_converted_too(tmp_path: Path) -> None:
 )
 def test_what_is_no_list_of_questions_is_an_error(tmp_path: Path, wrong: object) -> None:
     path = write(tmp_path / "a.jsonl", [row(), row() | {"paraphrases": wrong}])
-    with pytest.raises(ValueError, match="row 2: `paraphrases` must be a list of at most 64 quest"):
+    with pytest.raises(ValueError, match="row 2: `paraphrases`.*64"):
         list(read(path))
 
 
@@ -56,5 +56,5 @@ def test_a_question_before_its_picture_has_no_place_for_other_wordings(tmp_path:
     path = write(tmp_path / "a.jsonl", [asked | {"paraphrases": []}])
     assert next(iter(read(path))).paraphrases == ()
     write(path, [asked | {"paraphrases": WORDS}])
-    with pytest.raises(ValueError, match="row 1: `paraphrases` take the place of what stands beh"):
+    with pytest.raises(ValueError, match="row 1: `paraphrases`"):
         list(read(path))

@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 
 from datafiles import bench, row, scenes, write
-from drivekd.data.formats.drivelm import frame_tokens
-from drivekd.data.formats.readers import exclude_frames, open_data, read
+from drivekd.data.formats.readers import open_data, read
 from drivekd.data.info import count, describe
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER
-
-LEAKED = "1b45a97a0e5e49fe9cd345dd4bd729c3"
-
 
 messages = partial(row, answer="There.")
 
@@ -64,15 +60,6 @@ def test_drivekd_public_samples(real_data: Path) -> None:
     assert counts["images_per_sample"] == {"1": 3, "6": 4}
     assert list(samples[1].images)[:2] == ["CAM_FRONT_LEFT", "CAM_FRONT"]  # the file's own order
     assert list(samples[0].images) == ["image_0"]
-
-
-@pytest.mark.real_data
-def test_frames_of_the_benchmark_are_kept_out(real_data: Path) -> None:
-    tokens = frame_tokens(real_data / "drivebench/visual_description.json")
-    assert LEAKED in tokens and len(tokens) == 200
-    samples = list(read(real_data / "drivelm/train_sample.json"))
-    kept = list(exclude_frames(samples, tokens))
-    assert {s.frame for s in samples} - {s.frame for s in kept} == {LEAKED}
 
 
 # ---- DriveLM and DriveBench --------------------------------------------------------------------

@@ -10,8 +10,7 @@ import pytest
 from drivekd.data.formats.readers import read
 from drivekd.data.kinds import template_of
 from drivekd.data.options import options_of
-from drivekd.data.paraphrases import paraphrased
-from drivekd.data.rewording import RULES, Rule, reworded
+from drivekd.data.paraphrases import RULES, Rule, paraphrased, reworded
 from drivekd.data.sample import Sample
 from drivekd.data.tags import read_tags
 
@@ -39,7 +38,7 @@ def real_samples(real_data: Path) -> list[Sample]:
 
 
 def example(rule: Rule) -> str:
-    return rule.asked.format(**WORDS)
+    return rule.question.format(**WORDS)
 
 
 def keeps(question: str, words: str) -> None:
@@ -54,7 +53,7 @@ def keeps(question: str, words: str) -> None:
     assert words[-1] == question[-1] or words[-1] in ".?"
 
 
-@pytest.mark.parametrize("rule", RULES, ids=[rule.asked[:40] for rule in RULES])
+@pytest.mark.parametrize("rule", RULES, ids=[rule.question[:40] for rule in RULES])
 def test_a_rule_makes_two_wordings_that_keep_what_is_asked(rule: Rule) -> None:
     for tail in ("", OPTIONS):
         question = example(rule) + tail
@@ -64,13 +63,13 @@ def test_a_rule_makes_two_wordings_that_keep_what_is_asked(rule: Rule) -> None:
         )
         for words in found:
             keeps(question, words)
-    slots = sorted(re.findall(r"\{\w+\}", rule.asked))
+    slots = sorted(re.findall(r"\{\w+\}", rule.question))
     for words in (rule.second, rule.third):
         made = sorted(re.findall(r"\{\w+\}", words))
         assert [each for each in made if each != "{be}"] == [s for s in slots if s != "{be}"]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=[rule.asked[:40] for rule in RULES])
+@pytest.mark.parametrize("rule", RULES, ids=[rule.question[:40] for rule in RULES])
 def test_no_rule_stands_in_the_way_of_another(rule: Rule) -> None:
     question = example(rule)
     assert [each for each in RULES if each.pattern.fullmatch(question)] == [rule]
@@ -80,7 +79,7 @@ def test_no_rule_stands_in_the_way_of_another(rule: Rule) -> None:
 
 
 def test_all_wordings_of_all_rules_are_distinct() -> None:
-    every = [words for rule in RULES for words in (rule.asked, rule.second, rule.third)]
+    every = [words for rule in RULES for words in (rule.question, rule.second, rule.third)]
     assert len(set(every)) == len(every) == 3 * len(RULES)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from browser import Browser, measured
 from datafiles import row, write
-from drivekd.data.check.check import check
-from drivekd.report.check_page import write_check_page
+from drivekd.data.check.run import check
+from drivekd.report.html import write_check_page
 
 NASTY = "<script>document.title='owned'</script> and the"
 

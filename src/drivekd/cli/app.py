@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from drivekd import __version__
-from drivekd.cli import bench, errors, evaluate, export, serve, study
-from drivekd.cli.data import PLAIN, Device, Out, data_app
+from drivekd.cli import deploy, errors, evaluate, study
+from drivekd.cli.data import data_app
+from drivekd.cli.options import PLAIN, Device, Model, Out, Workers
 
 if TYPE_CHECKING:
     from drivekd.recipe import Recipe
@@ -29,7 +30,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
 ]
-Model = Annotated[str, typer.Option("--model", help="Folder, hub id or world:NAME.")]
 
 
 def _version(wanted: bool) -> bool:
@@ -65,7 +65,7 @@ def demo(
 
     An interrupted run continues where it stopped.
     """
-    from drivekd.demo.demo import run
+    from drivekd.demo.run import run
 
     run(out, max_steps)
 
@@ -77,9 +77,7 @@ def world_make(
     split: Annotated[Split, typer.Option(help="No two splits share a scene.")] = "train",
     first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of a picture [px].")] = 96,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core.")
-    ] = None,
+    workers: Workers = None,
 ) -> None:
     """Write pictures, questions and ground truth; scenes already there are kept."""
     from drivekd.world.make import make
@@ -158,7 +156,7 @@ app.command(epilog=study.PRESTUDY)(study.prestudy)
 
 
 def _resolved(recipe: str, changes: Sequence[str] | None, given: Mapping[str, Any]) -> Recipe:
-    """A recipe with all changes; a slip is told before torch is loaded."""
+    """Load a recipe with all changes; an error comes before torch is loaded."""
     from drivekd.recipe import load
 
     short = [f"{k}={json.dumps(v, default=str)}" for k, v in given.items() if v is not None]
@@ -195,9 +193,9 @@ def ask(
     typer.echo(run(model, pictures(image), question, attention, device=device))
 
 
-app.command(epilog=bench.BENCH)(bench.bench)
-app.command(epilog=export.EXPORT)(export.export)
-app.command(epilog=serve.SERVE)(serve.serve)
+app.command(epilog=deploy.BENCH)(deploy.bench)
+app.command(epilog=deploy.EXPORT)(deploy.export)
+app.command(epilog=deploy.SERVE)(deploy.serve)
 
 
 @app.command(epilog="Example: drivekd report out/demo")

@@ -1,29 +1,16 @@
-"""The verbs of `drivekd data`, and the options that they share with others."""
+"""The verbs of `drivekd data`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-PLAIN: dict[str, Any] = {
-    "add_completion": False,
-    "rich_markup_mode": None,  # plain help needs no rich and shows in half the time
-    "pretty_exceptions_enable": False,
-}
+from drivekd.cli.options import PLAIN, DataFile, Format, Root, Workers
 
 data_app = typer.Typer(help="Look at data files, check, convert and corrupt them.", **PLAIN)
-
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-Device = Annotated[str, typer.Option(help="Where the model runs, for example cuda.")]
-Root = Annotated[Path | None, typer.Option("--root", help="Folder that image paths start from.")]
-DataFile = Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")]
-Format = Annotated[
-    Literal["auto", "drivekd", "drivelm", "drivebench", "sharegpt"],
-    typer.Option(help="Of the file; auto tells it by the keys of its rows."),
-]
 
 
 @data_app.command("info", epilog="Example: drivekd data info train.json --json")
@@ -56,7 +43,7 @@ def data_info(
     "corrupt", epilog="Example: drivekd data corrupt val.json out/fog --name Fog --severity 3"
 )
 def data_corrupt(
-    path: Annotated[Path, typer.Argument(help="A JSON or JSONL file of a known format.")],
+    path: DataFile,
     out: Annotated[Path, typer.Argument(help="New folder for the pictures and the questions.")],
     name: Annotated[str, typer.Option(help="A corruption, or all; see docs/data.md.")],
     severity: Annotated[
@@ -64,15 +51,13 @@ def data_corrupt(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal pictures.")] = 0,
     root: Root = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core.")
-    ] = None,
+    workers: Workers = None,
 ) -> None:
     """Write the pictures of a data file corrupted, and the same questions about them.
 
     An interrupted run goes on where it stopped.
     """
-    from drivekd.data.corrupt.corrupt import corrupt_data
+    from drivekd.data.corrupt.run import corrupt_data
 
     for questions in corrupt_data(path, out, name, severity, seed, root=root, workers=workers):
         typer.echo(questions)
@@ -122,15 +107,15 @@ def data_check(
     ] = None,
 ) -> None:
     """Look for faults and leaks in a data file. Exit code 1 if there are errors."""
-    from drivekd.data.check.check import check, make_room, table
+    from drivekd.data.check.run import check, make_room, table
+    from drivekd.files.writing import write_json
 
     if out is not None:
         make_room(out, (path, test, fix))
     report = check(path, test, format=format, root=root, fix=fix)
     typer.echo(table(report))
     if out is not None:
-        from drivekd.files.writing import write_json
-        from drivekd.report.check_page import write_check_page
+        from drivekd.report.html import write_check_page
 
         write_json(out / "check.json", report)
         typer.echo(out / "check.json")

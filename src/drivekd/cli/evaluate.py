@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from drivekd.cli.data import Device, Format, Out, Root
+from drivekd.cli.options import Data, Device, Dtype, Format, MaxSamples, Out, Root, Seed
 
 if TYPE_CHECKING:
     from drivekd.evaluate.answers.who import Who
@@ -20,7 +20,6 @@ COMPARE = "Example: drivekd compare out/base/val out/try/val"
 _FOLDERS = "Folders of evaluations; the first one is what the others are compared with."
 _RUNS = "How often all is done: an answer, where answers are drawn, and a verdict."
 
-Data = Annotated[Path, typer.Option(help="A JSON or JSONL file of a known format.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -37,11 +36,9 @@ Images = Annotated[
 ]
 KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the key.")]
 System = Annotated[Path | None, typer.Option(help="Text file for the system's turn.")]
-MaxSamples = Annotated[int | None, typer.Option(min=1, help="Use only so many, drawn by the seed.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Longest reply.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy, more draws tokens.")]
 TopP = Annotated[float, typer.Option(help="Share of the probability that is drawn from.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all draws.")]
 Runs = Annotated[int, typer.Option(min=1, help=_RUNS)]
 WithControls = Annotated[bool, typer.Option(help="Also black pictures and the majority.")]
 Train = Annotated[
@@ -70,7 +67,6 @@ Retry = Annotated[
     bool, typer.Option("--retry-unscored", help="Ask again where no points could be read.")
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time.")]
-Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")]
 
 
 def evaluate(
@@ -160,36 +156,23 @@ def _text(path: Path) -> str:
 
 
 _OF_ASKING = ("images", "system", "max_new_tokens", "temperature", "top_p", "device", "dtype")
-_OF_JUDGES = (
-    "judge_model",
-    "judge_key_env",
-    "judge_temperature",
-    "judge_json",
-    "judge_runs",
-    "rubric",
-    "descriptions",
-    "price",
-    "max_cost",
-    "retry_unscored",
-)
+_JUDGE = ("judge_model", "judge_key_env", "judge_temperature", "judge_json")
+_SHEETS = ("rubric", "descriptions", "price", "max_cost", "retry_unscored")
 
 
 def _judging(options: Mapping[str, Any]) -> Judging | None:
     if options["judge"] is None:
-        alone = [n for n in _OF_JUDGES if options[n] is not None and options[n] is not False]
-        if alone:
-            option = f"--{alone[0].replace('_', '-')}"
-            raise ValueError(f"{option} is for a judge: name one by --judge, or leave it out")
+        for name in (*_JUDGE, "judge_runs", *_SHEETS):
+            if options[name] is not None and options[name] is not False:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} is for a judge: name one by --judge, or leave it out")
         return None
     from drivekd.evaluate.judging import choice
 
-    names = ("judge", "judge_model", "judge_key_env", "judge_temperature", "judge_json")
-    judge = choice.judge_of(
-        choice.Wanted(*(options[name] for name in (*names, "concurrency", "device")))
-    )
+    names = ("judge", *_JUDGE, "concurrency", "device")
+    judge = choice.judge_of(choice.Wanted(*(options[name] for name in names)))
     runs = options["judge_runs"] or (1 if options["temperature"] else options["runs"])
-    names = ("rubric", "descriptions", "price", "max_cost", "retry_unscored")
-    return choice.Judging(judge, choice.settings_of(runs, *(options[name] for name in names)))
+    return choice.Judging(judge, choice.settings_of(runs, *(options[name] for name in _SHEETS)))
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The verb `drivekd prestudy`: what a teacher's attention is worth distilling."""
+"""The verb `drivekd prestudy`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from drivekd.cli.data import Device, Format, Out, Root
+from drivekd.cli.options import Device, Format, MaxSamples, Out, Root
 
 PRESTUDY = "Example: drivekd prestudy --teacher world:teacher_planning --data val.jsonl --out pre"
 
@@ -31,9 +31,7 @@ def prestudy(
     ] = None,
     format: Format = "auto",
     root: Root = None,
-    max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many, drawn by the seed.")
-    ] = None,
+    max_samples: MaxSamples = None,
     candidate: Annotated[
         list[str] | None, typer.Option(help="Teacher to probe --student with; may be repeated.")
     ] = None,
@@ -56,33 +54,19 @@ def prestudy(
 
     if drop is not None and not stability:
         raise ValueError("--drop is the limit of --stability: give that, too")
-    files: dict[str, Any] = {
-        "format": format,
-        "root": root,
-        "max_samples": max_samples,
-        "seed": seed,
-    }
+    files: dict[str, Any] = {"format": format, "root": root}
+    files |= {"max_samples": max_samples, "seed": seed}
     probes = capacity.prepare(student, candidate, data, **files) if candidate else None
     limit = (drop or DROP) if stability else None
-    run(
-        teacher,
-        data,
-        out,
-        student=student,
-        general=general,
-        drop=limit,
-        reading=reading,
-        device=device,
-        dtype=dtype,
-        **files,
-    )
+    files |= {"student": student, "general": general, "drop": limit, "reading": reading}
+    run(teacher, data, out, device=device, dtype=dtype, **files)
     _show(out, stability)
     if probes is not None:
         typer.echo(f"{capacity.table(capacity.run(probes, out))}\n{out / 'capacity.json'}")
 
 
 def _show(out: Path, stability: bool) -> None:
-    """Draws what a study left in its folder, and prints its tables and the names of its files."""
+    """Draw what a study left in its folder, and print its tables and the names of its files."""
     from drivekd.report.prestudy import draw
     from drivekd.report.stability import draw_stability
     from drivekd.study import stability_file

@@ -37,13 +37,13 @@ def named(question: str) -> set[str]:
 
 
 def prompt(question: str, cameras: Iterable[str], labels: bool = True) -> str:
-    """One line per camera, then the question; equal cameras give an equal, packable prefix.
+    """Write one line per camera, then the question: equal cameras give an equal, packable prefix.
 
-    Without labels the placeholders stand alone, as in Drive-KD's public samples.
+    An image without a camera (`image_0`) has no name there. Without labels the placeholders are
+    alone, as in Drive-KD's public samples.
     """
-    lines = (
-        f"{camera}: {IMAGE_PLACEHOLDER}\n" if labels else IMAGE_PLACEHOLDER for camera in cameras
-    )
+    names = ("" if re.fullmatch(r"image_\d+", camera) else f"{camera}: " for camera in cameras)
+    lines = (f"{name}{IMAGE_PLACEHOLDER}\n" if labels else IMAGE_PLACEHOLDER for name in names)
     return "".join(lines) + question.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
@@ -59,7 +59,7 @@ def question_sample(
     frame: str | None,
     meta: Mapping[str, object],
 ) -> Sample:
-    """A sample of a question about one key frame of several cameras.
+    """Make a sample of a question about one key frame of several cameras.
 
     Single-view rule [paper, DriveBench]: a question whose tags name cameras gets only those
     cameras' images, any other gets all of them.
@@ -76,12 +76,10 @@ def question_sample(
         )
     cameras = in_order(wanted or files)
     images = {camera: resolve(files[camera], row.folder, row.where) for camera in cameras}
-    messages = [Message("user", prompt(question, cameras, row.labels))]
-    if answer is not None:
-        messages.append(Message("assistant", answer))
+    user = Message("user", prompt(question, cameras, row.labels))
     return Sample(
         id=id,
-        messages=tuple(messages),
+        messages=(user,) if answer is None else (user, Message("assistant", answer)),
         images=images,
         capability=capability,
         template=template_of(question),
@@ -93,10 +91,10 @@ def question_sample(
 
 
 def capability_of(kind: str | None) -> str | None:
-    """Drive-KD's mapping of DriveLM's and DriveBench's question types [paper, inferred].
+    """Map a question type of DriveLM or DriveBench to its capability [paper, inferred].
 
-    Reasoning is prediction and behavior together; None for a type that the mapping leaves out,
-    such as `robust_qas` of the corruption files. Case and spaces around do not count.
+    Reasoning is prediction and behavior together; None for any other type, such as `robust_qas` of
+    the corruption files. Case and spaces around do not count.
     """
     return _CAPABILITY.get((kind or "").strip().lower())
 
@@ -113,11 +111,11 @@ _CAPABILITY = {
 
 
 def task_of(sample: Sample) -> str | None:
-    """The benchmark's task of a question: perception, prediction, behavior or planning.
+    """Name a question's task in the benchmark: perception, prediction, behavior or planning.
 
     A question type says it. Where that is missing or names a capability (Drive-KD's rows, the
-    corruption files), perception and planning are their own task, and reasoning is told by the
-    wording, where the template is one of the benchmark's [ours]. None where nothing tells.
+    corruption files), perception and planning are their own task, and the wording decides about
+    reasoning, where the template is one of the benchmark's [ours]. None where nothing decides.
     """
     said = str(sample.meta.get("question_type") or "").strip().lower()
     if said in _TASKS:
@@ -125,9 +123,8 @@ def task_of(sample: Sample) -> str | None:
     if sample.capability in ("perception", "planning"):
         return sample.capability
     kind = kind_of(sample.question)
-    if sample.capability != "reasoning" or kind is None or kind.name != sample.template:
-        return None
-    if kind.capability != "reasoning":
+    capabilities = {sample.capability, kind.capability if kind else None}
+    if kind is None or kind.name != sample.template or capabilities != {"reasoning"}:
         return None
     return "behavior" if kind.name == "ego_behavior" else "prediction"
 
@@ -138,11 +135,7 @@ _TASKS |= {"behaviour": "behavior", "plan": "planning"}
 
 
 def camera_files(row: Row, key: str) -> dict[str, str]:
-    """The mapping from camera to path under a key of a row.
-
-    Raises:
-        RowError: it is no such mapping.
-    """
+    """Return the mapping from camera to path under a key of a row; a RowError for anything else."""
     value = row.value.get(key)
     if not isinstance(value, Mapping) or not value:
         raise RowError(f"{row.where}: `{key}` must map cameras to image paths, got {shown(value)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,12 @@ def convert(
     labels: bool = True,
     tags: Unit | None = None,
 ) -> dict[str, Any]:
-    """Write the samples of a data file in another format.
+    """Write the samples of a data file, read as by `readers.read`, in another format.
 
-    Args:
-        path: the data file.
-        out: a new file; `.jsonl` gets one row a line, any other name one list.
-        to: `drivekd` (`messages`, `images`, `question_type` and nothing else), `sharegpt`
-            (`conversations`, `images`, `system`, `id`) or `jsonl` (everything a sample holds).
-        format: of the data file, as for `readers.read`.
-        root: folder that relative image paths start from, in both files.
-        labels: as for `readers.read`.
-        tags: write object tags in this unit; None leaves them as they are.
+    The new file `out` gets one row a line with the ending `.jsonl`, else one list. Formats are
+    `drivekd` (`messages`, `images`, `question_type` and nothing else), `sharegpt`
+    (`conversations`, `images`, `system`, `id`) and `jsonl` (everything a sample holds). `tags`
+    converts object tags to this unit.
 
     Returns:
         `{"file", "format", "to", "root", "rows", "lost": {field: rows}, "tags_left": n}`: what
@@ -80,7 +75,7 @@ def _in_unit(sample: Sample, unit: Unit) -> Sample:
 
 
 def _lost(sample: Sample, again: Sample) -> Iterator[str]:
-    """The fields that reading the row again does not give back."""
+    """Yield the fields that reading the row again does not give back."""
     if list(again.images.items()) != list(sample.images.items()):  # in their order
         yield "images"
     yield from (name for name in _FIELDS if getattr(again, name) != getattr(sample, name))
@@ -92,7 +87,7 @@ def _paths(sample: Sample, root: Path) -> list[str]:
 
 
 def _turns(sample: Sample) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in sample.messages]
+    return [asdict(message) for message in sample.messages]
 
 
 def _drivekd(sample: Sample, root: Path) -> dict[str, Any]:
@@ -109,16 +104,13 @@ def _sharegpt(sample: Sample, root: Path) -> dict[str, Any]:
 
 
 def jsonl_row(sample: Sample, root: Path) -> dict[str, Any]:
-    """A sample as a row of our own JSONL, which holds everything; image paths from the root on."""
+    """Write a sample as a row of our JSONL, which holds everything; image paths from the root."""
     row: dict[str, Any] = {
         "id": sample.id,
         "messages": _turns(sample),
         "images": _paths(sample, root),
         "cameras": list(sample.images),
-        "capability": sample.capability,
-        "template": sample.template,
-        "scene": sample.scene,
-        "frame": sample.frame,
+        **{name: getattr(sample, name) for name in ("capability", "template", "scene", "frame")},
         "paraphrases": list(sample.paraphrases),
         "meta": dict(sample.meta),
     }
@@ -138,7 +130,7 @@ _READERS: dict[str, Callable[[Row], Sample]] = {
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """What was written and what was lost, for people."""
+    """Say what was written and what was lost."""
     lines = [
         f"{result['rows']} rows of format {result['format']} → {result['to']}: {result['file']}",
         f"image paths start from {result['root']} (--root, data.root)",

@@ -13,11 +13,7 @@ from drivekd.files.progress import track
 
 
 def count(samples: Iterable[Sample], total: int | None = None) -> dict[str, Any]:
-    """Count samples by capability, template and number of images.
-
-    Args:
-        samples: what to count.
-        total: their number where it is known, for the time left.
+    """Count samples by capability, template and number of images; `total` is for the time left.
 
     Returns:
         `{"samples", "capabilities": {name: n}, "unassigned", "templates": {name: n},
@@ -44,10 +40,11 @@ def count(samples: Iterable[Sample], total: int | None = None) -> dict[str, Any]
         kinds.update([str(k)] if (k := sample.meta.get("question_type")) else [])
         scenes.update([sample.scene] if sample.scene else [])
         frames.update([sample.frame] if sample.frame else [])
-    named = sorted(filter(None, capabilities), key=_capability_order)
+    known = {name: capabilities[name] for name in CAPABILITIES if name in capabilities}
+    others = {name: capabilities[name] for name in sorted(filter(None, capabilities))}
     return {
         "samples": capabilities.total(),
-        "capabilities": {name: capabilities[name] for name in named},
+        "capabilities": known | others,
         "unassigned": capabilities[None],
         "templates": dict(sorted(templates.items())),
         "question_types": dict(sorted(kinds.items())),
@@ -64,24 +61,19 @@ def count(samples: Iterable[Sample], total: int | None = None) -> dict[str, Any]
 
 
 def _lengths(words: Counter[int]) -> dict[str, float]:
-    """Mean and maximum of a count of lengths; {} of none."""
+    """Return mean and maximum of counted lengths, {} of none."""
     if not words:
         return {}
     mean = sum(length * n for length, n in words.items()) / words.total()
     return {"mean": round(mean, 1), "longest": max(words)}
 
 
-def _capability_order(name: str) -> tuple[int, str]:
-    return (CAPABILITIES.index(name) if name in CAPABILITIES else len(CAPABILITIES), name)
-
-
 def describe(counts: dict[str, Any]) -> str:
-    """The counts as lines for people."""
+    """Write the counts as lines for people."""
     lines = []
     for key, value in counts.items():
-        shown = (
-            ", ".join(f"{k} {n}" for k, n in value.items()) if isinstance(value, dict) else value
-        )
+        parts = value.items() if isinstance(value, dict) else ()
+        shown = ", ".join(f"{k} {n}" for k, n in parts) if isinstance(value, dict) else value
         if shown not in ("", 0) or key == "samples":
             lines.append(one_line(f"{key.replace('_', ' '):<18} {shown}"))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The kinds of questions that DriveLM and DriveBench ask, told by their wording."""
+"""The kinds of questions that DriveLM and DriveBench ask, recognised by their wording."""
 
 from __future__ import annotations
 
@@ -54,12 +54,11 @@ KINDS = (
 
 
 def kind_of(question: str) -> Kind | None:
-    """The kind of a question, None for a wording that neither benchmark uses."""
+    """Return the kind of a question, None for a wording that neither benchmark uses."""
     lowered = question.lower()
     return next((kind for kind in KINDS if kind.words in lowered), None)
 
 
 def template_of(question: str) -> str | None:
-    """The name of a question's kind."""
     kind = kind_of(question)
     return None if kind is None else kind.name

@@ -13,7 +13,7 @@ _LETTER = re.compile(
 
 
 def options_of(question: str) -> list[tuple[str, str]]:
-    """The letters and texts of `… A. Going ahead. B. Turn left.`, [] for another question.
+    """Return the letters and texts of `… A. Going ahead. B. Turn left.`, [] for another question.
 
     Letters must run on from A; one that comes twice in a row is kept, for it is a fault to report.
     """
@@ -34,6 +34,6 @@ def options_of(question: str) -> list[tuple[str, str]]:
 
 
 def letter_of(answer: str) -> str | None:
-    """The letter that an answer begins with: `B`, `(B)`, `B. Turn left.`, `Final: {B. …}`."""
+    """Return the letter that begins an answer: `B`, `(B)`, `B. Turn left.`, `Final: {B. …}`."""
     match = _LETTER.match(answer)
     return match[1] if match and match[1].isupper() else None

@@ -1,4 +1,4 @@
-"""From the image path that a data file writes to a file below the data's own folder."""
+"""Image paths of a data file, resolved to files below the data's folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from drivekd.data.formats.rows import RowError, shown
 from drivekd.data.sample import CAMERAS
 
-#: images of one row; beyond it a row is no question about a scene, and resolving paths takes long
+#: images of one row; with more it is no question about a scene, and resolving paths takes long
 MAX_IMAGES = 1000
 
-#: What nuScenes-type files agree on, whatever stands before it: samples/CAM_FRONT/….
+#: the part that nuScenes-type files agree on, whatever precedes it: samples/CAM_FRONT/…
 _NUSCENES = re.compile(r"(?:^|/)(samples/CAM_[A-Z_]+/.+)$")
 #: a scheme alone is none: `seq1:0001/a.jpg` is a file
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,30}://|data:|file:", re.IGNORECASE)
@@ -22,9 +22,9 @@ _CAMERA = re.compile(
 
 
 def resolve(text: str, folder: Path, where: str) -> Path:
-    """The file that an image path means; it need not exist yet.
+    """Return the file that an image path means; it need not exist yet.
 
-    A path with `samples/CAM_…/` in it is looked for as it stands, then from there on below
+    A path with `samples/CAM_…/` in it is looked up as it is, then from there on below
     `folder/nuscenes` and below `folder`; any other path is relative to `folder` (a leading `.../`,
     the public samples' way of leaving out a prefix, is dropped).
 
@@ -49,11 +49,11 @@ def resolve(text: str, folder: Path, where: str) -> Path:
             "data.root)",
             "image_path",
         )
-    whole = os.path.relpath(text, folder.absolute()) if text.startswith("/") else text
+    below = os.path.relpath(text, folder.absolute()) if text.startswith("/") else text
     if relative.startswith("/"):
-        return folder / whole
+        return folder / below
     if nuscenes:
-        candidates = (folder / whole, folder / "nuscenes" / relative)
+        candidates = (folder / below, folder / "nuscenes" / relative)
         for candidate in candidates if _stays(text, folder) else candidates[1:]:
             if candidate.is_file():
                 return candidate
@@ -77,15 +77,14 @@ def _stays(text: str, folder: Path) -> bool:
 
 
 def refuse_too_many(count: int, where: str) -> None:
-    """Raise a `RowError` for a row of more than `MAX_IMAGES` images."""
     if count > MAX_IMAGES:
         raise RowError(f"{where}: {count} images in one row, expected at most {MAX_IMAGES}")
 
 
 def camera_of(text: str) -> str | None:
-    """The nuScenes camera that a path names by its folder or its file, None where it names none.
+    """Return the nuScenes camera that a path names by folder or file, None where it names none.
 
     `samples/CAM_BACK/n008__CAM_BACK__153.jpg` → `CAM_BACK`.
     """
-    found = set(_CAMERA.findall(text))
-    return found.pop() if len(found) == 1 else None
+    cameras = set(_CAMERA.findall(text))
+    return cameras.pop() if len(cameras) == 1 else None

@@ -1,4 +1,4 @@
-"""Picture files as upright RGB, and what is said of a file that cannot be read as one."""
+"""Picture files as upright RGB, and the error of a file that cannot be read as one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 
 def read_image(path: Path, enough: int | None = None) -> Image.Image:
-    """Read a picture as upright RGB.
+    """Read a picture as upright RGB; a ValueError names a file that is missing or no picture.
 
-    Args:
-        path: of the file.
-        enough: a large JPEG is decoded smaller, which is several times faster, but with no side
-            below this [px].
-
-    Raises:
-        ValueError: naming the file, if it is missing, truncated or no picture.
+    A large JPEG is decoded smaller, with no side below `enough` [px]: several times faster.
     """
     try:
         with Image.open(path) as image:
@@ -31,8 +25,16 @@ def read_image(path: Path, enough: int | None = None) -> Image.Image:
         raise unreadable(path, error) from error
 
 
+def image_or_none(path: Path, enough: int | None = None) -> Image.Image | None:
+    """Read a picture as `read_image` does, None where it cannot be read."""
+    try:
+        return read_image(path, enough)
+    except ValueError:
+        return None
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled to 8: Pillow would cut off everything above 255."""
+    """Scale grey of 16 bits to 8: Pillow would cut off everything above 255."""
     if not image.mode.startswith("I"):
         return image
     scaled = np.asarray(image).astype(np.float64) / 257

@@ -1,4 +1,4 @@
-"""One driving question with its images: the unit that every other part of the system passes on."""
+"""One driving question with its images: what readers make, and every other part takes."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Sample:
     @property
     def question(self) -> str:
         """The last user turn without its image placeholders and camera labels' line breaks."""
-        asked = [m.content for m in self.messages if m.role == "user"]
-        return asked[-1].rsplit(IMAGE_PLACEHOLDER, 1)[-1].strip() if asked else ""
+        turns = [m.content for m in self.messages if m.role == "user"]
+        return turns[-1].rsplit(IMAGE_PLACEHOLDER, 1)[-1].strip() if turns else ""
 
     @property
     def tags(self) -> tuple[Tag, ...]:

@@ -1,4 +1,4 @@
-"""Object tags in text, `<c1,CAM_FRONT,0.4678,0.6772>`: read, told apart by unit, converted.
+"""Object tags in text, `<c1,CAM_FRONT,0.4678,0.6772>`: read, distinguished by unit, converted.
 
 DriveLM writes places in pixels of its 1600×900 pictures, DriveBench and Drive-KD as fractions of
 width and height with four decimals [public benchmark]. No file says which it uses.
@@ -7,6 +7,7 @@ width and height with four decimals [public benchmark]. No file says which it us
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from typing import Literal
 PICTURE = (1600, 900)
 
 Unit = Literal["pixel", "fraction"]
+_EXTENT: dict[Unit, tuple[int, int]] = {"pixel": PICTURE, "fraction": (1, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,12 @@ class Tag:
         """Where it is, as fractions of the picture; None where `unit` is."""
         if self.unit is None:
             return None
-        width, height = PICTURE if self.unit == "pixel" else (1, 1)
+        width, height = _EXTENT[self.unit]
         return self.x / width, self.y / height
 
     def inside(self, unit: Unit) -> bool:
         """Whether x and y, read in this unit, are a place in the picture."""
-        width, height = PICTURE if unit == "pixel" else (1, 1)
+        width, height = _EXTENT[unit]
         return 0 <= self.x <= width and 0 <= self.y <= height
 
 
@@ -61,23 +63,20 @@ _TAG = re.compile(
 
 
 def read_tags(text: str) -> list[Tag]:
-    """Returns the object tags of a text in order, repeated ones included."""
+    """Return the object tags of a text in order, repeated ones included."""
     if "<" not in text:
         return []
     return [Tag(name, camera, float(x), float(y)) for name, camera, x, y in _TAG.findall(text)]
 
 
 def main_unit(tags: Iterable[Tag]) -> Unit | None:
-    """The unit that most of the tags are in beyond doubt, None where none is."""
-    units = [tag.unit for tag in tags]
-    pixels, fractions = units.count("pixel"), units.count("fraction")
-    if pixels == fractions == 0:
-        return None
-    return "pixel" if pixels > fractions else "fraction"
+    """Return the unit that most of the tags are in beyond doubt, None where none is."""
+    units = Counter(tag.unit for tag in tags if tag.unit is not None)
+    return max(sorted(units), key=units.__getitem__, default=None)
 
 
 def in_unit(text: str, unit: Unit) -> str:
-    """The text with its tags in this unit: fractions with four decimals, pixels with one.
+    """Convert a text's tags to this unit: fractions with four decimals, pixels with one.
 
     Tags that are in this unit already, or in none beyond doubt, stay as they are.
     """

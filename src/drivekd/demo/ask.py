@@ -1,4 +1,4 @@
-"""One question about some pictures: the answer, and on request a picture of where the model looked.
+"""One question about some pictures: the answer, and a picture of where the model looked.
 
 from drivekd.demo.ask import ask
 print(ask("world:teacher_planning", {"CAM_FRONT": "a.png"}, "What should the ego vehicle do?"))
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from drivekd.data.cameras import prompt
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
-from drivekd.data.tags import Tag, read_tags
-from drivekd.demo.looking import Rows, View, look
+from drivekd.data.tags import read_tags
+from drivekd.demo.looking import look
 from drivekd.files.writing import writing
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
@@ -25,19 +27,15 @@ _UNPOINTED = re.compile(r"(<\s*[A-Za-z]+\d*\s*,[^<>]*>)(?!\s*<r\d+>)")
 
 
 def pictures(texts: Sequence[str]) -> dict[str, Path]:
-    """Pictures by camera from `CAMERA=FILE` or `FILE` each, as the command line gives them.
-
-    Raises:
-        ValueError: a camera was given twice.
-    """
-    found: dict[str, Path] = {}
+    """Map cameras to the files of `CAMERA=FILE` or `FILE`, as the command line gives them."""
+    files: dict[str, Path] = {}
     for number, text in enumerate(texts):
         camera, separator, file = text.partition("=")
         name, file = (camera, file) if separator else (f"image_{number}", text)
-        if name in found:
+        if name in files:
             raise ValueError(f"--image {name} was given twice: name each camera once")
-        found[name] = Path(file)
-    return found
+        files[name] = Path(file)
+    return files
 
 
 def ask(
@@ -46,54 +44,46 @@ def ask(
     question: str,
     attention: Path | None = None,
     *,
-    layer: str | int = "penultimate",
-    rows: Rows = "answer",
     max_new_tokens: int = 64,
     device: str = "cpu",
 ) -> str:
-    """Answers a question about the pictures of some cameras.
+    """Answer a question about the pictures of some cameras, as the model writes the answer.
 
     Args:
-        model: a loaded model, or what `load` takes (a folder, a hub id, `world:NAME`).
+        model: a loaded model, or a folder, a hub id or `world:NAME`.
         images: camera name to picture; the prompt names them in the fixed camera order.
-        question: what to ask. Objects may be named by tags `<c1,CAM_FRONT,0.4700,0.6800>`, x and
-            y as fractions of the picture from the upper left.
-        attention: where to draw the attention on each picture (PNG).
-        layer: the layer drawn: a number counted from 1, `first`, `penultimate`, `last`.
-        rows: whose attention: of the position that predicts the answer's first token, or the
-            mean over the question's tokens.
+        question: may name objects by tags `<c1,CAM_FRONT,0.4700,0.6800>`, x and y as fractions of
+            the picture from the upper left.
+        attention: a PNG file for the attention on each picture: that of the position which
+            predicts the answer's first token, in the penultimate layer.
         max_new_tokens: longest answer [tokens].
         device: where a model that is loaded here runs.
 
-    Returns:
-        The answer as the model wrote it.
-
     Raises:
-        ValueError: no pictures, an unknown camera, a file that is not there, an empty question,
-            or a picture format that cannot be written.
+        ValueError: no pictures, an unknown camera, a missing file, an empty question, or a picture
+            format that cannot be written.
     """
     if attention is not None and attention.suffix.lower() != ".png":
         raise ValueError(f"attention {attention}: expected a file name ending in .png")
     sample = _sample(images, question)
-    vlm = (
-        model if isinstance(model, Vlm) else load(model, device=device, answering=attention is None)
-    )
+    vlm = model
+    if not isinstance(vlm, Vlm):
+        vlm = load(vlm, device=device, answering=attention is None)
     sample = _pointed(vlm, sample)
     features = FeatureCache()
     reply = generate(vlm, [sample], max_new_tokens=max_new_tokens, features=features)[0].strip()
     if attention is not None:
-        seen = look(vlm, sample, View(layer, rows), features=features)
+        seen = look(vlm, sample, features=features)
         pictures = {camera: read_image(path) for camera, path in sample.images.items()}
-        whose = "the answer's first position" if rows == "answer" else "the question, mean"
-        note = f"attention of {whose}, layer {seen.layer} of {seen.layers}"
-        title = _title(sample, reply)
+        note = f"attention of the answer's first position, layer {seen.layer} of {seen.layers}"
+        title = f"{re.sub(r'<r[0-9]+>', '', sample.question)}  →  {reply}"
         with writing(attention):
             attention_strip(pictures, seen.maps, title=title, note=note).save(attention)
     return reply
 
 
 def _sample(images: Mapping[str, str | Path], question: str) -> Sample:
-    """The question as every question of the world is put: labelled pictures, then the text."""
+    """Put the question as the world does: labelled pictures, then the text."""
     if not images:
         raise ValueError(
             "ask: no pictures; give at least one, for example CAM_FRONT=front.png (cameras:"
@@ -103,8 +93,8 @@ def _sample(images: Mapping[str, str | Path], question: str) -> Sample:
         raise ValueError("ask: the question is empty; write what you want to know")
     if IMAGE_PLACEHOLDER in question:
         raise ValueError(
-            f"ask: the question contains {IMAGE_PLACEHOLDER}, which stands for a picture and is put"
-            " there by itself; leave it out"
+            f"ask: the question contains {IMAGE_PLACEHOLDER}, which marks a picture and is added"
+            " for each; leave it out"
         )
     unknown = [name for name in images if name not in CAMERAS and _meant(name)]
     if unknown:
@@ -116,46 +106,27 @@ def _sample(images: Mapping[str, str | Path], question: str) -> Sample:
         raise ValueError(f"ask: picture of {missing[0][0]}: no file {missing[0][1]}")
     known = [camera for camera in CAMERAS if camera in images]
     order = known + [name for name in images if name not in CAMERAS]
-    labels = "".join(_line(name) for name in order)
-    return Sample(
-        id="question",
-        messages=(Message("user", labels + question.strip()),),
-        images={name: Path(images[name]) for name in order},
-        source="ask",
-    )
+    turns = (Message("user", prompt(question, order)),)
+    return Sample("question", turns, {name: Path(images[name]) for name in order}, source="ask")
 
 
 def _meant(name: str) -> bool:
-    """Whether a name looks like that of a nuScenes camera, `CAM_REAR` or `front`."""
+    """Tell whether a name looks like that of a nuScenes camera, `CAM_REAR` or `front`."""
     return name.upper().startswith("CAM_") or f"CAM_{name.upper()}" in CAMERAS
 
 
-def _line(name: str) -> str:
-    unnamed = re.fullmatch(r"image_\d+", name)
-    return f"{IMAGE_PLACEHOLDER}\n" if unnamed else f"{name}: {IMAGE_PLACEHOLDER}\n"
-
-
 def _pointed(vlm: Vlm, sample: Sample) -> Sample:
-    """Puts the region token behind each tag where the model has region tokens and it is missing."""
+    """Put missing region tokens behind tags where the model has region tokens."""
     if "<r0>" not in vlm.tokenizer.get_vocab():
         return sample
-    content = _UNPOINTED.sub(
-        lambda match: match.group(0) + _region(read_tags(match.group(0))),
-        sample.messages[0].content,
-    )
-    return Sample(sample.id, (Message("user", content),), sample.images, source=sample.source)
+    content = _UNPOINTED.sub(lambda match: match[0] + _region(match[0]), sample.messages[0].content)
+    return replace(sample, messages=(Message("user", content),))
 
 
-def _region(tags: list[Tag]) -> str:
-    """`<rK>`, K = 16·camera + 4·row + column; nothing for a tag that is not in fractions."""
-    if not tags or tags[0].camera not in CAMERAS:
-        return ""
-    x, y = tags[0].x, tags[0].y
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        return ""
-    row, column = min(int(y * _CELLS), _CELLS - 1), min(int(x * _CELLS), _CELLS - 1)
-    return f"<r{_CELLS * _CELLS * CAMERAS.index(tags[0].camera) + _CELLS * row + column}>"
-
-
-def _title(sample: Sample, reply: str) -> str:
-    return f"{re.sub(r'<r[0-9]+>', '', sample.question)}  →  {reply}"
+def _region(text: str) -> str:
+    """Write `<rK>`, K = 16·camera + 4·row + column, of a tag in fractions; "" of another one."""
+    for tag in read_tags(text):
+        if tag.camera in CAMERAS and tag.unit == "fraction":
+            row, column = (min(int(z * _CELLS), _CELLS - 1) for z in (tag.y, tag.x))
+            return f"<r{_CELLS * _CELLS * CAMERAS.index(tag.camera) + _CELLS * row + column}>"
+    return ""

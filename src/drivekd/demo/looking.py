@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from drivekd.data.sample import Sample
-from drivekd.data.tags import Tag, read_tags
+from drivekd.data.tags import read_tags
 from drivekd.distill.teachers import attention
 from drivekd.evaluate.answers.answer import answer_of
 from drivekd.files.progress import track
@@ -32,14 +32,14 @@ Rows = Literal["answer", "question"]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which attention is shown: a layer specification of one layer, and the text rows."""
+    """The attention to show: a layer specification of one layer, and the text rows."""
 
     layer: str | int = "penultimate"
     rows: Rows = "answer"
 
 
-#: What the page shows of each capability: where the method takes that capability's signal. In
-#: the first layer the answer's position knows nothing of the question yet, so its rows count.
+#: Views of each capability: the layer from which the method takes its signal. In the first layer
+#: the answer's position knows nothing of the question yet, so the question's rows count.
 VIEWS: Mapping[str, View] = {
     "perception": View("first", "question"),
     "reasoning": View("penultimate", "answer"),
@@ -68,16 +68,11 @@ class Look:
 def look(
     vlm: Vlm, sample: Sample, view: View | None = None, *, features: FeatureCache | None = None
 ) -> Look:
-    """Reads the head-averaged attention of one layer over the visual tokens of a question.
+    """Read the head-averaged attention of one layer over the visual tokens of a question.
 
     One forward pass over the prompt without its answer; the model's text attention is switched to
-    the tapped SDPA, whose results are those of plain SDPA bit for bit.
-
-    Args:
-        vlm: the model.
-        sample: a question with at least one image.
-        view: layer and rows; the penultimate layer at the answer's first position by default.
-        features: visual tokens already computed.
+    the tapped SDPA, whose results are those of plain SDPA bit for bit. `features` holds visual
+    tokens already computed.
 
     Raises:
         ValueError: no images, or a layer specification that is not one layer of this model.
@@ -110,8 +105,6 @@ def _rows(encoded: Encoded, rows: Rows) -> torch.Tensor:
     last = len(encoded.input_ids) - 1
     if rows == "answer":
         return torch.tensor([last])
-    if rows != "question":
-        raise ValueError(f"rows {rows!r}: expected 'answer' or 'question'")
     behind = torch.arange(encoded.prefix or 0, last + 1)
     return behind[~encoded.is_image[behind]]
 
@@ -131,29 +124,19 @@ def attention_cases(
     models: Mapping[str, Vlm | Mapping[str, Vlm]],
     samples: Sequence[Sample],
     folder: Path,
-    *,
-    views: Mapping[str, View] = VIEWS,
-) -> Path:
-    """Lets several models answer and look at the same questions, for the page to draw.
+) -> None:
+    """Let several models answer and look at the same questions, for the page to draw.
 
-    Writes `cases.json` and `maps.npz` as drivekd.report.page describes them.
-
-    Args:
-        models: arm to model, in the order in which they are shown; an arm of several teachers is
-            a mapping from capability to model, and the question's own capability answers.
-        samples: the chosen questions, with answers and images.
-        folder: `attention/` of a run; images are named relative to the run.
-        views: capability to view; others get the default.
-
-    Returns:
-        The folder.
+    Writes `cases.json` and `maps.npz`, as drivekd.report.page describes them, into the folder
+    `attention/` of a run. Arms are shown in their order; of an arm of several teachers, a mapping
+    from capability to model, the teacher of the question's capability answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = FeatureCache()
     cases: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[np.float32]] = {}
     for number, sample in enumerate(track(samples, label="looking")):
-        view = views.get(sample.capability or "", View())
+        view = VIEWS.get(sample.capability or "", View())
         arms: dict[str, Any] = {}
         for arm, model in models.items():
             vlm = model if isinstance(model, Vlm) else model.get(sample.capability or "")
@@ -162,18 +145,12 @@ def attention_cases(
             reply = generate(vlm, [sample], features=cache)[0]
             seen = look(vlm, sample, view, features=cache)
             arrays |= {f"{number}/{arm}/{camera}": grid for camera, grid in seen.maps.items()}
-            right = answer_of(sample, reply).correct
-            arms[arm] = {
-                "reply": reply,
-                "correct": right,
-                "layer": seen.layer,
-                "layers": seen.layers,
-                "share": seen.share,
-            }
+            answer = {"reply": reply, "correct": answer_of(sample, reply).correct}
+            where = {"layer": seen.layer, "layers": seen.layers, "share": seen.share}
+            arms[arm] = answer | where
         cases.append(_case(sample, view, arms, folder.parent))
     np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
     write_json(folder / "cases.json", cases)
-    return folder
 
 
 def _case(sample: Sample, view: View, arms: Mapping[str, Any], run: Path) -> dict[str, Any]:
@@ -190,35 +167,20 @@ def _case(sample: Sample, view: View, arms: Mapping[str, Any], run: Path) -> dic
     }
 
 
-def write_scenes(samples: Sequence[Sample], path: Path) -> Path:
-    """Writes the key frames of some samples with their tags and questions, for the page to draw.
-
-    Args:
-        samples: all samples to show, grouped by frame in the order given.
-        path: `scenes.json` of a run; images are named relative to its folder.
-    """
+def write_scenes(samples: Sequence[Sample], path: Path) -> None:
+    """Write `scenes.json` of a run: the key frames of samples with their tags and questions."""
     frames: dict[str, list[Sample]] = {}
     for sample in samples:
         frames.setdefault(sample.frame or sample.scene or sample.id, []).append(sample)
-    scenes = [_scene(frame, asked, path.parent) for frame, asked in frames.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, scenes)
-    return path
+    write_json(path, [_scene(frame, group, path.parent) for frame, group in frames.items()])
 
 
 def _scene(frame: str, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
     images = {camera: path for sample in samples for camera, path in sample.images.items()}
     # Every question numbers its objects anew: the place is what tells one thing from another.
     tags = {(t["camera"], t["x"], t["y"]): t for s in samples for t in _tags(s.question)}
-    questions = [
-        {
-            "capability": sample.capability,
-            "template": sample.template,
-            "question": sample.question,
-            "answer": sample.answer,
-        }
-        for sample in samples
-    ]
+    names = ("capability", "template", "question", "answer")
+    questions = [{name: getattr(sample, name) for name in names} for sample in samples]
     return {
         "frame": frame,
         "images": _relative(images, run),
@@ -228,12 +190,8 @@ def _scene(frame: str, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
 
 
 def _tags(text: str) -> list[dict[str, Any]]:
-    return [asdict(tag) for tag in read_tags(text) if _inside(tag)]
-
-
-def _inside(tag: Tag) -> bool:
-    """Whether a tag is in fractions of the picture and so can be drawn."""
-    return 0 <= tag.x <= 1 and 0 <= tag.y <= 1
+    """Return the tags in fractions of the picture, which can be drawn."""
+    return [asdict(tag) for tag in read_tags(text) if tag.unit == "fraction"]
 
 
 def _relative(images: Mapping[str, Path], run: Path) -> dict[str, str]:

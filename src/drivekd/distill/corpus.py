@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drivekd.data.formats import hub
-from drivekd.data.formats.readers import exclude_frames, read
+from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 from drivekd.distill.order import Order, Row, group_rows, portions, select
 from drivekd.distill.teachers.teacher import Term
@@ -44,7 +44,8 @@ def training_samples(recipe: Recipe) -> list[Sample]:
     data = recipe.data
     if not data.train:
         raise ValueError(f"recipe {recipe.name}: data.train names no file; expected at least one")
-    samples = list(exclude_frames(_read_all(recipe, data.train), data.exclude_frames))
+    excluded = frozenset(data.exclude_frames)
+    samples = [each for each in _read_all(recipe, data.train) if each.frame not in excluded]
     drawn = select(
         samples, seed=recipe.seed, max_scenes=data.max_scenes, max_samples=data.max_samples
     )

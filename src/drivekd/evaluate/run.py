@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from drivekd.data.corrupt.corrupt import corruption_of
+from drivekd.data.corrupt.run import corruption_of
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
 from drivekd.evaluate.answers.answer import Answer

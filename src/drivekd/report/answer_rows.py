@@ -1,4 +1,4 @@
-"""What the page of an evaluation shows of each question, as plain data for its script."""
+"""The rows of an evaluation's page, as plain data for its script."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from drivekd.data.tags import Tag, read_tags
 from drivekd.report.results import Row
 from drivekd.report.thumbnails import Thumbnail
 
-Asked = Mapping[str, Sequence[Row]]
+#: answers by question, one per run
+Answers = Mapping[str, Sequence[Row]]
 
-#: why there is no total, in words
+#: reasons for a missing total, in words
 _UNSCORED = {
     "bad_reply": "the judge's reply could not be read",
     "transport": "no reply of the judge came",
@@ -34,20 +35,13 @@ class Judged:
 
 
 def content(
-    asked: Asked,
+    answers: Answers,
     samples: Mapping[str, Sample],
     copies: Mapping[Path, Thumbnail | None],
     judged: Judged,
-    controls: Mapping[str, Asked],
+    controls: Mapping[str, Answers],
 ) -> dict[str, Any]:
-    """The rows of the page.
-
-    Args:
-        asked: answers by question, one per run.
-        samples: of the questions, where the data file still has them.
-        copies: of their pictures.
-        judged: what a judge said of the answers.
-        controls: answers of controls, by the name of the control.
+    """Gather the rows of the page; samples only where the data file still has them.
 
     Returns:
         {"views": pictures of a question, [[camera, file or null, width, height], …]; "criteria";
@@ -57,13 +51,13 @@ def content(
     """
     views: dict[tuple[tuple[str, Path], ...], int] = {}
     questions = []
-    for id, rows in asked.items():
+    for id, rows in answers.items():
         images = samples[id].images if id in samples else {}
         cameras = around(images)
         key = tuple((camera, images[camera]) for camera in cameras)
-        said = [_reply(row, cameras, judged.verdicts) for row in rows]
-        shown = _question(rows[0], cameras) | {"replies": said, "score": _mean(said)}
-        undrawn = shown["undrawn"] + [words for each in said for words in each.pop("undrawn")]
+        replies = [_reply(row, cameras, judged.verdicts) for row in rows]
+        shown = _question(rows[0], cameras) | {"replies": replies, "score": _mean(replies)}
+        undrawn = shown["undrawn"] + [words for reply in replies for words in reply.pop("undrawn")]
         shown["undrawn"] = list(dict.fromkeys(undrawn))
         shown["view"] = views.setdefault(key, len(views)) if id in samples else None
         shown["controls"] = list(_beside(id, rows, controls))
@@ -77,12 +71,12 @@ def content(
 
 
 def text_of(value: Any) -> str:
-    """What a result file says, as text; "" for nothing."""
+    """Write a value of a result file as text, None as ""."""
     return "" if value is None else str(value)
 
 
 def number(value: Any) -> float | None:
-    """What a result file says, where it is a finite number."""
+    """Return a value of a result file where it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -99,9 +93,9 @@ def _picture(camera: str, copy: Thumbnail | None) -> list[Any]:
 def _question(row: Row, cameras: Sequence[str]) -> dict[str, Any]:
     names = ("id", "capability", "template", "scene", "question", "expected")
     shown: dict[str, Any] = {name: text_of(row.get(name)) for name in names}
-    asked, undrawn = _marks(shown["question"], "question", cameras)
+    marks, undrawn = _marks(shown["question"], "question", cameras)
     expected, lost = _marks(shown["expected"], "reference", cameras)
-    return shown | {"marks": asked + expected, "undrawn": undrawn + lost}
+    return shown | {"marks": marks + expected, "undrawn": undrawn + lost}
 
 
 def _reply(
@@ -109,7 +103,7 @@ def _reply(
 ) -> dict[str, Any]:
     reply, run = text_of(row["reply"]), text_of(row.get("run", 0))
     marks, undrawn = _marks(reply, "reply", cameras)
-    given = [_verdict(each) for each in verdicts.get((text_of(row["id"]), run), ())]
+    given = [_verdict(verdict) for verdict in verdicts.get((text_of(row["id"]), run), ())]
     return {
         "run": run,
         "reply": reply,
@@ -127,37 +121,37 @@ def _verdict(row: Row) -> dict[str, Any]:
     return {
         "run": text_of(row.get("run", 0)),
         "sheet": text_of(row.get("sheet")),
-        "scores": [number(each) for each in scores] if isinstance(scores, list) else [],
+        "scores": [number(score) for score in scores] if isinstance(scores, list) else [],
         "total": number(row.get("total")),
         "reason": f"{why}: {reason}" if reason else why,
     }
 
 
 def _mean(replies: Iterable[Row]) -> float | None:
-    """Over the replies to a question of the mean of each one's totals, as it is scored."""
-    each = [[v["total"] for v in r["verdicts"] if v["total"] is not None] for r in replies]
-    means = [sum(totals) / len(totals) for totals in each if totals]
+    """Average over the replies to a question the mean of each one's totals, as it is scored."""
+    runs = [[v["total"] for v in r["verdicts"] if v["total"] is not None] for r in replies]
+    means = [sum(totals) / len(totals) for totals in runs if totals]
     return sum(means) / len(means) if means else None
 
 
-def _beside(id: str, rows: Sequence[Row], controls: Mapping[str, Asked]) -> Iterable[Row]:
-    """What controls said to a question, and whether the replies are all among it."""
-    said = {_plain(row) for row in rows}
-    for name, asked in controls.items():
-        own = asked.get(id, ())
-        same = said <= {_plain(row) for row in own}
-        for row in own:
+def _beside(id: str, rows: Sequence[Row], controls: Mapping[str, Answers]) -> Iterable[Row]:
+    """Yield the controls' replies to a question, and whether the replies are all among them."""
+    replies = {_plain(row) for row in rows}
+    for name, answers in controls.items():
+        control = answers.get(id, ())
+        same = replies <= {_plain(row) for row in control}
+        for row in control:
             reply = text_of(row["reply"])
             yield {"name": name, "reply": reply, "correct": bool(row["correct"]), "same": same}
 
 
 def _plain(row: Row) -> str:
-    """A reply without what does not make it another one: case and blanks."""
+    """Reduce a reply to what counts: neither case nor blanks."""
     return " ".join(text_of(row["reply"]).split()).casefold()
 
 
 def _marks(text: str, role: str, cameras: Sequence[str]) -> tuple[list[list[Any]], list[str]]:
-    """The tags of a text that have a place in a picture, and in words those that have none."""
+    """Return the tags of a text that have a place in a picture, and in words the others."""
     marks, undrawn = [], []
     for tag in dict.fromkeys(read_tags(text)):
         at = _picture_of(tag, cameras)
@@ -171,7 +165,7 @@ def _marks(text: str, role: str, cameras: Sequence[str]) -> tuple[list[list[Any]
 
 
 def _picture_of(tag: Tag, cameras: Sequence[str]) -> int | None:
-    """Which picture a tag belongs to; the only one, where its camera is not known."""
+    """Return the number of a tag's picture; the only one, where its camera is not known."""
     if len(cameras) == 1 and cameras[0] not in CAMERAS:
         return 0
     return cameras.index(tag.camera) if tag.camera in cameras else None

@@ -14,15 +14,13 @@ _MEASURES = {"accuracy": "percent right", "judged": "judge's points"}
 
 
 def score_table(scores: Row) -> dict[str, Any]:
-    """Rows of the model, its judge and the controls; a column per capability, average, all.
+    """Make rows of the model, its judge and the controls; a column per capability, average, all.
 
-    Args:
-        scores: what scores.json holds; whatever it lacks has no row, column or cell. Read are
-            "capabilities" {name: S}, "average" and "everything" S, "unreadable" {name: count}; the
-            first two also under "judged"; S = {"n", "accuracy" or "mean", "low", "high"} of 100,
-            with "unscored" {status: count} of verdicts; and "controls" [{"measure": accuracy or
-            judged, "group": a column, "controls": {name: {"theirs", "mean": what the model has
-            more, "low", "high"}}}].
+    What scores.json lacks has no row, column or cell. Its keys are "capabilities" {name: S},
+    "average" and "everything" S, "unreadable" {name: count}; the first two also under "judged";
+    S = {"n", "accuracy" or "mean", "low", "high"} of 100, with "unscored" {status: count} of
+    verdicts; and "controls" [{"measure": accuracy or judged, "group": a column, "controls": {name:
+    {"theirs", "mean": the model's advantage, "low", "high"}}}].
     """
     judged = _mapping(scores.get("judged"))
     blocks = [
@@ -31,20 +29,16 @@ def score_table(scores: Row) -> dict[str, Any]:
         *_controls(scores.get("controls")),
     ]
     columns = sorted(dict.fromkeys(name for *_, cells in blocks for name in cells), key=_place)
-    asked = _scored(scores)
+    scored = _scored(scores)
+    names = ("name", "what", "control")
     return {
         "columns": ["all questions" if name == "everything" else name for name in columns],
         "rows": [
-            {
-                "name": name,
-                "what": what,
-                "control": control,
-                "cells": [cells.get(column) for column in columns],
-            }
-            for name, what, control, cells in blocks
-            if cells or (name == "Judge's points" and judged)
+            dict(zip(names, head, strict=True)) | {"cells": [cells.get(name) for name in columns]}
+            for *head, cells in blocks
+            if cells or (head[0] == "Judge's points" and judged)
         ],
-        "counts": [asked[name]["n"] if name in asked else None for name in columns],
+        "counts": [scored[name]["n"] if name in scored else None for name in columns],
     }
 
 
@@ -58,11 +52,10 @@ def _place(name: str) -> int:
 
 
 def _scored(block: Row) -> dict[str, dict[str, Any]]:
-    """The cells of a model or its judge, by column."""
+    """Make the cells of a model or its judge, by column."""
     named = {**_mapping(block.get("capabilities")), **{n: block.get(n) for n in _SINGLE}}
     cells = {}
-    for name, each in named.items():
-        score = _mapping(each)
+    for name, score in ((name, _mapping(block)) for name, block in named.items()):
         value, n = number(score.get("accuracy", score.get("mean"))), number(score.get("n"))
         if value is not None:
             cells[name] = {"value": value, **_ends(score), "n": None if n is None else int(n)}
@@ -87,30 +80,27 @@ def _points(judged: Row) -> str:
 
 
 def _sum(counts: Iterable[Row]) -> int:
-    return sum(int(number(n) or 0) for each in counts for n in each.values())
+    return sum(int(number(n) or 0) for group in counts for n in group.values())
 
 
 def _controls(rows: Any) -> list[tuple[str, str, bool, dict[str, dict[str, Any]]]]:
-    """A row per control and measure; its cells say how much more the model has."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    """Make a row per control and measure; its cells say how much more the model has."""
+    by_control: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in rows if isinstance(rows, list) else []:
         measure, group = str(_mapping(row).get("measure")), str(_mapping(row).get("group"))
-        for name, each in _mapping(_mapping(row).get("controls")).items():
-            gap = _mapping(each)
-            value = number(gap.get("theirs"))
-            if value is not None:
+        for name, gap in _mapping(_mapping(row).get("controls")).items():
+            if (value := number(_mapping(gap).get("theirs"))) is not None:
                 cell = {"value": value, "low": None, "high": None, "more": _more(gap)}
-                found.setdefault((str(name), measure), {})[group] = cell
+                by_control.setdefault((str(name), measure), {})[group] = cell
     return [
         (name, f"{_MEASURES.get(measure, measure)}, and what the model has more", True, cells)
-        for (name, measure), cells in found.items()
+        for (name, measure), cells in by_control.items()
     ]
 
 
 def _more(gap: Row) -> str:
-    mean, ends = number(gap.get("mean")), _ends(gap)
+    mean, low, high = (number(gap.get(name)) for name in ("mean", "low", "high"))
     if mean is None:
         return ""
-    low, high = ends["low"], ends["high"]
     interval = f" ({low:+.1f} to {high:+.1f})" if low is not None and high is not None else ""
     return f"{mean:+.1f}{interval}".replace("-", "−")

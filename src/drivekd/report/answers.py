@@ -1,11 +1,11 @@
-"""Writes the page of an evaluation: every answer with its pictures, to filter and to look through.
+"""Write the page of an evaluation: every answer with its pictures, to filter and to look through.
 
 One HTML file beside a folder of small pictures; it opens from disk and asks the network for
-nothing. Read are, in the folder of the evaluation, and the data file that it names:
+nothing. It is made of the data file that the evaluation names and, in the evaluation's folder:
 
 evaluation.json
     {"model", "data": path, "format", "root": path or null, "images": "real", "judge": {"criteria":
-    {sheet: [[name, points], …]}, …} or null}; whatever else it says is shown as it is.
+    {sheet: [[name, points], …]}, …} or null}; its other keys are shown as they are.
 answers.jsonl (`drivekd evaluate`)
     a row per question and run: id, capability, template, scene, question, expected, reply, correct,
     run (0 where absent).
@@ -30,11 +30,10 @@ from markupsafe import Markup
 from drivekd.data.formats.readers import read
 from drivekd.data.formats.rows import one_line
 from drivekd.data.sample import Sample
-from drivekd.files.writing import atomic_file
 from drivekd.report.answer_rows import Judged, content, number, text_of
 from drivekd.report.answer_scores import score_table
+from drivekd.report.html import write_html
 from drivekd.report.results import Row, read_json, read_lines
-from drivekd.report.template import environment
 from drivekd.report.thumbnails import thumbnails
 
 CONTROLS = ("black", "majority")
@@ -42,7 +41,7 @@ _FIELDS = ("id", "question", "expected", "reply", "correct")
 
 
 def write_answers(folder: Path) -> Path:
-    """Writes `report.html` and `pictures/` into the folder of an evaluation; returns the page.
+    """Write `report.html` and `pictures/` into the folder of an evaluation; return the page.
 
     Where the data file or a picture is gone, the page says so in its place.
 
@@ -51,19 +50,20 @@ def write_answers(folder: Path) -> Path:
         OSError: a file cannot be written.
     """
     about = read_json(folder / "evaluation.json", dict)
-    asked = _by_question(folder / "answers.jsonl")
-    if about is None or not asked:
+    questions = _by_question(folder / "answers.jsonl")
+    if about is None or not questions:
         lacks = "answers.jsonl with an answer" if about is not None else "evaluation.json"
         raise ValueError(f"report of {folder}: no {lacks}; expected the folder of an evaluation")
-    samples, missing = _samples(about, asked)
+    samples, missing = _samples(about, questions)
     paths = [path for sample in samples.values() for path in sample.images.values()]
     judged = Judged(_verdicts(folder / "verdicts.jsonl"), _criteria(about))
     files = {name: folder / name / "answers.jsonl" for name in _controls(about)}
     controls = {name: _by_question(path) for name, path in files.items() if path.is_file()}
-    rows = content(asked, samples, thumbnails(paths, folder), judged, controls)
+    rows = content(questions, samples, thumbnails(paths, folder), judged, controls)
     script = Path(__file__).with_name("answers.js").read_text(encoding="utf-8")
-    template = environment().get_template("answers.html.j2")
-    page = template.render(
+    return write_html(
+        "answers.html.j2",
+        folder / "report.html",
         about=_facts(about),
         scores=score_table(read_json(folder / "scores.json", dict) or {}),
         missing=missing,
@@ -71,34 +71,30 @@ def write_answers(folder: Path) -> Path:
         script=Markup(script),  # noqa: S704  ours, and no template
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    path = folder / "report.html"
-    with atomic_file(path) as draft:
-        draft.write_bytes(page.encode("utf-8", "replace"))  # a name may hold half a character
-    return path
 
 
 def _by_question(path: Path) -> dict[str, list[Row]]:
-    """The answers of a file, those of the runs of a question together, in the order of the file."""
-    asked: dict[str, list[Row]] = {}
+    """Group the answers of a file by question, in the order of the file."""
+    questions: dict[str, list[Row]] = {}
     for place, row in enumerate(read_lines(path) or [], start=1):
         if lacks := [name for name in _FIELDS if name not in row]:
             raise ValueError(
                 f"result file {path}, row {place}: expected an answer, with {', '.join(lacks)};"
                 " delete the file and evaluate again"
             )
-        asked.setdefault(text_of(row["id"]), []).append(row)
-    return asked
+        questions.setdefault(text_of(row["id"]), []).append(row)
+    return questions
 
 
 def _controls(about: Row) -> list[str]:
-    """The controls that an evaluation has, each in a folder of its own."""
+    """Name the controls that an evaluation has, each in another folder."""
     named = about.get("controls")
     return [name for name in CONTROLS if isinstance(named, list) and name in named]
 
 
 def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:
-    """The verdicts of a file by question and run of the answer."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    """Group the verdicts of a file by question and run of the answer."""
+    verdicts: dict[tuple[str, str], list[Row]] = {}
     for place, row in enumerate(read_lines(path) or [], start=1):
         if not {"id", "status"} <= set(row):
             raise ValueError(
@@ -106,12 +102,12 @@ def _verdicts(path: Path) -> dict[tuple[str, str], list[Row]]:
                 " the file and judge again"
             )
         key = text_of(row["id"]), text_of(row.get("answer_run", 0))
-        found.setdefault(key, []).append(row)
-    return found
+        verdicts.setdefault(key, []).append(row)
+    return verdicts
 
 
 def _criteria(about: Row) -> dict[str, list[tuple[str, float | None]]]:
-    """What each sheet weighs: names and most points."""
+    """Read each sheet's criteria: names and most points."""
     judge = about.get("judge")
     sheets = judge.get("criteria") or {} if isinstance(judge, Mapping) else {}
     try:
@@ -126,32 +122,31 @@ def _criteria(about: Row) -> dict[str, list[tuple[str, float | None]]]:
         ) from None
 
 
-def _samples(about: Row, asked: Mapping[str, Sequence[Row]]) -> tuple[dict[str, Sample], str]:
-    """The samples of the questions, and why there are none where the data file is gone.
+def _samples(about: Row, questions: Mapping[str, Sequence[Row]]) -> tuple[dict[str, Sample], str]:
+    """Read the samples of the questions, and why there are none where the data file is gone.
 
-    One whose question is another by now is left out: its pictures need not be those shown.
+    One whose question has changed is left out: its pictures need not be those shown.
     """
-    found: dict[str, Sample] = {}
+    samples: dict[str, Sample] = {}
     data, format, root = (text_of(about.get(name)) for name in ("data", "format", "root"))
     try:
         for sample in read(data, format or "auto", root=root or None):
-            if sample.id in asked and sample.question == asked[sample.id][0]["question"]:
-                found[sample.id] = sample
+            if sample.id in questions and sample.question == questions[sample.id][0]["question"]:
+                samples[sample.id] = sample
     except (OSError, ValueError) as error:
-        return found, one_line(str(error))
-    return found, ""
+        return samples, one_line(str(error))
+    return samples, ""
 
 
 def _facts(about: Row) -> dict[str, str]:
-    """What evaluation.json says, a line each; the judge's sheets are shown with the verdicts."""
+    """Write evaluation.json in lines; the judge's sheets are shown with the verdicts."""
     facts = {}
     for name, value in about.items():
         if isinstance(value, Mapping):
-            told = {key: each for key, each in value.items() if each is not None}
-            told.pop("criteria", None)
-            value = ", ".join(f"{text_of(key)} {text_of(each)}" for key, each in told.items())
+            inner = {k: v for k, v in value.items() if v is not None and k != "criteria"}
+            value = ", ".join(f"{text_of(k)} {text_of(v)}" for k, v in inner.items())
         if isinstance(value, list):
-            value = ", ".join(text_of(each) for each in value)
+            value = ", ".join(map(text_of, value))
         if value not in (None, "", "auto"):
             facts[name.replace("_", " ")] = text_of(value)
     return facts

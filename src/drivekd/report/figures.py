@@ -1,4 +1,4 @@
-"""Draws pictures from arrays given to it: attention over camera tiles, tags, curves as inline SVG.
+"""Drawings of arrays: attention over camera tiles, tags, curves as inline SVG.
 
 Colours are roles (`ink`, `c1` … `c6`), not values: SVG carries CSS variables, so that one drawing
 follows a light and a dark page. The palette is Okabe and Ito's, safe for colour-blind readers, and
@@ -69,15 +69,10 @@ def tile(
     marks: Sequence[Mark] = (),
     size: int = TILE,
 ) -> Image.Image:
-    """Draws one camera, squeezed to a square as the model sees it.
+    """Draw one camera, squeezed to a square as the model sees it, with its tags circled.
 
-    Args:
-        picture: the camera's picture, any size.
-        heat: attention on the grid of visual tokens [rows, columns], drawn as cells of that grid;
-            none: the plain picture.
-        peak: attention drawn in full colour; the largest value of all cameras, as a rule.
-        marks: tags to circle.
-        size: side of the tile [px].
+    `heat` is attention on the grid of visual tokens [rows, columns], drawn as cells of that grid;
+    `peak` of it is drawn in full colour.
     """
     drawn = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     if heat is not None:
@@ -86,7 +81,7 @@ def tile(
 
 
 def _heated(picture: Image.Image, heat: NDArray[np.floating], peak: float) -> Image.Image:
-    """The picture in dim grey under colour whose opacity grows with attention."""
+    """Draw the picture in dim grey under colour whose opacity grows with attention."""
     level = np.clip(heat / peak if peak > 0 else np.zeros_like(heat), 0, 1)
     cells = Image.fromarray((255 * level).astype(np.uint8))
     strength = np.asarray(cells.resize(picture.size, Image.Resampling.NEAREST)) / 255.0
@@ -127,14 +122,7 @@ def attention_strip(
     note: str = "attention",
     size: int = 256,
 ) -> Image.Image:
-    """Draws attention over the cameras in a row, with their names and a scale bar.
-
-    Args:
-        pictures: camera to picture, in order.
-        maps: camera to attention [rows, columns]; one scale for all cameras.
-        title: a line above; cut where it is too long.
-        note: what is drawn, for the line below.
-        size: side of a tile [px].
+    """Draw attention [rows, columns] over the cameras in a row, on one scale, with their names.
 
     Raises:
         ValueError: no pictures, or a camera without a map.
@@ -150,23 +138,22 @@ def attention_strip(
     width = max(len(pictures) * (size + gap) + gap, 420)
     canvas = Image.new("RGB", (width, head + size + foot), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
-    if title:
-        draw.text(
-            (gap, 8), fitted(title, typeface(15), width - 2 * gap), fill="black", font=typeface(15)
-        )
+    _write(draw, title, (gap, 8), 15, "black", width - 2 * gap)
     for i, (camera, picture) in enumerate(pictures.items()):
         left = gap + i * (size + gap)
         canvas.paste(tile(picture, maps[camera], peak=peak, size=size), (left, head))
         share = f"{camera}  {100 * float(maps[camera].sum()):.1f} %"
-        draw.text((left, head + size + 4), share, fill="black", font=typeface(13))
+        _write(draw, share, (left, head + size + 4), 13, "black", width)
     text = f"{note}; brightest: {100 * peak:.2f} % on one visual token, one scale for all cameras"
-    draw.text(
-        (gap, head + size + 28),
-        fitted(text, typeface(12), width - 2 * gap),
-        fill=(90, 90, 90),
-        font=typeface(12),
-    )
+    _write(draw, text, (gap, head + size + 28), 12, "#5a5a5a", width - 2 * gap)
     return canvas
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, ink: str, width: int
+) -> None:
+    font = typeface(size)
+    draw.text(at, fitted(text, font, width), fill=ink, font=font)
 
 
 @lru_cache(maxsize=8)
@@ -184,7 +171,7 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def data_uri(picture: Image.Image, quality: int = 80) -> str:
-    """A picture as the address of itself: WebP in base64."""
+    """Encode a picture as a data URI: WebP in base64."""
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -199,15 +186,10 @@ def curves(
     unit: str = "",
     wide: bool = False,
 ) -> str:
-    """Draws one small panel of curves over optimizer steps as SVG for inlining in HTML.
+    """Draw a small panel of curves over optimizer steps as SVG for inlining in HTML.
 
-    Args:
-        lines: at least one, with at least one point each.
-        log: logarithmic axis; points that are not positive are left out.
-        limits: of the vertical axis.
-        reference: a horizontal line to compare with.
-        unit: written at the top of the vertical axis.
-        wide: drawn for half of the page's width instead of a third.
+    On a logarithmic axis points that are not positive are left out; `reference` is a horizontal
+    line; `wide` panels take half of the page's width instead of a third.
     """
     settings: Any = {
         "svg.fonttype": "none",
@@ -253,7 +235,7 @@ def _draw(axes: Any, line: Line, log: bool) -> None:
 def _thinned(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of consecutive points, at most _POINTS of them."""
+    """Average consecutive points to at most _POINTS."""
     if len(x) <= _POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), _POINTS)
@@ -261,7 +243,7 @@ def _thinned(
 
 
 def _power(value: float, _position: float) -> str:
-    """5e-4 rather than 5 × 10⁻⁴, and plain numbers where they are short."""
+    """Write 5e-4 rather than 5 × 10⁻⁴, and plain numbers where they are short."""
     if 0.01 <= value < 10_000:
         return f"{value:g}"
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
@@ -278,20 +260,18 @@ def _style(axes: Any, unit: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
     axes.set_xlabel("optimizer step", color=_ROLES["muted"], labelpad=2)
     if unit:
-        axes.text(
-            0, 1.04, unit, transform=axes.transAxes, color=_ROLES["muted"], ha="left", va="bottom"
-        )
+        place = {"transform": axes.transAxes, "ha": "left", "va": "bottom"}
+        axes.text(0, 1.04, unit, color=_ROLES["muted"], **place)
 
 
 def _inline(svg: str) -> str:
-    """SVG without prolog, metadata and ids of parts, sized by its place, coloured by variables."""
+    """Strip prolog, metadata, ids of parts and size, and colour by variables of the page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Its rule for `*` would reach out into the page; the page sets it for its drawings.
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    # Its style has a rule for `*`, which would reach out into the page.
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[a-z]+[0-9a-z_.]*">', "<g>", svg)
-    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
+    for side in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?)\s{side}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"\s*font-family: [^;\"]*;?", "", svg)
     for role, value in _ROLES.items():
         svg = svg.replace(value, f"var(--{role})")
@@ -299,7 +279,7 @@ def _inline(svg: str) -> str:
 
 
 def _unique(svg: str) -> str:
-    """Gives what is referred to inside the drawing an id of its own: a page holds many."""
+    """Give what is referred to inside the drawing a unique id: a page holds many drawings."""
     stamp = hashlib.blake2b(svg.encode(), digest_size=5).hexdigest()
     for i, name in enumerate(sorted(set(re.findall(r'\bid="([^"]+)"', svg)))):
         svg = re.sub(rf'(\bid="|#){re.escape(name)}(?=["\)])', rf"\g<1>f{stamp}-{i}", svg)

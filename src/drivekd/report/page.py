@@ -1,6 +1,6 @@
-"""Writes the page of a run: one HTML file that opens from disk and asks the network for nothing.
+"""Write the page of a run: one HTML file that opens from disk and asks the network for nothing.
 
-Only result files are read; what is missing is shown as missing. In the folder of the run:
+It is made of the result files in the folder of the run, and shows what is missing as missing:
 
 summary.json
     {"scores": {ARM: {"perception", "reasoning", "planning", "average"}}, "n": {capability: count},
@@ -8,7 +8,7 @@ summary.json
 about.json (optional)
     {"title": text, "facts": {name: text}, "commands": [{"command": text, "what": text}],
     "absent": {ARM: reason}}.
-scenes.json (optional; `drivekd.looking.write_scenes`)
+scenes.json (optional; `drivekd.demo.looking.write_scenes`)
     [{"frame", "images": {camera: path relative to the folder}, "tags": [{"name", "camera", "x",
     "y"}], "questions": [{"capability", "template", "question", "answer"}]}].
 ARM/scores.json (`drivekd.evaluate.score.write_scores`)
@@ -21,11 +21,10 @@ ARM/log.jsonl (`drivekd train`)
     one row per logged step: step, loss/ce, loss/attn/CAPABILITY (or loss/hidden/…, loss/kl/…),
     lambda/CAPABILITY, grad/….
 prestudy.json, or prestudy/prestudy.json (optional; `drivekd prestudy`)
-    the curves of a teacher's pre-study and the layers they speak for; alone it makes a page of its
-    own.
+    the curves of a teacher's pre-study and the layers they suggest; alone it makes a page.
 stability.json, stability.png beside it (optional; `drivekd prestudy --stability`)
     whether that teacher looks at the same places however a question is worded.
-attention/cases.json, attention/maps.npz (optional; `drivekd.looking.attention_cases`)
+attention/cases.json, attention/maps.npz (optional; `drivekd.demo.looking.attention_cases`)
     [{"id", "capability", "template", "question", "expected", "rows": "answer" | "question",
     "images": {camera: path}, "tags": […], "arms": {ARM: {"reply", "correct", "layer", "layers",
     "share"}}}]; arrays "CASE/ARM/CAMERA" [rows, columns], CASE = index in the list.
@@ -33,34 +32,32 @@ attention/cases.json, attention/maps.npz (optional; `drivekd.looking.attention_c
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from drivekd.data.cameras import around, in_words
+from drivekd.data.pictures import image_or_none
 from drivekd.data.sample import CAPABILITIES
-from drivekd.files.writing import writing
 from drivekd.report.answers import write_answers
 from drivekd.report.figures import Mark, data_uri, tile
+from drivekd.report.html import write_html
 from drivekd.report.panels import telemetry_panels, training_panels
 from drivekd.report.prestudy import as_address
 from drivekd.report.results import ARMS, Arm, Results, Row, read_results
 from drivekd.report.stability import stability_address
-from drivekd.report.template import environment
 
-_REGION = re.compile(r"<r\d+>")
-_TAG = re.compile(r"<\s*([A-Za-z]+\d*)\s*,\s*(?:CAM_)?(\w+)\s*,[^<>]*>")
+Pictures = dict[Path, Image.Image | None]
+
 _EXAMPLES = 4  # answers shown per direction of change
 
 
 def write_page(folder: Path) -> Path:
-    """Writes `report.html` into the folder of a run and returns its path.
-
-    The folder of an evaluation gets the page of its answers, `drivekd.report.answers`.
+    """Write `report.html` into the folder of a run, or of an evaluation, and return its path.
 
     Raises:
         ValueError: no result file in the folder, or a broken one.
@@ -68,18 +65,12 @@ def write_page(folder: Path) -> Path:
     if (folder / "evaluation.json").is_file():
         return write_answers(folder)
     results = read_results(folder)
-    templates = environment()
-    templates.filters["plain"] = _plain
     name = "page.html.j2" if results.of_a_run else "prestudy.html.j2"
-    text = templates.get_template(name).render(**_context(results))
-    path = folder / "report.html"
-    with writing(path):
-        path.write_text(text, encoding="utf-8")
-    return path
+    return write_html(name, folder / "report.html", **_context(results))
 
 
 def _context(results: Results) -> dict[str, Any]:
-    pictures: dict[Path, Image.Image | None] = {}
+    pictures: Pictures = {}
     return {
         "title": results.about.get("title", f"drivekd: {results.folder.resolve().name}"),
         "prestudy": results.prestudy,
@@ -116,7 +107,7 @@ def _arm(key: str) -> Arm:
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
-    """One row per arm with a cell per capability and one for the average."""
+    """Make a row per arm with a cell per capability and one for the average."""
     columns = (*CAPABILITIES, "average")
     return [
         {"arm": arm, "cells": [_cell(results, arm.key, column) for column in columns]}
@@ -136,7 +127,7 @@ def _cell(results: Results, arm: str, column: str) -> dict[str, Any] | None:
 
 
 def _counts(results: Results) -> list[int | None] | None:
-    """Questions per capability and in all; None where the run does not say."""
+    """Count questions per capability and in all; None where the run does not say."""
     n: Mapping[str, int] = (results.summary or {}).get("n", {})
     if not n:
         details = [d["capabilities"] for d in results.scores.values() if d.get("capabilities")]
@@ -146,12 +137,9 @@ def _counts(results: Results) -> list[int | None] | None:
 
 
 def _headline(results: Results) -> list[dict[str, Any]]:
-    """The few numbers that the run is about."""
-    average = {
-        arm.key: cell["value"]
-        for arm in results.arms
-        if (cell := _cell(results, arm.key, "average")) is not None
-    }
+    """Return the few numbers that the run is about."""
+    cells = {arm.key: _cell(results, arm.key, "average") for arm in results.arms}
+    average = {key: cell["value"] for key, cell in cells.items() if cell is not None}
     shown = [
         {"name": _arm(key).name, "value": average[key], "key": key}
         for key in ("ce_only", "drivekd", "teacher")
@@ -164,19 +152,15 @@ def _headline(results: Results) -> list[dict[str, Any]]:
 
 
 def _absent(results: Results) -> list[tuple[str, str]]:
-    """Arms of the demo that this run does not have, and why."""
-    here = {arm.key for arm in results.arms}
+    """Name the demo's arms that this run does not have, and why."""
     reasons: Mapping[str, str] = results.about.get("absent", {})
     expected = [arm for arm in ARMS if arm.key != "mismatched" or arm.key in reasons]
-    return [
-        (arm.name, reasons.get(arm.key, "no scores in this folder"))
-        for arm in expected
-        if arm.key not in here
-    ]
+    absent = [arm for arm in expected if arm not in results.arms]
+    return [(arm.name, reasons.get(arm.key, "no scores in this folder")) for arm in absent]
 
 
 def _templates(results: Results) -> dict[str, Any] | None:
-    """Accuracy per template and arm; above = its interval lies above every control's score."""
+    """Tabulate accuracy per template and arm; `above`: its interval is above every control."""
     arms = [arm for arm in results.arms if results.scores.get(arm.key, {}).get("templates")]
     if not arms:
         return None
@@ -204,76 +188,75 @@ def _above(scored: Row, bar: float | None) -> bool:
 
 
 def _capability_of(answers: Iterable[Sequence[Row]]) -> dict[str, str]:
-    return {
-        row["template"]: row.get("capability") or ""
-        for rows in answers
-        for row in rows
-        if row.get("template")
-    }
+    rows = (row for rows in answers for row in rows if row.get("template"))
+    return {row["template"]: row.get("capability") or "" for row in rows}
 
 
 def _changes(results: Results) -> dict[str, Any] | None:
-    """Questions that Drive-KD and cross-entropy alone answer differently well."""
+    """Compare the answers of Drive-KD and cross-entropy alone, question by question."""
     if not {"drivekd", "ce_only"} <= set(results.answers):
         return None
     plain = {row["id"]: row for row in results.answers["ce_only"]}
     pairs = [(row, plain[row["id"]]) for row in results.answers["drivekd"] if row["id"] in plain]
     counts = []
     for capability in CAPABILITIES:
-        mine = [(a, b) for a, b in pairs if a.get("capability") == capability]
+        mine = Counter(_outcome(pair) for pair in pairs if pair[0].get("capability") == capability)
         if mine:
-            outcomes = ((True, True), (True, False), (False, True), (False, False))
-            counts.append((capability, [_count(mine, outcome) for outcome in outcomes]))
-    gained = [(a, b) for a, b in pairs if a["correct"] and not b["correct"]]
-    lost = [(a, b) for a, b in pairs if b["correct"] and not a["correct"]]
+            counts.append((capability, [mine[outcome] for outcome in _OUTCOMES]))
     examples = [
-        ("Only Drive-KD right", _spread(gained)),
-        ("Only cross-entropy right", _spread(lost)),
+        ("Only Drive-KD right", _spread([p for p in pairs if _outcome(p) == (True, False)])),
+        ("Only cross-entropy right", _spread([p for p in pairs if _outcome(p) == (False, True)])),
     ]
     return {"counts": counts, "examples": [(name, rows) for name, rows in examples if rows]}
 
 
-def _count(pairs: Sequence[tuple[Row, Row]], outcome: tuple[bool, bool]) -> int:
-    return sum((bool(a["correct"]), bool(b["correct"])) == outcome for a, b in pairs)
+_OUTCOMES = ((True, True), (True, False), (False, True), (False, False))
+
+
+def _outcome(pair: tuple[Row, Row]) -> tuple[bool, bool]:
+    return bool(pair[0]["correct"]), bool(pair[1]["correct"])
 
 
 def _spread(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
-    """The first pair of each template, in the order of the file."""
+    """Pick the first pair of each template, in the order of the file."""
     first: dict[Any, tuple[Row, Row]] = {}
     for pair in pairs:
         first.setdefault(pair[0].get("template"), pair)
     return list(first.values())[:_EXAMPLES]
 
 
-def _scene(scene: Row, folder: Path, pictures: dict[Path, Image.Image | None]) -> dict[str, Any]:
+def _scene(scene: Row, folder: Path, pictures: Pictures) -> dict[str, Any]:
     marks = _marks(scene.get("tags", []), named=False)
-    tiles = []
-    for camera in around(scene["images"]):
-        picture = _picture(folder / scene["images"][camera], pictures)
-        drawn = picture and data_uri(tile(picture, marks=marks.get(camera, ())))
-        tiles.append({"camera": in_words(camera), "src": drawn})
     return {
         "frame": scene["frame"],
-        "tiles": tiles,
+        "tiles": _tiles(_shown(scene["images"], folder, pictures), marks),
         "tags": sum(len(m) for m in marks.values()),
         "questions": scene.get("questions", []),
     }
 
 
-def _case(
-    number: int, case: Row, results: Results, pictures: dict[Path, Image.Image | None]
-) -> dict[str, Any]:
-    images = case["images"]
-    marks = _marks(case.get("tags", []), named=True)
-    shown = [(c, _picture(results.folder / images[c], pictures)) for c in around(images)]
-    rings = _marks(case.get("tags", []), named=False)
-    plain = [
-        {
-            "camera": in_words(camera),
-            "src": picture and data_uri(tile(picture, marks=marks.get(camera, ()))),
-        }
-        for camera, picture in shown
+Shown = Sequence[tuple[str, Image.Image | None]]
+
+
+def _shown(images: Mapping[str, str], folder: Path, known: Pictures) -> Shown:
+    """Read pictures, None where a file is gone: the page says so instead of failing."""
+    paths = [(camera, folder / images[camera]) for camera in around(images)]
+    for _, path in paths:
+        if path not in known:
+            known[path] = image_or_none(path)
+    return [(camera, known[path]) for camera, path in paths]
+
+
+def _tiles(shown: Shown, marks: Mapping[str, Sequence[Mark]]) -> list[dict[str, Any]]:
+    return [
+        {"camera": in_words(c), "src": image and data_uri(tile(image, marks=marks.get(c, ())))}
+        for c, image in shown
     ]
+
+
+def _case(number: int, case: Row, results: Results, pictures: Pictures) -> dict[str, Any]:
+    shown = _shown(case["images"], results.folder, pictures)
+    rings = _marks(case.get("tags", []), named=False)
     rows = [
         {
             "arm": _arm(key),
@@ -283,32 +266,30 @@ def _case(
         }
         for key, said in case["arms"].items()
     ]
-    return {**case, "tiles": plain, "rows_of_arms": rows}
+    tiles = _tiles(shown, _marks(case.get("tags", []), named=True))
+    return {**case, "tiles": tiles, "rows_of_arms": rows}
 
 
 def _heat(
-    prefix: str,
-    shown: Sequence[tuple[str, Image.Image | None]],
-    results: Results,
-    rings: Mapping[str, Sequence[Mark]],
+    prefix: str, shown: Shown, results: Results, rings: Mapping[str, Sequence[Mark]]
 ) -> list[dict[str, Any]] | None:
-    """One arm's attention over the cameras on one scale; None where a map or picture is missing."""
+    """Draw an arm's attention on one scale; None where a map or picture is missing."""
     maps = [results.maps.get(f"{prefix}/{camera}") for camera, _ in shown]
+    peak = max((float(m.max()) for m in maps if m is not None), default=1.0)
     drawn = []
     for (camera, picture), heat in zip(shown, maps, strict=True):
         if heat is None or picture is None:
             return None
-        peak = max(float(m.max()) for m in maps if m is not None)
         src = data_uri(tile(picture, heat, peak=peak, marks=rings.get(camera, ())))
         drawn.append({"camera": in_words(camera), "src": src, "share": 100 * float(heat.sum())})
     return drawn
 
 
 def _named(prefix: str, case: Row, results: Results) -> list[dict[str, Any]]:
-    """How much attention the visual token at each named object received, and its rank."""
+    """Return the attention on the visual token at each named object, and its rank."""
     maps = {camera: results.maps.get(f"{prefix}/{camera}") for camera in case["images"]}
     values = [m.ravel() for m in maps.values() if m is not None]
-    found = []
+    named = []
     for tag in case.get("tags", []):
         heat = maps.get(tag["camera"])
         if heat is None:
@@ -318,8 +299,8 @@ def _named(prefix: str, case: Row, results: Results) -> list[dict[str, Any]]:
         above = sum(int((m > heat[at]).sum()) for m in values)
         total = sum(len(m) for m in values)
         share = 100 * float(heat[at])
-        found.append({"name": tag["name"], "share": share, "rank": above + 1, "of": total})
-    return found
+        named.append({"name": tag["name"], "share": share, "rank": above + 1, "of": total})
+    return named
 
 
 def _marks(tags: Sequence[Row], *, named: bool) -> dict[str, list[Mark]]:
@@ -328,22 +309,3 @@ def _marks(tags: Sequence[Row], *, named: bool) -> dict[str, list[Mark]]:
         name = tag["name"] if named else ""
         marks.setdefault(tag["camera"], []).append(Mark(name, tag["x"], tag["y"]))
     return marks
-
-
-def _picture(path: Path, known: dict[Path, Image.Image | None]) -> Image.Image | None:
-    """A picture, None where the file is gone: the page says so instead of failing."""
-    if path not in known:
-        try:
-            with Image.open(path) as image:
-                known[path] = image.convert("RGB")
-        except (OSError, UnidentifiedImageError):
-            known[path] = None
-    return known[path]
-
-
-def _plain(text: str) -> str:
-    """A question as people read it: tags by name and camera, without region tokens."""
-    tagged = _TAG.sub(
-        lambda m: f"{m.group(1)} ({m.group(2).replace('_', ' ').lower()})", text or ""
-    )
-    return " ".join(_REGION.sub("", tagged).split())

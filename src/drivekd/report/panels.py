@@ -1,4 +1,4 @@
-"""Which curves the page shows of a training log, panel by panel."""
+"""Panels of curves that the page shows of a training log."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ _COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
 
 
 def training_panels(logs: Logs) -> list[dict[str, Any]]:
-    """Cross-entropy of every arm, and each capability's attention loss."""
+    """Draw cross-entropy of every arm, and each capability's attention loss."""
     names = {arm.key: arm.name for arm in ARMS}
     order = [arm.key for arm in ARMS if arm.key in logs]
     order += [key for key in logs if key not in order]
 
     def lines(key: str) -> list[Line]:
-        found = []
+        drawn = []
         for i, arm in enumerate(order):
             x, y = series(logs[arm], key)
             colour, dash = _ARM_STYLE.get(arm, (_SPARE[i % len(_SPARE)], i))
             if x:
-                found.append(Line(names.get(arm, arm.replace("_", " ")), colour, dash, x, y))
-        return found
+                drawn.append(Line(names.get(arm, arm.replace("_", " ")), colour, dash, x, y))
+        return drawn
 
     panels = [_panel("Cross-entropy", lines("loss/ce"), unit="nats per answer token", wide=True)]
     for kind, what in _LOSSES.items():
         for capability in capabilities_logged(logs, f"loss/{kind}/"):
-            found = lines(f"loss/{kind}/{capability}")
+            drawn = lines(f"loss/{kind}/{capability}")
             title = f"{what}: {capability}"
-            panels.append(_panel(title, found, log=True, unit="log scale", wide=True))
+            panels.append(_panel(title, drawn, log=True, unit="log scale", wide=True))
     return [panel for panel in panels if panel]
 
 
 def telemetry_panels(logs: Logs) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Per arm that combines gradients: how they agree and what the combination did about it."""
+    """Draw per arm that combines gradients how they agree, and what the combination did."""
     known = [arm.key for arm in ARMS if arm.key in logs]
     order = sorted(known, key=lambda key: key != "drivekd") + [k for k in logs if k not in known]
     shown = [(arm, _telemetry(logs[arm])) for arm in order]
@@ -77,65 +77,47 @@ def _telemetry(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("pairs projected in stage 2", "grad/stage2_rate"),
         ("pairs in conflict afterwards", "grad/residual_conflict"),
     ]
+
+    def by_teacher(key: str) -> list[Line]:
+        return _lines(rows, [(teacher, f"{key}{teacher}") for teacher in teachers])
+
+    cosine: dict[str, Any] = {"limits": (-1.05, 1.05), "reference": 0.0}
+    length = "share of the teacher gradient's length"
+    multiplier = _lines(rows, [("a₀", "grad/ce_multiplier")], 3)
     panels = [
-        _panel(
-            "Cosine: teacher and cross-entropy",
-            _lines(rows, [(t, f"grad/cos/ce_{t}") for t in teachers]),
-            limits=(-1.05, 1.05),
-            reference=0.0,
-        ),
-        _panel(
-            "Cosine: two teachers", _lines(rows, between, 3), limits=(-1.05, 1.05), reference=0.0
-        ),
+        _panel("Cosine: teacher and cross-entropy", by_teacher("grad/cos/ce_"), **cosine),
+        _panel("Cosine: two teachers", _lines(rows, between, 3), **cosine),
         _panel("Conflict rate", _lines(rows, rates, 3), limits=(-0.03, 1.03), unit="share"),
+        _panel("Removed by stage 1", by_teacher("grad/stage1_removed/"), unit=length),
         _panel(
-            "Removed by stage 1",
-            _lines(rows, [(t, f"grad/stage1_removed/{t}") for t in teachers]),
-            unit="share of the teacher gradient's length",
+            "Moved by stage 2", by_teacher("grad/stage2_removed/"), unit="share of the length of m"
         ),
-        _panel(
-            "Moved by stage 2",
-            _lines(rows, [(t, f"grad/stage2_removed/{t}") for t in teachers]),
-            unit="share of the length of m",
-        ),
-        _panel("Cross-entropy multiplier", _lines(rows, [("a₀", "grad/ce_multiplier")], 3)),
-        _panel(
-            "Teacher weight λ",
-            _lines(rows, [(t, f"lambda/{t}") for t in teachers]),
-            log=True,
-            unit="log scale",
-        ),
+        _panel("Cross-entropy multiplier", multiplier),
+        _panel("Teacher weight λ", by_teacher("lambda/"), log=True, unit="log scale"),
     ]
     return [panel for panel in panels if panel]
 
 
 def _lines(rows: Sequence[Row], named: Iterable[tuple[str, str]], first: int = 0) -> list[Line]:
-    """The quantities that were logged; colours count from `first`."""
-    found: list[Line] = []
+    """Make lines of the quantities that were logged; colours count from `first`."""
+    lines: list[Line] = []
     for name, key in named:
         x, y = series(rows, key)
         if x:
-            i = len(found)
-            found.append(Line(name, _COLOURS[(first + i) % len(_COLOURS)], i, x, y))
-    return found
+            i = len(lines)
+            lines.append(Line(name, _COLOURS[(first + i) % len(_COLOURS)], i, x, y))
+    return lines
 
 
 def _panel(
-    title: str,
-    lines: Sequence[Line],
-    *,
-    log: bool = False,
-    limits: tuple[float, float] | None = None,
-    reference: float | None = None,
-    unit: str = "",
-    wide: bool = False,
+    title: str, lines: Sequence[Line], *, log: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """One panel; empty where no line has a point, so that no empty axes are drawn."""
+    """Draw a panel with the options of `curves`; empty where no line has a point to draw."""
     lines = [line for line in lines if not log or any(y > 0 for y in line.y)]
     if not lines:
         return {}
     ends = "; ".join(f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
-    svg = curves(lines, log=log, limits=limits, reference=reference, unit=unit, wide=wide)
+    svg = curves(lines, log=log, **options)
     keys = [{"name": line.name, "colour": line.colour, "dash": line.dash % 4} for line in lines]
     last = max(int(line.x[-1]) for line in lines)
     return {"title": title, "svg": svg, "keys": keys, "label": f"{title} over {last} steps: {ends}"}

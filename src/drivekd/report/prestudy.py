@@ -1,11 +1,11 @@
-"""The pre-study's picture: four panels as in the paper, its published curves dashed beside ours."""
+"""The pre-study's picture: four panels as in the paper, whose published curves are dashed."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -42,51 +42,54 @@ SETTINGS: Any = {
 
 @cache
 def published() -> Content:
-    """The paper's curves of InternVL3-8B, read off its figure, with their source."""
+    """Read the paper's curves of InternVL3-8B, taken off its figure, with their source."""
     path = resources.files("drivekd") / "report" / "published_prestudy.json"
-    content: Content = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def draw(content: Content, folder: Path) -> tuple[Path, Path]:
-    """Draws `prestudy.png` and `prestudy.svg` into a folder.
+    """Draw `prestudy.json` as `prestudy.png` and `prestudy.svg` into the folder of the study.
 
-    Bands are 95 % by resampled scenes. Depth is relative, 0 the first and 1 the last, so that
-    models of different depth lie over each other.
-
-    Args:
-        content: what `prestudy.json` holds.
-        folder: of the study.
+    Bands are 95 % by resampled scenes. Depth is relative, 0 the first layer and 1 the last, so that
+    models of different depth share an axis.
     """
-    places = folder / "prestudy.png", folder / "prestudy.svg"
-    for path in places:
-        with atomic_file(path) as draft:
-            draft.write_bytes(_picture(content, path.suffix[1:]))
+    return write_both(_figure(content), folder / "prestudy")
+
+
+def write_both(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Write a figure as `path.png` and `path.svg`."""
+    places = path.with_suffix(".png"), path.with_suffix(".svg")
+    for place in places:
+        with atomic_file(place) as draft:
+            draft.write_bytes(_encoded(figure, place.suffix[1:]))
     return places
 
 
 def as_address(content: Content) -> str:
-    """The picture as the address of itself: SVG in base64."""
-    return "data:image/svg+xml;base64," + base64.b64encode(_picture(content, "svg")).decode()
+    """Encode the picture as a data URI: SVG in base64."""
+    svg = base64.b64encode(_encoded(_figure(content), "svg"))
+    return "data:image/svg+xml;base64," + svg.decode()
 
 
-def _picture(content: Content, format: str) -> bytes:
+def _encoded(figure: Figure, format: str) -> bytes:
+    buffer = io.BytesIO()
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(10.4, 7.6), layout="constrained")
-        panels: Sequence[tuple[str, Callable[[Any, Content], None]]] = (
-            ("a", _similarity),
-            ("b", _consistency),
-            ("c", _dispersion),
-            ("d", _margin),
-        )
-        for axes, (letter, drawn) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            drawn(axes, content["curves"])
-            _finish(axes, letter, content["lacks"].get(letter, ()))
-        figure.suptitle(_title(content), fontsize=9.5)
-        buffer = io.BytesIO()
         metadata = {"Date": None} if format == "svg" else None
         figure.savefig(buffer, format=format, dpi=110, metadata=metadata)
     return buffer.getvalue()
+
+
+def _figure(content: Content) -> Figure:
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(10.4, 7.6), layout="constrained")
+        panels = (_similarity, _consistency, _dispersion, _margin)
+        for axes, letter, draw_panel in zip(
+            figure.subplots(2, 2).flat, "abcd", panels, strict=True
+        ):
+            draw_panel(axes, content["curves"])
+            _finish(axes, letter, content["lacks"].get(letter, ()))
+        figure.suptitle(_title(content), fontsize=9.5)
+    return figure
 
 
 def _title(content: Content) -> str:
@@ -106,16 +109,10 @@ def _finish(axes: Any, letter: str, lacks: Sequence[str]) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", ncols=2 if letter == "b" else 1)
     if lacks:
-        axes.text(
-            0.5,
-            0.5,
-            "not enough data:\n" + "\n".join(lacks),
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color="#7a2f00",
-            bbox={"facecolor": "white", "edgecolor": "#d9b8a6", "alpha": 0.9},
-        )
+        text = "\n".join(["not enough data:", *lacks])
+        place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        box = {"facecolor": "white", "edgecolor": "#d9b8a6", "alpha": 0.9}
+        axes.text(0.5, 0.5, text, color="#7a2f00", bbox=box, **place)
 
 
 def _similarity(axes: Any, curves: Content) -> None:
@@ -174,7 +171,7 @@ def _measured(
     style: str = "-",
     x: Any = None,
 ) -> None:
-    """A curve with its band; places without data are left out."""
+    """Draw a curve with its band; places without data are left out."""
     if curve is None:
         return
     mean = np.array(curve["mean"], dtype=float)

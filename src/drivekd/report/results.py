@@ -1,7 +1,4 @@
-"""Reads the result files of a run; what is not there is None, what is broken is an error.
-
-The files are described in drivekd.report.page.
-"""
+"""Read the result files of a run, which drivekd.report.page lists; a broken one is an error."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """How the page names an arm and what it says about it."""
+    """An arm's name on the page and a line about it."""
 
     key: str
     name: str
@@ -41,7 +38,7 @@ ARMS: tuple[Arm, ...] = (
         "mismatched",
         "Mismatched maps",
         "Drive-KD, but each word gets the teacher's attention to the images of another word that"
-        " sees the same ones; attention to text stays its own",
+        " sees the same ones; attention to text stays",
         True,
     ),
     Arm("teacher", "Teacher", "each capability's own teacher"),
@@ -51,7 +48,7 @@ ARMS: tuple[Arm, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What was found in the folder of a run; `study` is the folder of a teacher's pre-study."""
+    """The results in the folder of a run; `study` is the folder of a teacher's pre-study."""
 
     folder: Path
     summary: Row | None
@@ -74,14 +71,14 @@ class Results:
     @property
     def arms(self) -> list[Arm]:
         """Arms that have scores, known ones first and in order."""
-        found = dict.fromkeys([*(self.summary or {}).get("scores", {}), *self.scores])
-        known = [arm for arm in ARMS if arm.key in found]
-        names = {arm.key for arm in ARMS}
-        return known + [Arm(key, key.replace("_", " "), "") for key in found if key not in names]
+        keys = dict.fromkeys([*(self.summary or {}).get("scores", {}), *self.scores])
+        known = {arm.key: arm for arm in ARMS if arm.key in keys}
+        others = [Arm(key, key.replace("_", " "), "") for key in keys if key not in known]
+        return [*known.values(), *others]
 
 
 def read_results(folder: Path) -> Results:
-    """Reads everything that a run left in its folder.
+    """Read everything that a run left in its folder.
 
     Raises:
         ValueError: the folder is not there, holds no result at all, or a file in it is broken.
@@ -92,18 +89,17 @@ def read_results(folder: Path) -> Results:
             " out/demo"
         )
     arms = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
-    study = next(
-        (p for p in (folder, folder / "prestudy") if (p / "prestudy.json").is_file()), None
-    )
-    own = {folder.resolve().name: folder}  # of a single `drivekd train` or `evaluate`
+    studies = (p for p in (folder, folder / "prestudy") if (p / "prestudy.json").is_file())
+    study = next(studies, None)
+    arms = {folder.resolve().name: folder} | arms  # of a single `drivekd train` or `evaluate`
     cases = read_json(folder / "attention" / "cases.json", list)
     results = Results(
         folder=folder,
         summary=read_json(folder / "summary.json", dict),
         about=read_json(folder / "about.json", dict) or {},
-        scores=_found(own | arms, "scores.json", lambda path: read_json(path, dict)),
-        logs=_found(own | arms, "log.jsonl", read_lines),
-        answers=_found(own | arms, "answers.jsonl", read_lines),
+        scores=_by_arm(arms, "scores.json", lambda path: read_json(path, dict)),
+        logs=_by_arm(arms, "log.jsonl", read_lines),
+        answers=_by_arm(arms, "answers.jsonl", read_lines),
         scenes=read_json(folder / "scenes.json", list),
         cases=cases,
         study=study,
@@ -119,17 +115,13 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def _found(places: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
-    found = {arm: read(place / name) for arm, place in places.items()}
-    return {arm: content for arm, content in found.items() if content}
+def _by_arm(folders: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
+    contents = {arm: read(folder / name) for arm, folder in folders.items()}
+    return {arm: content for arm, content in contents.items() if content}
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """What a JSON file holds, None where there is none.
-
-    Raises:
-        ValueError: it is no JSON, or not of this kind.
-    """
+    """Read a JSON file of this kind, None where there is none; a ValueError names a broken one."""
     if not path.is_file():
         return None
     try:
@@ -147,12 +139,9 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of a JSONL file, None where there is none.
+    """Read the rows of a JSONL file, None where there is none; a ValueError names a broken line.
 
     A last line without its line break is still being written, and left out.
-
-    Raises:
-        ValueError: a line is no JSON object.
     """
     if not path.is_file():
         return None
@@ -183,13 +172,13 @@ def _arrays(path: Path) -> dict[str, NDArray[np.floating]]:
 
 
 def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the logged rows that have a quantity."""
-    points = [(float(row["step"]), float(row[key])) for row in rows if key in row and "step" in row]
-    return [step for step, _ in points], [value for _, value in points]
+    """Return steps and values of the logged rows that have a quantity."""
+    logged = [row for row in rows if key in row and "step" in row]
+    return [float(row["step"]) for row in logged], [float(row[key]) for row in logged]
 
 
 def capabilities_logged(logs: Mapping[str, Sequence[Row]], prefix: str) -> list[str]:
-    """Names X for which some log has `prefix`X, the three known ones first."""
+    """Return the names X for which some log has `prefix`X, the three known ones first."""
     keys = {key for rows in logs.values() for row in rows for key in row if key.startswith(prefix)}
     names = {key.removeprefix(prefix) for key in keys}
     return [c for c in CAPABILITIES if c in names] + sorted(names - set(CAPABILITIES))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from drivekd.data.pictures import UNREADABLE
+from drivekd.data.pictures import image_or_none
 from drivekd.data.sample import CAMERAS, Sample
 from drivekd.files.writing import writing
 from drivekd.report.figures import Mark, fitted, tile, typeface
@@ -60,19 +60,19 @@ def contact_sheet(samples: Iterable[Sample], out: Path, count: int = 12) -> Path
 
 def _chosen(samples: Iterable[Sample], count: int) -> Iterator[Sample]:
     kinds: set[tuple[str | None, str | None]] = set()
-    of: Counter[str | None] = Counter()
+    drawn: Counter[str | None] = Counter()
     for sample in samples:
         kind = (sample.capability, sample.template)
-        if sample.images and kind not in kinds and of[sample.capability] < max(1, count // 3):
+        if sample.images and kind not in kinds and drawn[sample.capability] < max(1, count // 3):
             kinds.add(kind)
-            of[sample.capability] += 1
+            drawn[sample.capability] += 1
             yield sample
         if len(kinds) == count:
             return
 
 
 def _height(sample: Sample) -> int:
-    """Of one sample with the space below it [px]."""
+    """Return the height of one sample with the space below it [px]."""
     rows = -(-len(sample.images) // _COLUMNS)
     return rows * (_TILE + _LINE + _GAP) + 3 * _LINE + _MARGIN
 
@@ -92,7 +92,7 @@ def _draw(sheet: Image.Image, sample: Sample, top: int) -> None:
         label = fitted(name, typeface(11), _TILE)
         draw.text((left, upper), label, fill=_PALE, font=typeface(11))
         marks = list(_marks(sample, camera))
-        picture = _picture(file)
+        picture = image_or_none(file, 2 * _TILE)
         frame = (left, upper + _LINE, left + _TILE - 1, upper + _LINE + _TILE - 1)
         if picture is None:
             draw.rectangle(frame, outline=_RULE)
@@ -107,17 +107,8 @@ def _text(draw: ImageDraw.ImageDraw, text: str, top: int, ink: str, size: int) -
 
 
 def _marks(sample: Sample, camera: str) -> Iterator[Mark]:
-    """The tags that belong on a picture; on the only one, where its camera is not known, all."""
+    """Yield the tags of a picture; all of them on the only one whose camera is not known."""
     only = len(sample.images) == 1 and camera not in CAMERAS
     for tag in dict.fromkeys(sample.tags):
         if (only or tag.camera == camera) and tag.place is not None:
             yield Mark(tag.name, *tag.place)
-
-
-def _picture(file: Path) -> Image.Image | None:
-    try:
-        with Image.open(file) as image:
-            image.draft("RGB", (2 * _TILE, 2 * _TILE))
-            return image.convert("RGB")
-    except UNREADABLE:
-        return None

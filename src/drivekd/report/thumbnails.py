@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from drivekd.data.pictures import UNREADABLE, read_image
+from drivekd.data.pictures import UNREADABLE, image_or_none
 from drivekd.files.progress import track
 from drivekd.files.writing import atomic_file
 
@@ -28,17 +28,10 @@ class Thumbnail:
 
 
 def thumbnails(paths: Iterable[Path], folder: Path) -> dict[Path, Thumbnail | None]:
-    """Copies the pictures into `folder/pictures`, JPEG and at most `WIDTH` wide, and keeps others.
+    """Copy pictures into `folder/pictures`, JPEG, at most `WIDTH` wide; None for unreadable ones.
 
     A copy is named by a hash of its picture's path, size and time of writing: one that is there
     already is not made again, and a picture that was changed gets a new one.
-
-    Args:
-        paths: of the pictures, each of them once or more often.
-        folder: of the page.
-
-    Returns:
-        The copies; None for a picture that is missing or cannot be read.
 
     Raises:
         ValueError: `folder/pictures` is a link that leads elsewhere.
@@ -59,11 +52,8 @@ def _thumbnail(path: Path, out: Path) -> Thumbnail | None:
     text = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     copy = out / f"{digest}.jpg"
-    size = _size(copy)
-    if size is None:
-        try:
-            image = read_image(path, WIDTH)
-        except ValueError:
+    if (size := _size(copy)) is None:
+        if (image := image_or_none(path, WIDTH)) is None:
             return None
         image.thumbnail((WIDTH, 4 * WIDTH))
         with atomic_file(copy) as draft:
@@ -73,7 +63,7 @@ def _thumbnail(path: Path, out: Path) -> Thumbnail | None:
 
 
 def _size(copy: Path) -> tuple[int, int] | None:
-    """Of an earlier copy [px], None where there is no readable one."""
+    """Return the size of an earlier copy [px], None where there is no readable one."""
     try:
         with Image.open(copy) as image:
             return image.size

@@ -11,20 +11,18 @@ from drivekd.data.check.faults import plain
 from drivekd.data.check.findings import Finding
 from drivekd.data.sample import Sample
 
-#: different templates and capabilities that are told apart, and different answers of a template
+#: different templates and capabilities that are counted, and different answers of a template
 _TEMPLATES, _ANSWERS = 500, 300
 _LONGEST = 60  # an answer's characters that are kept
 #: from this many rows on a share says something
 _ENOUGH = 20
 #: a warning above this share of one answer, and below this share of a capability [ours]
 _NEARLY_ALWAYS, _FEW = 0.9, 0.05
-
-
 _NONE, _OTHERS = "(none)", "(others)"
 
 
 def _known(name: str | None, names: Collection[str], most: int) -> str:
-    """A name to count under, of which there are at most so many and one for all others."""
+    """Return a name to count under: one of at most so many, or one for all others."""
     name = name or _NONE
     return name if name in names or len(names) < most else _OTHERS
 
@@ -46,17 +44,17 @@ class Balance:
         answers[_known(short, answers, _ANSWERS)] += 1
 
     def majorities(self) -> list[dict[str, Any]]:
-        """Per template: rows, the most frequent answer and its share, the most rows first."""
+        """Return rows, the most frequent answer and its share per template, most rows first."""
         rows = []
         for name, answers in self.templates.items():
-            told = [(text, n) for text, n in answers.items() if text != _OTHERS]
-            answer, count = max(told, key=lambda item: item[1], default=(_OTHERS, 0))
+            known = [(text, n) for text, n in answers.items() if text != _OTHERS]
+            answer, count = max(known, key=lambda item: item[1], default=(_OTHERS, 0))
             total = answers.total()
             rows.append({"template": name, "rows": total, "answer": answer, "share": count / total})
         return sorted(rows, key=lambda row: (-row["rows"], row["template"]))
 
     def findings(self, file: str) -> Iterator[Finding]:
-        """Warnings about the file as a whole."""
+        """Yield warnings about the file as a whole."""
         for row in self.majorities():
             if row["rows"] >= _ENOUGH and row["share"] >= _NEARLY_ALWAYS:
                 message = (

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from drivekd.data.check.findings import CHECKS, Finding
 from drivekd.data.formats import drivelm
@@ -18,12 +17,12 @@ from drivekd.files.writing import Rows, new_file, new_rows
 
 @dataclass(slots=True)
 class Cleaner:
-    """Takes rows one by one, each with what was found about it.
+    """A copy that takes rows one by one, each with its findings.
 
     Attributes:
         rows: of the copy; None for DriveLM, which is nested and written at the end.
         reasons: the rows that were dropped and why.
-        dropped: where DriveLM's dropped rows stand.
+        dropped: places of DriveLM's dropped rows.
         kept: rows in the copy.
     """
 
@@ -33,10 +32,10 @@ class Cleaner:
     kept: int = 0
 
     def add(self, entry: Entry, findings: Sequence[Finding]) -> None:
-        why = [finding for finding in findings if drops(finding.check)]
-        if why:
-            said = [{"check": finding.check, "message": finding.message} for finding in why]
-            self.reasons.add({"where": entry.where, "why": said})
+        failed = [finding for finding in findings if drops(finding.check)]
+        if failed:
+            why = [{"check": finding.check, "message": finding.message} for finding in failed]
+            self.reasons.add({"where": entry.where, "why": why})
             if self.rows is None:
                 self.dropped.add(entry.where)
             return
@@ -44,27 +43,22 @@ class Cleaner:
         if self.rows is not None:
             self.rows.add(entry.value)
 
-    def counts(self) -> dict[str, int]:
-        return {"kept": self.kept, "dropped": self.reasons.count}
-
 
 def drops(check: str) -> bool:
-    """Whether a row that fails a check is left out: errors and rows that say nothing new."""
+    """Tell whether a row that fails a check is left out: errors, and rows that say nothing new."""
     return CHECKS[check][0] == "error" or check == "duplicate"
 
 
 def list_beside(path: Path) -> Path:
-    """Where the rows that a clean copy leaves out are listed."""
     return path.with_name(f"{path.name}.dropped.jsonl")
 
 
 @contextmanager
 def cleaning(source: Opened, path: Path | None) -> Iterator[Cleaner | None]:
-    """A clean copy of a file in its own format, and the list beside it; None without a path.
+    """Open a clean copy of a file in its format, and the list beside it; None without a path.
 
     Raises:
-        ValueError: one of the two exists already, for a file is never changed in place; or the
-            name is one for lines, and the format has none.
+        ValueError: one of the two exists already, or the name is one for lines of DriveLM.
     """
     if path is None:
         yield None
@@ -79,10 +73,7 @@ def cleaning(source: Opened, path: Path | None) -> Iterator[Cleaner | None]:
         with new_file(path) as file:
             nested = Cleaner(None, reasons)
             yield nested
-            json.dump(_without(source.path, nested.dropped), file, indent=1, ensure_ascii=False)
-
-
-def _without(path: Path, dropped: set[str]) -> dict[str, Any]:
-    scenes = content(path)
-    assert isinstance(scenes, dict), "it was read as DriveLM before"
-    return drivelm.without(scenes, path, dropped)
+            scenes = content(source.path)
+            assert isinstance(scenes, dict), "it was read as DriveLM before"
+            kept = drivelm.without(scenes, source.path, nested.dropped)
+            json.dump(kept, file, indent=1, ensure_ascii=False)

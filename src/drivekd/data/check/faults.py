@@ -20,12 +20,7 @@ _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
 def faults(sample: Sample, unit: Unit) -> Iterator[Finding]:
-    """The findings about one sample.
-
-    Args:
-        sample: as a reader made it.
-        unit: the unit that the file's object tags should be in.
-    """
+    """Yield the findings about one sample, whose object tags should be in this unit."""
     for check, fault in _FAULTS:
         if message := fault(sample):
             yield Finding(check, sample.source, message)
@@ -34,15 +29,15 @@ def faults(sample: Sample, unit: Unit) -> Iterator[Finding]:
 
 
 def _tags(sample: Sample, unit: Unit) -> Iterator[Finding]:
-    """One finding for the first tag of each kind of fault."""
-    found: dict[str, str] = {}
+    """Yield one finding for the first tag of each kind of fault."""
+    first: dict[str, str] = {}
     for tag in sample.tags:
-        said = f"<{tag.name},{tag.camera},{tag.x:g},{tag.y:g}>"
+        text = f"<{tag.name},{tag.camera},{tag.x:g},{tag.y:g}>"
         if tag.unit not in (None, unit):
-            found.setdefault("tag_unit", f"{said} is in {tag.unit}s, the file in {unit}s")
+            first.setdefault("tag_unit", f"{text} is in {tag.unit}s, the file in {unit}s")
         elif not tag.inside(unit):
-            found.setdefault("tag_range", f"{said} is outside the picture, in {unit}s")
-    yield from (Finding(check, sample.source, message) for check, message in found.items())
+            first.setdefault("tag_range", f"{text} is outside the picture, in {unit}s")
+    yield from (Finding(check, sample.source, message) for check, message in first.items())
 
 
 def _unassigned(sample: Sample) -> str | None:
@@ -63,11 +58,9 @@ def _empty_turn(sample: Sample) -> str | None:
 
 
 def _camera_absent(sample: Sample) -> str | None:
-    """Only where every image is known to be of a camera can another one be said to be absent."""
-    wanted: set[str] = set()
-    for message in sample.messages:
-        if message.role == "user":
-            wanted |= named(message.content)
+    """Name absent cameras, where every image is known to be of a camera."""
+    users = [message.content for message in sample.messages if message.role == "user"]
+    wanted = set[str]().union(*map(named, users))
     if not wanted or not all(camera in CAMERAS for camera in sample.images):
         return None
     absent = sorted(wanted - set(sample.images))
@@ -83,7 +76,7 @@ def _truncated(sample: Sample) -> str | None:
 
 
 def _breaks_off(answer: str) -> str | None:
-    """A sign that an answer was cut [ours]: an open tag or bracket, or a word that goes on."""
+    """Find a sign that an answer was cut [ours]: an open tag or bracket, or a word that goes on."""
     if not answer:
         return None
     if "<" in answer and _OPEN_TAG.search(answer):
@@ -96,7 +89,7 @@ def _breaks_off(answer: str) -> str | None:
 
 
 def _options(sample: Sample) -> Iterator[Finding]:
-    """What is wrong with the options of a turn, and with the answer that follows it."""
+    """Yield what is wrong with the options of a turn, and with the answer that follows it."""
     turns = sample.messages
     for turn, answer in zip(turns, [*turns[1:], None], strict=True):
         options = options_of(turn.content) if turn.role == "user" else []
@@ -124,7 +117,7 @@ def _repeated(options: list[tuple[str, str]]) -> str | None:
 
 
 def plain(text: str) -> str:
-    """Text in the form in which rows are compared: case, spaces and final stops do not count."""
+    """Reduce text to what rows are compared by: case, spaces and final stops do not count."""
     return " ".join(text.casefold().split()).strip(" .!")
 
 

@@ -1,4 +1,4 @@
-"""What `drivekd data check` looks for, and the record of what it found."""
+"""The checks of `drivekd data check`, and the record of their findings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Tally:
         return sum(n for check, n in self.counts.items() if CHECKS[check][0] == severity)
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The checks that found something, in the order of `CHECKS`."""
+        """Return the checks that failed, in the order of `CHECKS`."""
         return [
             {
                 "check": check,

@@ -48,13 +48,13 @@ class Exposed:
 
 
 def exposed_by(path: Path, root: str | Path | None) -> Exposed:
-    """What a test file shows.
+    """Read what a test file shows.
 
     Of a file shaped like DriveLM's all key frames count, also those without questions: DriveBench's
     visual_description.json lists the frames of the benchmark so.
 
     Raises:
-        ValueError: the file as a whole cannot be read, or none of its rows.
+        ValueError: the file or every row of it cannot be read.
     """
     exposed, opened, read = Exposed(), open_data(path, root=root), 0
     wrong: list[RowError] = []
@@ -64,29 +64,29 @@ def exposed_by(path: Path, root: str | Path | None) -> Exposed:
         else:
             exposed.add(entry.result)
             read += 1
-    unasked = _add_frames(exposed, path) if opened.format == "drivelm" else 0
+    without = _add_frames(exposed, path) if opened.format == "drivelm" else 0
     if not (read or exposed.frames):
         raise wrong[0] if wrong else ValueError(f"{path} holds no samples")
-    return replace(exposed, skipped=len(wrong) - unasked)
+    return replace(exposed, skipped=len(wrong) - without)
 
 
 def _add_frames(exposed: Exposed, path: Path) -> int:
     """Add all key frames of a file, and count those without questions, which are no fault here."""
-    unasked = 0
+    without = 0
     for scene, frames in drivelm.key_frames(path):
         if isinstance(frames, RowError):
             continue
         exposed.scenes.setdefault(scene, str(path))
         for token, frame in frames.items():
             exposed.frames.setdefault(token, str(path))
-            unasked += isinstance(frame, Mapping) and "QA" not in frame
-    return unasked
+            without += isinstance(frame, Mapping) and "QA" not in frame
+    return without
 
 
 def name_of(file: Path) -> str:
-    """What tells an image by its name: a nuScenes name alone, `00012/front.png` with its folder.
+    """Identify an image by its name: a nuScenes name alone, `00012/front.png` with its folder.
 
-    A name that holds a token or a time stamp is taken to be given once in the world [ours]: 8 or
+    A name with a token or a time stamp is unique in the world [ours]: 8 or
     more hexadecimal digits behind leading zeros, 4 of them different. Decimal digits alone have to
     be 10, for `0000001234` and `20240117` are a counter and a day.
     """
@@ -99,12 +99,12 @@ def _token(run: str) -> bool:
 
 
 def inspect_all(files: Iterable[Path], label: str) -> dict[Path, Hash | str | None]:
-    """The fingerprint of every picture, or what is wrong with it; a thread for each core."""
+    """Return the fingerprint of every picture, or its fault; a thread for each core."""
     files = list(files)
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        found = track(pool.map(inspect, files), len(files), label)
-        return dict(zip(files, found, strict=True))
+        hashes = track(pool.map(inspect, files), len(files), label)
+        return dict(zip(files, hashes, strict=True))
     finally:  # an interrupt does not wait for pictures that nobody needs any more
         pool.shutdown(cancel_futures=True)
 
@@ -112,15 +112,16 @@ def inspect_all(files: Iterable[Path], label: str) -> dict[Path, Hash | str | No
 def alike(
     train: Mapping[Path, Hash | str | None], test: Mapping[Path, Hash | str | None]
 ) -> dict[Path, tuple[Path, int]]:
-    """Training pictures that look like one of the test set, which one, and its distance [bits]."""
-    mine = [(file, found) for file, found in train.items() if isinstance(found, np.ndarray)]
-    theirs = [(file, found) for file, found in test.items() if isinstance(found, np.ndarray)]
+    """Map training pictures to the alike one of the test set and its distance [bits]."""
+    mine = {file: bits for file, bits in train.items() if isinstance(bits, np.ndarray)}
+    theirs = {file: bits for file, bits in test.items() if isinstance(bits, np.ndarray)}
     if not mine or not theirs:
         return {}
-    pairs = nearest(np.stack([found for _, found in mine]), np.stack([f for _, f in theirs]))
+    pairs = nearest(np.stack([*mine.values()]), np.stack([*theirs.values()]))
+    others = list(theirs)
     return {
-        file: (theirs[other][0], distance)
-        for (file, _), (other, distance) in zip(mine, pairs, strict=True)
+        file: (others[other], distance)
+        for file, (other, distance) in zip(mine, pairs, strict=True)
         if distance <= SAME_PICTURE
     }
 
@@ -128,13 +129,7 @@ def alike(
 def leaks(
     sample: Sample, test: Exposed, pictures: Mapping[Path, tuple[Path, int]]
 ) -> Iterator[Finding]:
-    """The findings about one training sample.
-
-    Args:
-        sample: of the training set.
-        test: what the test set shows.
-        pictures: training pictures that look like one of the test set's.
-    """
+    """Yield the findings about one training sample; `pictures` are those of `alike`."""
 
     def finding(kind: str, message: str) -> Finding:
         return Finding(f"leak_{kind}", sample.source, message)

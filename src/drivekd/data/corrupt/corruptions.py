@@ -31,11 +31,11 @@ Effect = Callable[[Floats, Any, Random], Floats]
 
 @dataclass(frozen=True, slots=True, order=True)
 class View:
-    """Which picture it is; the random draws depend on nothing else of it.
+    """The identity of a picture; the random draws depend on nothing else of it.
 
     Attributes:
         picture: its name within the data, e.g. its path below the data's folder.
-        frame: the key frame that it shows; the picture's own name where none is known.
+        frame: the key frame that it shows; the picture's name where none is known.
         place: 0 for the front camera, … 5: the camera's number in `CAMERAS`, or the picture's
             among those of its question where the camera is unknown.
     """
@@ -75,17 +75,14 @@ def corrupt(
     seed: int = 0,
     view: View | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Corrupt one picture.
+    """Corrupt one RGB picture; the copy equals it where its camera is not struck.
 
     Args:
         picture: RGB.
         name: see `find`.
         severity: 1 to 5; the one that DriveBench uses where None.
         seed: equal seeds give equal pictures.
-        view: which picture it is; where None, one without a name that is always struck.
-
-    Returns:
-        A new picture of the same size; equal to the old one where its camera is not struck.
+        view: the picture's identity; where None, it has no name and is always struck.
 
     Raises:
         ValueError: for an unknown name or severity, or where ffmpeg is needed and missing.
@@ -102,14 +99,10 @@ def corrupt(
 
 
 def find(name: str) -> Corruption:
-    """The corruption of that name, in our spelling or DriveBench's, in any case.
-
-    Raises:
-        ValueError: there is none; the nearest name is given.
-    """
+    """Return the corruption of a name in our spelling or DriveBench's; else a ValueError hints."""
     spellings = {_plain(s): c for c in CORRUPTIONS for s in (c.name, c.spelling) if s}
-    if (found := spellings.get(_plain(name))) is not None:
-        return found
+    if (kind := spellings.get(_plain(name))) is not None:
+        return kind
     close = difflib.get_close_matches(_plain(name), spellings, n=1)
     hint = f"did you mean {spellings[close[0]].name!r}? " if close else ""
     known = ", ".join(c.name for c in CORRUPTIONS)
@@ -117,11 +110,6 @@ def find(name: str) -> Corruption:
 
 
 def severity_of(kind: Corruption, severity: int | None) -> int:
-    """The severity asked for, or DriveBench's.
-
-    Raises:
-        ValueError: it is not 1 to 5.
-    """
     if severity is None:
         return kind.benchmark
     if severity not in SEVERITIES:
@@ -138,21 +126,18 @@ def _stream(seed: int, *names: str) -> Random:
     return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")])
 
 
-# --- which views ----------------------------------------------------------------------------------
-
-
 def _crashed(rng: Random, draws: int) -> set[int]:
-    """As many draws of the six cameras, one camera perhaps twice."""
+    """Draw that many of the six cameras, one camera perhaps twice."""
     return set(rng.integers(len(CAMERAS), size=5)[:draws].tolist())
 
 
 def _lost(rng: Random, probability: float) -> set[int]:
-    """Each camera by itself."""
+    """Draw each camera by itself."""
     return set(np.flatnonzero(rng.random(len(CAMERAS)) < probability).tolist())
 
 
 def _splashed(rng: Random, _: Any) -> set[int]:
-    """The first view and one to five others."""
+    """Draw the first view and one to five others."""
     others = rng.permutation(np.arange(1, len(CAMERAS)))
     return {0, *others[: rng.integers(1, len(CAMERAS))].tolist()}
 

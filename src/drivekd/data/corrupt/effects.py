@@ -31,12 +31,9 @@ def to_bytes(x: Floats) -> NDArray[np.uint8]:
 
 
 def _scale(x: Floats) -> float:
-    """From a length in a picture 1600 wide to one in this picture."""
+    """Return the factor from a length in a picture 1600 wide to one in this picture."""
     width: int = x.shape[1]
     return max(width, _SMALLEST) / _WIDTH
-
-
-# --- light and colour -----------------------------------------------------------------------------
 
 
 def brightness(x: Floats, more: float, _: Random) -> Floats:
@@ -71,9 +68,6 @@ def color_quant(x: Floats, bits: int, _: Random) -> Floats:
     if bits == 0:
         return np.repeat((x @ _GREY >= 0.5)[..., None], 3, -1).astype(np.float32)
     return (to_bytes(x) & np.uint8(256 - (1 << (8 - bits)))).astype(np.float32) / 255
-
-
-# --- weather --------------------------------------------------------------------------------------
 
 
 def fog(x: Floats, level: tuple[float, float], rng: Random) -> Floats:
@@ -139,9 +133,6 @@ def rain(x: Floats, level: tuple[float, float, float], rng: Random) -> Floats:
     return mean + (wet - mean) * contrast
 
 
-# --- on the lens ----------------------------------------------------------------------------------
-
-
 def water_splash(x: Floats, level: tuple[int, tuple[int, int], int], rng: Random) -> Floats:
     """Discs of white at alpha 0.2, then a Gaussian blur of everything."""
     drops, (smallest, largest), kernel = level
@@ -171,7 +162,7 @@ def lens_obstacle(x: Floats, level: tuple[int, float, float], rng: Random) -> Fl
 def _ellipse(
     x: Floats, centre: tuple[float, ...], axes: tuple[float, ...], degrees: float
 ) -> NDArray[np.bool_]:
-    """Which pixels [h, w, 1] lie in an ellipse."""
+    """Mark the pixels [h, w, 1] inside an ellipse."""
     down, across = np.ogrid[: x.shape[0], : x.shape[1]]
     across, down = across + 0.5 - centre[0], down + 0.5 - centre[1]
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
@@ -184,16 +175,13 @@ def black(x: Floats, _: Any, __: Random) -> Floats:
     return np.zeros_like(x)
 
 
-# --- blur -----------------------------------------------------------------------------------------
-
-
 def motion_blur(x: Floats, level: tuple[float, float], rng: Random) -> Floats:
     radius, sigma = (length * _scale(x) for length in level)
     return _smeared(x, radius, sigma, rng.uniform(-45, 45))
 
 
 def zoom_blur(x: Floats, level: tuple[float, float], _: Random) -> Floats:
-    """The mean of the picture and of its copies zoomed by 1, 1 + step, … below `stop`."""
+    """Average the picture and its copies zoomed by 1, 1 + step, … below `stop`."""
     image = Image.fromarray(to_bytes(x))
     total = x.copy()
     zooms = np.arange(1, *level).tolist()
@@ -206,16 +194,16 @@ def zoom_blur(x: Floats, level: tuple[float, float], _: Random) -> Floats:
 
 
 def _blurred(x: Floats, kernel: int) -> Floats:
-    """A Gaussian blur with the σ that OpenCV takes for a kernel of that size."""
+    """Blur with the Gaussian σ that OpenCV takes for a kernel of that size."""
     sigma = _scale(x) * (0.3 * ((kernel - 1) * 0.5 - 1) + 0.8)
     blurred: Floats = ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="mirror", truncate=3.0)
     return blurred
 
 
 def _smeared(x: Floats, radius: float, sigma: float, degrees: float) -> Floats:
-    """Copies shifted in one direction, 0 to 2·radius pixels far, with half a Gaussian as weights.
+    """Add copies shifted in one direction by 0 to 2·radius pixels, weighted by half a Gaussian.
 
-    What lies outside is the nearest pixel inside.
+    A pixel outside is the nearest one inside.
     """
     steps = np.arange(max(1, math.ceil(2 * radius)) + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -235,9 +223,6 @@ def _smeared(x: Floats, radius: float, sigma: float, degrees: float) -> Floats:
 
 def _resized(channel: Floats, height: int, width: int) -> Floats:
     return np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
-
-
-# --- ffmpeg ---------------------------------------------------------------------------------------
 
 
 def h265(x: Floats, rate_factor: int, _: Random) -> Floats:

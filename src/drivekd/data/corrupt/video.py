@@ -22,14 +22,10 @@ _HEADER = 8  # bytes of a slice that hold its header; the decoder drops slices w
 
 
 def h265(picture: UInt8[np.ndarray, "h w 3"], rate_factor: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture after H.265 at a constant rate factor; 6 more halve the rate, about.
+    """Send a picture through H.265 at a constant rate factor; 6 more halve the rate, about.
 
     [ours] The benchmark divides the bit rate of a camera's video by 2, 4, 8, 16, 32. A single
     picture has no rate to divide; the factors are those of Yi et al. 2021 for the same codec.
-
-    Raises:
-        ValueError: ffmpeg is missing.
-        RuntimeError: ffmpeg failed.
     """
     alone = "log-level=none:pools=none:frame-threads=1"
     padded = _padded(picture)
@@ -40,15 +36,11 @@ def h265(picture: UInt8[np.ndarray, "h w 3"], rate_factor: int) -> UInt8[np.ndar
 def bit_errors(
     picture: UInt8[np.ndarray, "h w 3"], share: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture sent as H.264 in slices, one byte of a share of them wrong on arrival.
+    """Send a picture as H.264 in slices, one byte of a share of them wrong on arrival.
 
     [ours] The benchmark changes one byte in 10,000 to 100,000 of a video, where an error lives on
     until the next key frame. H.264, because ffmpeg conceals what is lost of it, and slices, so that
     a share of the picture is hit whatever its size.
-
-    Raises:
-        ValueError: ffmpeg is missing.
-        RuntimeError: ffmpeg failed.
     """
     padded = _padded(picture)
     blocks = math.ceil(padded.shape[0] / 16) * math.ceil(padded.shape[1] / 16)
@@ -66,15 +58,15 @@ def bit_errors(
 
 
 def _slices(stream: bytes | bytearray) -> list[tuple[int, int]]:
-    """Where the slices of a key frame begin and end, without their start codes."""
-    begins = [found.end() for found in re.finditer(b"\x00\x00\x01", stream)]
+    """Return begin and end of the slices of a key frame, without their start codes."""
+    begins = [code.end() for code in re.finditer(b"\x00\x00\x01", stream)]
     ends = [begin - 3 for begin in begins[1:]] + [len(stream)]
     pieces = zip(begins, ends, strict=True)
     return [(begin, end) for begin, end in pieces if stream[begin] & 0x1F == _IDR_SLICE]
 
 
 def _padded(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Even sides of at least 64 px, filled up with the nearest pixel: codecs take no others."""
+    """Pad to even sides of at least 64 px with the nearest pixel: codecs take no others."""
     more = [(0, max(side + side % 2, _SMALLEST) - side) for side in picture.shape[:2]]
     return np.pad(picture, [*more, (0, 0)], mode="edge")
 
@@ -105,29 +97,18 @@ def _decoded(
 
 
 def _ffmpeg(data: bytes, *arguments: str) -> bytes:
-    command = [
-        ffmpeg_path(),
-        "-v",
-        "fatal",
-        "-nostdin",
-        "-sws_flags",
-        "bicubic+accurate_rnd+bitexact",
-    ]
+    exact = ("-v", "fatal", "-nostdin", "-sws_flags", "bicubic+accurate_rnd+bitexact")
     done = subprocess.run(  # noqa: S603  our own arguments, no shell
-        [*command, *arguments], input=data, capture_output=True, check=False
+        [ffmpeg_path(), *exact, *arguments], input=data, capture_output=True, check=False
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise RuntimeError(f"ffmpeg failed: {said}")
+        reason = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise RuntimeError(f"ffmpeg failed: {reason}")
     return done.stdout
 
 
 def ffmpeg_path() -> str:
-    """Where the ffmpeg is.
-
-    Raises:
-        ValueError: imageio-ffmpeg is not installed, or brings none for this system.
-    """
+    """Return the path of ffmpeg; a ValueError where there is none for this system."""
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
 

@@ -30,11 +30,11 @@ _OURS = {
 
 
 def drivekd(row: Row) -> Sample:
-    """A row of `messages`, `images` and `question_type`; the embedded world's rows are such too.
+    """Read a row of `messages`, `images` and `question_type`, as the world writes them too.
 
-    A question type of DriveLM or DriveBench is mapped to its capability, any other stands as it
-    is: capabilities are named by the recipe, not by this reader. `question` and `answer` may stand
-    in place of `messages`, as in the authors' loader [release].
+    A question type of DriveLM or DriveBench is mapped to its capability, any other stays: the
+    recipe names capabilities, not this reader. `question` and `answer` may take the place of
+    `messages`, as in the authors' loader [release].
 
     Raises:
         RowError: a turn is malformed, or placeholders and images differ in number.
@@ -47,16 +47,15 @@ def drivekd(row: Row) -> Sample:
 
 
 def _question_and_answer(row: Row) -> tuple[Message, ...]:
-    asked = Message("user", need(row, "question", str, "text"))
+    question = Message("user", need(row, "question", str, "text"))
     answer = optional_text(row, "answer")
-    return (asked,) if answer is None else (asked, Message("assistant", answer))
+    return (question,) if answer is None else (question, Message("assistant", answer))
 
 
 def sharegpt(row: Row) -> Sample:
-    """A row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
+    """Read a row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
 
-    Raises:
-        RowError: a turn is malformed, or placeholders and images differ in number.
+    Errors as of `drivekd`.
     """
     turns = need(row, "conversations", list, "a list of {from, value}")
     return _sample(row, tuple([_message(row, turn, "from", "value") for turn in turns]))
@@ -76,7 +75,7 @@ def _message(row: Row, turn: Any, role_key: str, text_key: str) -> Message:
 
 
 def _text(row: Row, value: Any, key: str) -> str:
-    """The text of a turn; a list of parts (`{type: image}`, `{type: text, text}`) is joined."""
+    """Join the text of a turn from its parts (`{type: image}`, `{type: text, text}`)."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
@@ -94,57 +93,54 @@ def _part(row: Row, part: Mapping[str, Any], key: str) -> str:
 
 
 def _sample(row: Row, messages: tuple[Message, ...]) -> Sample:
-    asked = [message.content for message in messages if message.role == "user"]
-    if not asked:
-        raise RowError(f"{row.where}: no user turn, so nothing is asked")
+    questions = [message.content for message in messages if message.role == "user"]
+    if not questions:
+        raise RowError(f"{row.where}: no user turn, so no question")
     if (system := optional_text(row, "system")) and messages[0].role != "system":
         messages = (Message("system", system), *messages)
     texts = _image_texts(row)
-    places = sum([text.count(IMAGE_PLACEHOLDER) for text in asked])
+    places = sum([text.count(IMAGE_PLACEHOLDER) for text in questions])
     if places != len(texts):
         raise RowError(
             f"{row.where}: {places} {IMAGE_PLACEHOLDER} in the user turns but {len(texts)} images; "
             "write one placeholder per image, where it belongs",
             "placeholders",
         )
-    own = optional_text(row, "question_type") or ""
-    kind = (optional_text(row, "capability") or "").strip() or own.strip()
+    question_type = optional_text(row, "question_type") or ""
+    kind = (optional_text(row, "capability") or "").strip() or question_type.strip()
     meta = row.value.get("meta") or {}
+    meta = meta if isinstance(meta, Mapping) else {"meta": meta}
     rest = {key: value for key, value in row.value.items() if key not in _OURS}
     return Sample(
         id=optional_text(row, "id") or row.number,
         messages=messages,
         images=_images(row, texts),
         capability=capability_of(kind) or (kind if kind not in ("", "robust_qas") else None),
-        template=optional_text(row, "template") or template_of(asked[-1]),
+        template=optional_text(row, "template") or template_of(questions[-1]),
         scene=optional_text(row, "scene"),
         frame=optional_text(row, "frame"),
-        paraphrases=_paraphrases(row, asked[-1]),
+        paraphrases=_paraphrases(row, questions[-1]),
         source=row.where,
-        meta={
-            **rest,
-            "question_type": own or kind or None,
-            **(meta if isinstance(meta, Mapping) else {"meta": meta}),
-        },
+        meta={**rest, "question_type": question_type or kind or None, **meta},
     )
 
 
-def _paraphrases(row: Row, asked: str) -> tuple[str, ...]:
-    """Other wordings of what stands behind the last image of the last user turn."""
-    found = row.value.get("paraphrases")
-    if found is None:
+def _paraphrases(row: Row, question: str) -> tuple[str, ...]:
+    """Read other wordings of the text behind the last image of the last user turn."""
+    texts = row.value.get("paraphrases")
+    if texts is None:
         return ()
-    if not isinstance(found, list) or not all(map(_is_wording, found)) or len(found) > _WORDINGS:
+    if not isinstance(texts, list) or not all(map(_is_wording, texts)) or len(texts) > _WORDINGS:
         raise RowError(
             f"{row.where}: `paraphrases` must be a list of at most {_WORDINGS} questions in words, "
-            f"without {IMAGE_PLACEHOLDER}, got {shown(found)}"
+            f"without {IMAGE_PLACEHOLDER}, got {shown(texts)}"
         )
-    if found and not asked.rpartition(IMAGE_PLACEHOLDER)[2].strip():
+    if texts and not question.rpartition(IMAGE_PLACEHOLDER)[2].strip():
         raise RowError(
-            f"{row.where}: `paraphrases` take the place of what stands behind the last "
-            f"{IMAGE_PLACEHOLDER}, but nothing does: put the question there"
+            f"{row.where}: `paraphrases` take the place of the text behind the last "
+            f"{IMAGE_PLACEHOLDER}, but there is none: put the question there"
         )
-    return tuple(found)
+    return tuple(texts)
 
 
 def _is_wording(text: Any) -> bool:
@@ -152,7 +148,7 @@ def _is_wording(text: Any) -> bool:
 
 
 def _image_texts(row: Row) -> list[str | Path]:
-    """Paths as the row has them; a `Path` is a file that the reader's caller has made (hub.py)."""
+    """Return the row's paths as they are; a `Path` is a file that hub.py has made."""
     value = row.value.get("images", row.value.get("image"))
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, (str, Path)) for text in texts):
@@ -161,17 +157,14 @@ def _image_texts(row: Row) -> list[str | Path]:
     return texts
 
 
-def _camera(text: str | Path) -> str | None:
-    """The camera that a path names; where a made file lies says nothing of what it shows."""
-    return None if isinstance(text, Path) else camera_of(text)
-
-
 def _images(row: Row, texts: list[str | Path]) -> dict[str, Path]:
-    """Camera name, where every image has one of its own, else image_0, image_1, … → file."""
+    """Map camera names, where every image has another, else image_0, image_1, …, to files."""
     cameras = row.value.get("cameras")
     if cameras is not None and (not isinstance(cameras, list) or len(cameras) != len(texts)):
         raise RowError(f"{row.where}: `cameras` must name each of the {len(texts)} images")
-    names = [str(c) for c in cameras] if cameras else [_camera(text) for text in texts]
+    # the name of a file that hub.py made says nothing of what it shows
+    paths = [None if isinstance(text, Path) else camera_of(text) for text in texts]
+    names = [str(camera) for camera in cameras] if cameras else paths
     if None in names or len(set(names)) < len(names):
         names = [f"image_{number}" for number in range(len(texts))]
     files = (t if isinstance(t, Path) else resolve(t, row.folder, row.where) for t in texts)

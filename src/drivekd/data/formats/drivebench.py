@@ -25,7 +25,7 @@ _YES_NO = re.compile(r"\s*(?:is|are|will|would|does|do|can|could|should)\b", re.
 
 
 def sample(row: Row) -> Sample:
-    """One row as a sample.
+    """Make a sample of a row.
 
     The corruption files call every question `robust_qas`. Its capability is then inferred from the
     tag and the wording, and `meta["inferred"]` says so.
@@ -65,7 +65,7 @@ def _first(tag: Any) -> int | None:
 
 
 def inferred(question: str, tag: int | None) -> str | None:
-    """The capability of a question that does not say it [ours].
+    """Infer the capability of a question that does not say it [ours].
 
     A tag other than 0 decides; else the wording, where it is one of the benchmark's; else a
     question that begins like one for yes or no is a prediction. None where nothing tells.

@@ -14,11 +14,9 @@ Flat = tuple[str, Mapping[str, Any] | RowError]
 
 
 def flat(scenes: Mapping[str, Any], path: Path) -> Iterator[Flat]:
-    """The questions of a file as rows, scene by scene, frame by frame, in the file's order.
+    """Yield each question's place and row, which holds its frame and scene, in the file's order.
 
-    Yields:
-        Where a question stands, and what the file says about it: the question itself, its frame
-        and where both belong. A scene or a frame without questions comes as an error.
+    A scene or a frame without questions comes as an error.
     """
     for scene, body in scenes.items():
         where = f"{path}, scene {_token(scene)}"
@@ -42,14 +40,11 @@ def _frame(frame: Any, where: str, scene: str, token: str) -> Iterator[Flat]:
             continue
         for number, pair in enumerate(pairs, 1):
             at = {"scene": scene, "token": token, "kind": kind, "number": number}
-            yield (
-                f"{where}, {_token(kind)} row {number}",
-                {"frame": frame, "pair": pair, **at},
-            )
+            yield f"{where}, {_token(kind)} row {number}", {"frame": frame, "pair": pair, **at}
 
 
 def sample(row: Row) -> Sample:
-    """A flat row as a sample.
+    """Make a sample of a flat row.
 
     Tags stay in pixels of 1600×900, as the file has them. `meta` holds DriveLM's own
     `question_type`, the challenge's `tag` where there is one, and `objects`, the frame's
@@ -79,7 +74,7 @@ def sample(row: Row) -> Sample:
 
 
 def without(scenes: Mapping[str, Any], path: Path, dropped: Container[str]) -> dict[str, Any]:
-    """The same scenes without the questions, frames and scenes that stand where `dropped` says.
+    """Leave out the questions, frames and scenes at the dropped places.
 
     Frames and scenes that lose their last question go too; those that never had one stay.
     """
@@ -125,27 +120,15 @@ def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any] | RowError:
     return RowError(f"{where}: no `{key}`; expected scene → key_frames → frame → QA")
 
 
-def frame_tokens(path: str | Path) -> frozenset[str]:
-    """Tokens of the key frames of a file shaped like DriveLM's, with or without questions.
+def key_frames(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
+    """Yield each scene's token and its key frames by their tokens, with or without questions.
 
-    DriveBench's `visual_description.json` is one: its tokens are the frames to keep out of
-    training, because the benchmark was drawn from DriveLM's training frames.
-    """
-    tokens: list[str] = []
-    for _, frames in key_frames(path):
-        if isinstance(frames, RowError):
-            raise frames
-        tokens += frames
-    return frozenset(tokens)
-
-
-def key_frames(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
-    """The tokens of the scenes of such a file, and the key frames of each by their tokens.
+    DriveBench's `visual_description.json` lists the benchmark's frames so.
 
     Raises:
         ValueError: the file is of another shape.
     """
-    scenes = content(Path(path))
+    scenes = content(path)
     if not isinstance(scenes, Mapping):
         raise ValueError(f"{path}: expected scene → key_frames, got a list")
     for scene, body in scenes.items():

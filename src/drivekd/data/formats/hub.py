@@ -36,18 +36,10 @@ def read(
 ) -> Iterator[Sample]:
     """Read the samples of a dataset row by row; code that comes with a dataset is never run.
 
-    A picture may be a path below `root`, or else below the dataset's own local folder, or what the
+    A picture may be a path below `root`, or else below the dataset's local folder, or what the
     `Image` feature holds: the bytes of a picture file, which are written once below `pictures`,
-    under a name that follows from them. Other columns than the samples' are left behind.
-
-    Args:
-        path: ORG/NAME on the hub, or a local folder or file of parquet, arrow or JSON.
-        title: what messages call it.
-        name: of its configuration.
-        split: of the dataset.
-        streaming: read it as it comes, not from the cache of `datasets`.
-        root: folder that image paths start from.
-        pictures: folder for pictures that come as bytes.
+    under a name that follows from them. Columns that no sample has are left behind. `title` names
+    the dataset in messages; the others are those of `recipe.data.HubData`.
 
     Raises:
         ValueError: `datasets` cannot read this, or a row is wrong; dataset and row are named.
@@ -55,8 +47,8 @@ def read(
     """
     rows = _rows(path, name, split, streaming, title)
     place = Path(path)
-    own = place if place.is_dir() else place.parent if place.is_file() else None
-    folder = own if root is None else Path(root)
+    local = place if place.is_dir() else place.parent if place.is_file() else None
+    folder = local if root is None else Path(root)
     opened = open_rows(title, _placed(rows, title, pictures), folder or Path())
     for sample in opened.samples():
         if folder is None:
@@ -81,14 +73,10 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
 
     number = 0
     try:
-        rows = iter(_opened(datasets, path, name, split, streaming))
-        while True:
-            row = next(rows, None)
-            if row is None:
-                return
+        for row in _opened(datasets, path, name, split, streaming):
             number += 1
             yield row
-    except Exception as error:  # of pyarrow, archives, clients: whatever stands behind `datasets`
+    except Exception as error:  # of pyarrow, archives, clients: whatever `datasets` reads by
         place = f"{title}, behind row {number}" if number else title
         reason = error.__cause__ or error
         said = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
@@ -101,25 +89,22 @@ def _rows(path: str, name: str | None, split: str, streaming: bool, title: str) 
 def _opened(
     datasets: Any, path: str, name: str | None, split: str, streaming: bool
 ) -> Iterable[Mapping[str, Any]]:
-    """A dataset whose pictures stay undecoded."""
+    """Open a dataset whose pictures stay undecoded."""
     options: dict[str, Any] = {"name": name, "split": split, "streaming": streaming}
     if Path(path).is_file() and Path(path).suffix in _BUILDERS:
         options["data_files"] = {split.partition("[")[0]: path}
         path = _BUILDERS[Path(path).suffix]
-    found = datasets.load_dataset(path, **options)
+    rows: Any = datasets.load_dataset(path, **options)
     if not streaming:
-        found = found.to_iterable_dataset()
-    features = {n: _undecoded(datasets, each) for n, each in (found.features or {}).items()}
-    rows: Iterable[Mapping[str, Any]] = (
-        found.cast(datasets.Features(features)) if features else found
-    )
-    return rows
+        rows = rows.to_iterable_dataset()
+    features = _undecoded(datasets, dict(rows.features or {}))
+    return rows.cast(datasets.Features(features)) if features else rows  # type: ignore[no-any-return]
 
 
 def _undecoded(datasets: Any, feature: Any) -> Any:
-    """The feature with pictures, sounds and the like as they are stored; JSON is no such thing."""
+    """Return the feature with pictures, sounds and the like as they are stored, unlike JSON."""
     if isinstance(feature, dict):
-        return {name: _undecoded(datasets, each) for name, each in feature.items()}
+        return {name: _undecoded(datasets, inner) for name, inner in feature.items()}
     if hasattr(feature, "feature"):  # of lists
         return replace(feature, feature=_undecoded(datasets, feature.feature))
     stored = hasattr(feature, "decode") and not isinstance(feature, getattr(datasets, "Json", ()))
@@ -127,7 +112,7 @@ def _undecoded(datasets: Any, feature: Any) -> Any:
 
 
 def _placed(rows: Iterable[Any], title: str, pictures: Path) -> Iterator[Placed]:
-    """Rows as the readers take them, with their places; a wrong one is the error itself."""
+    """Yield rows as the readers take them, with their places; a wrong one is the error itself."""
     for number, row in enumerate(rows, 1):
         where = f"{title}, row {number}"
         try:
@@ -137,34 +122,34 @@ def _placed(rows: Iterable[Any], title: str, pictures: Path) -> Iterator[Placed]
 
 
 def _with_files(row: Any, where: str, pictures: Path) -> Any:
-    """A row without the empty columns of its table, its pictures as files or paths."""
+    """Return a row without the empty columns of its table, its pictures as files or paths."""
     if not isinstance(row, Mapping):
         return row
-    value = {key: _filled(each) for key, each in row.items() if each is not None}
+    value = {key: _filled(column) for key, column in row.items() if column is not None}
     held = value.pop("images", value.pop("image", []))
     held = held if isinstance(held, list) else [held]
     if not held:
         return value
-    paths = [each.get("path") if isinstance(each, Mapping) else each for each in held]
+    paths = [picture.get("path") if isinstance(picture, Mapping) else picture for picture in held]
     cameras = [camera_of(path) if isinstance(path, str) else None for path in paths]
     if None not in cameras:  # the name of a file that is made says nothing of it
         value.setdefault("cameras", cameras)
-    files = [_file(each, f"{where}: image {k}", pictures) for k, each in enumerate(held, 1)]
+    files = [_file(picture, f"{where}: image {k}", pictures) for k, picture in enumerate(held, 1)]
     return value | {"images": files}
 
 
 def _filled(value: Any) -> Any:
-    """A mapping without the keys that only other rows of its column have."""
+    """Leave out of a mapping the keys that only other rows of its column have."""
     if not isinstance(value, Mapping):
         return value
-    return {key: each for key, each in value.items() if each is not None}
+    return {key: inner for key, inner in value.items() if inner is not None}
 
 
 def _file(held: Any, where: str, pictures: Path) -> str | Path:
-    """A path as it is, or the file of bytes."""
-    path, content = (
-        (held.get("path"), held.get("bytes")) if isinstance(held, Mapping) else (held, None)
-    )
+    """Return a path as it is, or the file of bytes."""
+    path, content = held, None
+    if isinstance(held, Mapping):
+        path, content = held.get("path"), held.get("bytes")
     if isinstance(content, bytes):
         return _kept(content, where, pictures)
     if isinstance(path, str):
@@ -176,9 +161,9 @@ def _file(held: Any, where: str, pictures: Path) -> str | Path:
 
 
 def _kept(content: bytes, where: str, pictures: Path) -> Path:
-    """The file that holds these bytes, which is there as a whole or not at all.
+    """Return the complete file that holds these bytes.
 
-    Several processes may write it at once: each under a name of its own, which it then changes.
+    Several processes may write it at once: each drafts under another name.
     """
     try:
         with Image.open(BytesIO(content)) as image:

@@ -13,7 +13,7 @@ Our own JSONL is Drive-KD's row with `cameras`, `capability`, `template`, `scene
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -47,19 +47,13 @@ KNOWN = (
 #: rows that `auto` looks at before it gives up
 _LOOK = 100
 
-#: where something stands in a file, and what stands there
+#: a place in a file, and the value there
 Placed = tuple[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of a file and what became of it.
-
-    Attributes:
-        where: file and row.
-        value: the row as the file has it (DriveLM's flattened, `drivelm.flat`).
-        result: its sample, or why it is none.
-    """
+    """One row of a file (DriveLM's flattened), and its sample or why it is none."""
 
     where: str
     value: Any
@@ -76,11 +70,7 @@ class Opened:
     entries: Iterator[Entry]
 
     def samples(self) -> Iterator[Sample]:
-        """The samples alone; the first wrong row is raised as the error it is.
-
-        Raises:
-            ValueError: a row is wrong, or there is none.
-        """
+        """Yield the samples alone; raise the first wrong row, or that there is none."""
         empty = True
         for entry in self.entries:
             if isinstance(entry.result, RowError):
@@ -96,7 +86,7 @@ def read(
 ) -> Iterator[Sample]:
     """Read the samples of a data file.
 
-    Images need not exist: their paths are worked out, below `root` or else the file's own folder.
+    Images need not exist: their paths are resolved below `root`, or else the file's folder.
 
     Args:
         path: a JSON or JSONL file.
@@ -119,9 +109,7 @@ def read(
 def open_data(
     path: str | Path, format: str = "auto", *, root: str | Path | None = None, labels: bool = True
 ) -> Opened:
-    """Open a data file whose wrong rows are to be told, not to end the reading.
-
-    Arguments as for `read`.
+    """Open a data file whose wrong rows come as errors among its entries; arguments as for `read`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -136,12 +124,7 @@ def open_data(
 
 
 def open_rows(name: str, placed: Iterator[Placed], folder: Path) -> Opened:
-    """The same of rows that stand in no file of ours.
-
-    Args:
-        name: of what holds them.
-        placed: each with the words that an error about it starts with.
-        folder: that relative image paths start from.
+    """Open rows from elsewhere, each with the words that start an error about it.
 
     Raises:
         ValueError: the first rows have no known format.
@@ -175,7 +158,7 @@ def _no_mapping(value: Any, where: str) -> RowError:
 
 
 def _placed(path: Path, format: str) -> tuple[str, Iterator[Placed]]:
-    """The format of a file, and its rows with the places where they stand."""
+    """Return the format of a file, and its rows with their places."""
     held = content(path)
     if isinstance(held, Mapping):
         if format == "drivelm" or (format == "auto" and _format_of(held) is None):
@@ -188,11 +171,7 @@ def _placed(path: Path, format: str) -> tuple[str, Iterator[Placed]]:
 
 
 def _detected(placed: Iterator[Placed]) -> tuple[str, Iterator[Placed]]:
-    """The format of the first row that has a known one.
-
-    Raises:
-        RowError: none of the first rows has; the first one's fault is told.
-    """
+    """Return the format of the first row that has a known one, or raise the first row's fault."""
     head: list[Placed] = []
     for where, value in islice(placed, _LOOK):
         head.append((where, value))
@@ -213,13 +192,3 @@ def _unknown(where: str, value: Any) -> RowError:
     if not isinstance(value, Mapping):
         return _no_mapping(value, where)
     return RowError(f"{where}: no known format has the keys {shown(list(value))}; expected {KNOWN}")
-
-
-def exclude_frames(samples: Iterable[Sample], tokens: Collection[str]) -> Iterator[Sample]:
-    """The samples of other key frames than these.
-
-    DriveBench was drawn from DriveLM's training frames: without this, training on DriveLM leaks
-    (`drivelm.frame_tokens` reads the tokens from the benchmark's files).
-    """
-    left_out = frozenset(tokens)
-    return (sample for sample in samples if sample.frame not in left_out)

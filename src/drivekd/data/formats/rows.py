@@ -33,9 +33,8 @@ class Row:
     """One row of a data file.
 
     Attributes:
-        value: what the row says.
         where: file and row, counted from 1; every error about the row starts with it.
-        folder: the folder that relative image paths start from.
+        folder: where relative image paths start.
         labels: whether prompts that the reader makes name the camera of each image.
     """
 
@@ -51,11 +50,10 @@ class Row:
 
 
 def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
-    """What a file holds: one mapping (nested formats), or its rows with their numbers.
+    """Read a file: one mapping (nested formats), or its rows with their numbers.
 
-    A `.jsonl` file is read line by line and never held in memory as a whole; a line that is no
-    JSON comes as a `RowError` in the row's place. Rows may also stand in a list under `data`,
-    `items` or `samples`.
+    A `.jsonl` file is read line by line, never into memory at once; a line that is no JSON comes as
+    a `RowError` in the row's place. Rows may also be a list under `data`, `items` or `samples`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +69,7 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return _lines(path)
     try:
-        whole = decoded(path.read_text(encoding="utf-8-sig"))
+        held = decoded(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty: expected JSON") from None
@@ -85,14 +83,14 @@ def content(path: Path) -> Mapping[str, Any] | Iterator[tuple[int, Any]]:
         raise ValueError(f"{path} is no UTF-8 text ({at}): convert it first") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if isinstance(whole, dict):
-        lists = [whole[key] for key in _LISTS if isinstance(whole.get(key), list)]
+    if isinstance(held, dict):
+        lists = [held[key] for key in _LISTS if isinstance(held.get(key), list)]
         if len(lists) != 1:
-            return whole
-        whole = lists[0]
-    if isinstance(whole, list):
-        return iter(enumerate(whole, 1))
-    raise ValueError(f"{path}: expected a list or a mapping, got {type(whole).__name__}")
+            return held
+        held = lists[0]
+    if isinstance(held, list):
+        return iter(enumerate(held, 1))
+    raise ValueError(f"{path}: expected a list or a mapping, got {type(held).__name__}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -113,7 +111,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def line_count(path: Path) -> int | None:
-    """The number of lines of a JSONL file, None for another."""
+    """Count the lines of a JSONL file, None for another."""
     if path.suffix != ".jsonl":
         return None
     with path.open("rb") as file:
@@ -121,7 +119,7 @@ def line_count(path: Path) -> int | None:
 
 
 def decoded(text: str) -> Any:
-    """The value of a JSON text, stricter than `json.loads`.
+    """Decode a JSON text more strictly than `json.loads`.
 
     Raises:
         JSONDecodeError: it is no JSON.
@@ -130,9 +128,10 @@ def decoded(text: str) -> Any:
     """
     try:
         value = _DECODER.decode(text)
+        deep = text.count("[") + text.count("{") > _DEPTH and _too_deep(value, _DEPTH)
     except RecursionError:
-        raise ValueError(f"nested deeper than {_DEPTH} levels") from None
-    if text.count("[") + text.count("{") > _DEPTH and _too_deep(value, _DEPTH):
+        deep = True
+    if deep:
         raise ValueError(f"nested deeper than {_DEPTH} levels")
     if "\\ud" in text or "\\uD" in text:
         try:
@@ -171,7 +170,7 @@ def _too_deep(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_too_deep(each, levels - 1) for each in inner)
+    return levels == 0 or any(_too_deep(child, levels - 1) for child in inner)
 
 
 _SHORT = reprlib.Repr()
@@ -179,23 +178,19 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def shown(value: Any) -> str:
-    """A value as an error message quotes it: short, on one line, however large it is."""
+    """Quote a value for an error message: short, on one line, however large it is."""
     return _SHORT.repr(value)
 
 
 def one_line(text: str) -> str:
-    """Text of a file as a terminal may show it: no line breaks, no control characters."""
+    """Escape a file's text for a terminal: no line breaks, no control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def need(row: Row, key: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """The value of a key that a row must have.
-
-    Raises:
-        RowError: it is absent or of another kind; `what` says what was expected.
-    """
+    """Return the value of a key that a row must have; a RowError says `what` was expected."""
     value = row.value.get(key)
     if not isinstance(value, kind):
         got = "nothing" if value is None else f"{type(value).__name__} {shown(value)}"
@@ -204,11 +199,7 @@ def need(row: Row, key: str, kind: type | tuple[type, ...], what: str) -> Any:
 
 
 def optional_text(row: Row, key: str) -> str | None:
-    """The value of a key that a row may have, as text.
-
-    Raises:
-        RowError: it is neither text nor a number.
-    """
+    """Return the text or number of a key that a row may have, as text; else a RowError."""
     value = row.value.get(key)
     if value is None or isinstance(value, str):
         return value

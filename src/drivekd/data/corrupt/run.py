@@ -1,8 +1,8 @@
-"""A data file with its pictures corrupted: new pictures in a new folder, the questions unchanged.
+"""Corrupt the pictures of a data file: new pictures in a new folder, the questions unchanged.
 
-Layout of the folder: the pictures under the names that they have below the data's own folder,
-`<data file>.jsonl` (Drive-KD rows) beside them, and `corruption.json` (the settings). With the name
-`all` there is one such folder per corruption.
+Layout of the folder: the pictures under their names below the data's folder, `<data file>.jsonl`
+(Drive-KD rows) beside them, and `corruption.json` (the settings). With the name `all` there is one
+such folder per corruption.
 """
 
 from __future__ import annotations
@@ -38,13 +38,7 @@ _JPEG = (".jpg", ".jpeg")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture of the data.
-
-    Attributes:
-        path: its file.
-        view: which picture it is.
-        where: file and row of a question about it.
-    """
+    """One picture of the data; `where` names file and row of a question about it."""
 
     path: Path
     view: View
@@ -71,7 +65,7 @@ def corrupt_data(
     root: Path | None = None,
     workers: int | None = None,
 ) -> list[Path]:
-    """Write a data file's pictures corrupted, and its questions about them.
+    """Write a data file's pictures corrupted, and its questions; return the questions' files.
 
     Every picture is written once, whole or not at all; those that are there already are kept.
 
@@ -81,11 +75,8 @@ def corrupt_data(
         name: a corruption (see `corruptions.find`), or `all` for one folder of each below `out`.
         severity: 1 to 5; the one that DriveBench uses where None.
         seed: equal seeds give equal pictures, in whatever order and by however many processes.
-        root: see `read`.
+        root: folder that relative image paths start from.
         workers: processes; by default one per core.
-
-    Returns:
-        The questions' file of every folder.
 
     Raises:
         ValueError: for an unknown name or severity, a wrong row, no picture or an unreadable one,
@@ -121,21 +112,21 @@ def corrupt_data(
 
 
 def _sources(samples: Iterable[Sample], root: Path) -> list[Source]:
-    """The pictures of the data, each once, in the order of their names."""
-    found = dict[Path, Source]()
+    """Collect the pictures of the data, each once, in the order of their names."""
+    sources = dict[Path, Source]()
     for sample in samples:
         for number, (camera, path) in enumerate(sample.images.items()):
             picture = path.relative_to(root).as_posix()
             place = CAMERAS.index(camera) if camera in CAMERAS else number
             view = View(picture, sample.frame or picture, place)
             # the least of several views: the order of the rows decides nothing
-            if path not in found or view < found[path].view:
-                found[path] = Source(path, view, sample.source)
-    return sorted(found.values(), key=lambda source: source.view)
+            if path not in sources or view < sources[path].view:
+                sources[path] = Source(path, view, sample.source)
+    return sorted(sources.values(), key=lambda source: source.view)
 
 
 def _target(picture: str) -> str:
-    """The name of the new picture: the old one, with .png behind it unless it is JPEG or PNG."""
+    """Name the new picture: the old name, with .png behind it unless it is JPEG or PNG."""
     return picture if picture.lower().endswith((*_JPEG, ".png")) else f"{picture}.png"
 
 
@@ -157,9 +148,9 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / _NOTE
     if note.is_file():
-        if (found := note.read_text()) != wanted:
+        if (noted := note.read_text()) != wanted:
             raise ValueError(
-                f"{folder} was made with other settings, {found.strip()}: choose another folder or "
+                f"{folder} was made with other settings, {noted.strip()}: choose another folder or "
                 "remove this one"
             )
     elif held := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
@@ -170,10 +161,7 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
 
 
 def corruption_of(data: Path) -> dict[str, Any] | None:
-    """Name and severity of the corruption of a data file that `corrupt_data` wrote.
-
-    Returns:
-        {"name", "severity"}; None for other data.
+    """Return {"name", "severity"} of a data file that `corrupt_data` wrote, None for other data.
 
     Raises:
         ValueError: the settings beside the file cannot be read.
@@ -182,8 +170,8 @@ def corruption_of(data: Path) -> dict[str, Any] | None:
     if not note.is_file():
         return None
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-        return {"name": find(found["corruption"]).name, "severity": int(found["severity"])}
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        return {"name": find(noted["corruption"]).name, "severity": int(noted["severity"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{note}: {error}; expected the settings that `drivekd data corrupt` wrote there"
@@ -197,12 +185,7 @@ def _made(jobs: Sequence[Job], seed: int, workers: int | None) -> Iterator[Path]
 
 
 def make_one(seed: int, job: Job) -> Path:
-    """Read, corrupt and write one picture.
-
-    Raises:
-        ValueError: it cannot be read; the row of a question about it is named.
-        RuntimeError: ffmpeg failed on it.
-    """
+    """Read, corrupt and write one picture; errors name the row of a question about it."""
     source = job.source
     try:
         picture = np.asarray(read_image(source.path))
@@ -224,11 +207,7 @@ def _write_questions(path: Path, root: Path, folder: Path) -> Path:
     samples = track(read(path, root=root), line_count(path), "writing questions")
     with atomic_file(questions) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for sample in samples:
-            file.write(json.dumps(_row(sample, root)) + "\n")
+            row = jsonl_row(sample, root)
+            row["images"] = [_target(path) for path in row.get("images", ())]
+            file.write(json.dumps(row) + "\n")
     return questions
-
-
-def _row(sample: Sample, root: Path) -> dict[str, Any]:
-    """The sample as a row that points to the new pictures."""
-    row = jsonl_row(sample, root)
-    return {**row, "images": [_target(path) for path in row.get("images", ())]}

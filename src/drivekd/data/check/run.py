@@ -1,8 +1,8 @@
-"""What is wrong with a data file, and whether its test set leaks into it, before any training.
+"""Check a data file for faults, and for leaks of its test set, before any training.
 
-A first pass over the rows finds what a row shows by itself and remembers 16 bytes of each. A second
-one follows only where something was found that concerns rows together: bad pictures, repeats,
-leaks, or a clean copy to write. Rows are never held in memory.
+A first pass looks at each row by itself and remembers 16 bytes of it. A second one follows only
+where something concerns rows together: bad pictures, repeats, leaks, or a clean copy to write. Rows
+are never held in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _HEAD = 1000
 
 @dataclass(slots=True)
 class _Survey:
-    """What the first pass learns."""
+    """The results of the first pass."""
 
     unit: Unit
     rows: int = 0
@@ -48,7 +48,7 @@ class _Survey:
 
 @dataclass(frozen=True, slots=True)
 class _Together:
-    """What is known of rows together, for the second pass."""
+    """Facts of rows together, for the second pass."""
 
     unit: Unit
     bad: Mapping[Path, tuple[str, str]]
@@ -58,12 +58,12 @@ class _Together:
     unseen: int = 0  # pictures of the test set that could not be compared
 
     def findings(self, sample: Sample, place: int) -> Iterator[Finding]:
-        told: set[str] = set()
+        faults: dict[str, str] = {}
         for file in sample.images.values():
-            check, message = self.bad.get(file, ("", ""))
-            if check and check not in told:
-                told.add(check)
-                yield Finding(check, sample.source, f"{file}: {message}")
+            if file in self.bad:
+                check, message = self.bad[file]
+                faults.setdefault(check, f"{file}: {message}")
+        yield from (Finding(check, sample.source, message) for check, message in faults.items())
         yield from self.repeated.findings(sample, place)
         if self.test is not None:
             yield from leaks(sample, self.test, self.alike)
@@ -80,15 +80,15 @@ def check(
     root: str | Path | None = None,
     fix: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Look for everything in `drivekd.data.check.findings.CHECKS`.
+    """Run all of `drivekd.data.check.findings.CHECKS` on a data file.
 
     Args:
         path: the data file.
-        test: a file of the test set that training must not have seen.
-        format: of the data file, as for `readers.read`; the test file's is always detected.
+        test: a file of the test set that training must not have seen; its format is detected.
+        format: of the data file, as for `readers.read`.
         root: folder that relative image paths of both files start from.
         fix: write a copy without the rows that fail (errors and duplicates) to this new file, and
-            the list of what was dropped and why beside it, as `FIX.dropped.jsonl`.
+            the dropped rows and why beside it, as `FIX.dropped.jsonl`.
 
     Returns:
         A report of plain data: `{"file", "format", "root", "rows", "errors", "warnings", "unit"
@@ -125,23 +125,22 @@ def check(
         "capabilities": dict(survey.balance.capabilities.most_common()),
         "templates": survey.balance.majorities(),
         "leakage": _leakage(str(test), survey, together),
-        "cleaned": _cleaned(fix, copy),
+        "cleaned": None if copy is None else _cleaned(Path(str(fix)), copy),
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
 def make_room(out: Path, used: Iterable[Path | None]) -> None:
-    """Make the folder for check.json and check.html, before anything is looked at.
+    """Make the folder for check.json and check.html, before anything else is done.
 
     Raises:
         ValueError: one of the two would take the place of a file that is used.
         OSError: the folder cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name in (out / "check.json", out / "check.html"):
-        for file in used:
-            if file is not None and _same(name, file):
-                raise ValueError(f"{name} would take the place of {file}: name another --out")
+    for name, file in product((out / "check.json", out / "check.html"), used):
+        if file is not None and _same(name, file):
+            raise ValueError(f"{name} would take the place of {file}: name another --out")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -162,19 +161,18 @@ def _refuse_unread(survey: _Survey, opened: Opened) -> None:
 
 
 def _look(survey: _Survey, exposed: Exposed | None) -> _Together:
-    """What rows show together: their pictures, repeats among them, and what a test set shows."""
+    """Inspect pictures, repeats, and what a test set shows."""
     pictures = inspect_all(survey.exposed.files, "looking at pictures")
-    bad = {file: _fault(found) for file, found in pictures.items() if isinstance(found, str)}
+    bad = {file: _fault(fault) for file, fault in pictures.items() if isinstance(fault, str)}
     repeated = survey.repeats.find()
     if exposed is None:
         return _Together(survey.unit, bad, repeated)
     theirs = inspect_all(exposed.files, "looking at test pictures")
-    unseen = sum(not isinstance(found, np.ndarray) for found in theirs.values())
+    unseen = sum(not isinstance(bits, np.ndarray) for bits in theirs.values())
     return _Together(survey.unit, bad, repeated, exposed, alike(pictures, theirs), unseen)
 
 
 def _survey(opened: Opened) -> _Survey:
-    """The first pass."""
     head = list(islice(opened.entries, _HEAD))
     tags = (tag for e in head if isinstance(e.result, Sample) for tag in e.result.tags)
     survey = _Survey(main_unit(tags) or ("pixel" if opened.format == "drivelm" else "fraction"))
@@ -198,7 +196,7 @@ def _add(survey: _Survey, sample: Sample) -> None:
 
 
 def _by_itself(entry: Entry, unit: Unit) -> Iterable[Finding]:
-    """What a row shows without a look at others or at its pictures."""
+    """Return the findings about a row without a look at others or at its pictures."""
     if isinstance(entry.result, RowError):
         message = str(entry.result).removeprefix(f"{entry.where}: ")
         return [Finding(entry.result.check, entry.where, message)]
@@ -206,7 +204,7 @@ def _by_itself(entry: Entry, unit: Unit) -> Iterable[Finding]:
 
 
 def _order(sample: Sample, orders: dict[frozenset[str], tuple[str, ...]]) -> Iterator[Finding]:
-    """Whether the same cameras came in another order before."""
+    """Yield a finding where the same cameras came in another order before."""
     cameras = tuple(sample.images)
     if len(cameras) < 2 or cameras[0] not in CAMERAS:
         return
@@ -223,53 +221,51 @@ def _short(cameras: Iterable[str]) -> str:
 def _second(
     entries: Iterable[Entry], together: _Together, tally: Tally, copy: Cleaner | None
 ) -> None:
-    """The second pass: what concerns rows together, and the clean copy."""
+    """Add the findings about rows together, and write the clean copy."""
     for place, entry in enumerate(entries):
-        found: list[Finding] = []
+        findings: list[Finding] = []
         if isinstance(entry.result, Sample):
-            found = list(together.findings(entry.result, place))
-            tally.add(found)
+            findings = list(together.findings(entry.result, place))
+            tally.add(findings)
         if copy is not None:
-            copy.add(entry, [*_by_itself(entry, together.unit), *found])
+            copy.add(entry, [*_by_itself(entry, together.unit), *findings])
 
 
-def _fault(found: str) -> tuple[str, str]:
-    return ("image_missing" if found.startswith("there is no") else "image_unreadable"), found
+def _fault(fault: str) -> tuple[str, str]:
+    return ("image_missing" if fault.startswith("there is no") else "image_unreadable"), fault
 
 
 def _leakage(test: str, survey: _Survey, together: _Together) -> dict[str, str | int] | None:
-    """How many different things both sets show, and how many test pictures nobody could see."""
+    """Count the things that both sets show, and the test pictures and rows nobody could compare."""
     mine, theirs = survey.exposed, together.test
     if theirs is None:
         return None
+    kinds = ("scenes", "frames", "names")
     return {
         "test": test,
-        "scenes": len(mine.scenes.keys() & theirs.scenes.keys()),
-        "frames": len(mine.frames.keys() & theirs.frames.keys()),
-        "names": len(mine.names.keys() & theirs.names.keys()),
+        **{kind: len(getattr(mine, kind).keys() & getattr(theirs, kind)) for kind in kinds},
         "pictures": len(together.alike),
         "unseen": together.unseen,
         "skipped": theirs.skipped,
     }
 
 
-def _cleaned(fix: str | Path | None, copy: Cleaner | None) -> dict[str, Any] | None:
-    if fix is None or copy is None:
-        return None
-    return {"file": str(fix), "list": str(list_beside(Path(fix))), **copy.counts()}
+def _cleaned(fix: Path, copy: Cleaner) -> dict[str, Any]:
+    counts = {"kept": copy.kept, "dropped": copy.reasons.count}
+    return {"file": str(fix), "list": str(list_beside(fix)), **counts}
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as lines for people."""
+    """Write the report as lines for people."""
     file = report["file"]
     tags = f"tags in {report['unit']}s" if report["unit"] else "no tags"
     about = f"{report['rows']} rows of format {report['format']}, {tags}"
     lines = [f"{file}: {about}, {report['images']['files']} images"]
     for row in report["checks"]:
         lines.append(f"{row['severity']:<8} {row['check']:<17} {row['rows']:>8}  {row['what']}")
-        for each in row["shown"][:3]:
-            where = each["where"].removeprefix(file).removeprefix(", ") or "all rows"
-            lines.append(one_line(f"{'':>12}{where}: {each['message']}"))
+        for shown in row["shown"][:3]:
+            where = shown["where"].removeprefix(file).removeprefix(", ") or "all rows"
+            lines.append(one_line(f"{'':>12}{where}: {shown['message']}"))
     if leakage := report["leakage"]:
         shared = ", ".join(f"{leakage[k]} {k}" for k in ("scenes", "frames", "names", "pictures"))
         lines.append(f"shared with {leakage['test']}: {shared}")

@@ -29,29 +29,18 @@ SCORED = (*TRAINED, "student_base", "teacher", "teacher_blind")
 
 
 def arm_recipe(arm: str, output_dir: Path, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of an arm: `demo` for `drivekd`, for the others the ablation of that name.
+    """Load the recipe of an arm: `demo` for `drivekd`, for the others the ablation of that name.
 
     All share start, steps and data order.
-
-    Args:
-        arm: its name.
-        output_dir: where the arm writes.
-        changes: of the demo, as `drivekd.recipe.load` reads them.
     """
     recipe = "demo" if arm == "drivekd" else f"ablations/{arm}"
     return load(recipe, [*changes, f"name={arm}", f"output_dir={json.dumps(str(output_dir))}"])
 
 
 def run(out: Path, max_steps: int | None = None) -> Path:
-    """Run the demo; a second call continues where the first one stopped.
+    """Run the demo and return the path of its report; a second call continues an interrupted one.
 
-    Args:
-        out: folder of all results.
-        max_steps: optimizer steps per arm; the recipe's own number if None. Fewer than
-            `QUICK_STEPS` use a smaller world, see `worlds`.
-
-    Returns:
-        the path of the report.
+    Fewer optimizer steps per arm than `QUICK_STEPS` use a smaller world, see `worlds`.
     """
     from drivekd.report.page import write_page
 
@@ -64,7 +53,7 @@ def run(out: Path, max_steps: int | None = None) -> Path:
 
 
 def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) -> dict[str, Any]:
-    """Everything but the page: data, training, answers, scores, attention."""
+    """Make data, train, answer, score, and look at attention."""
     from drivekd.data.formats.readers import read
     from drivekd.world.make import make
 
@@ -82,7 +71,7 @@ def _compared(out: Path, max_steps: int | None, seconds: Callable[[], float]) ->
 
 
 def worlds(out: Path, max_steps: int | None) -> tuple[tuple[Path, int], tuple[Path, int]]:
-    """Folder and number of scenes to train on, and of those to answer questions about.
+    """Return folder and number of scenes to train on, and of those to answer questions about.
 
     A quick look has a small world in folders of its own, so that it never rewrites the question
     files of a full run.
@@ -106,7 +95,7 @@ def timed(out: Path) -> Iterator[Callable[[], float]]:
     try:
         earlier = float(json.loads(note.read_text())["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
-        earlier = 0.0  # the first call here, or a note that is not worth an error
+        earlier = 0.0  # the first call here, or a note not worth an error
 
     def seconds() -> float:
         return earlier + time.monotonic() - started
@@ -142,7 +131,7 @@ def _train_arm(recipe: Recipe) -> None:
 
 
 def model_of(out: Path, base: Recipe, arm: str, capability: str) -> str:
-    """Where the model of an arm is: a trained one in `out`, the others shipped."""
+    """Return the model of an arm: a trained one in `out`, the others shipped."""
     if arm == "student_base":
         return base.student
     if arm == "teacher":
@@ -167,13 +156,9 @@ def _evaluate_arm(job: tuple[Path, Recipe, Path, str]) -> None:
 def score_team(
     sources: Mapping[str, str], samples: Sequence[Sample], images: ImageMode, folder: Path
 ) -> Scores:
-    """Let each capability's own model answer its questions, into `answers.jsonl`, and score.
+    """Let each capability's model answer its questions into `folder/answers.jsonl`, and score.
 
-    Args:
-        sources: model of each capability; equal ones are loaded once.
-        samples: the questions.
-        images: real or grey pictures.
-        folder: for the answers.
+    Equal models are loaded once.
     """
     from drivekd.evaluate.answers.asking import Asking, answers
     from drivekd.evaluate.score import score
@@ -181,11 +166,11 @@ def score_team(
 
     given, parts = [], []
     for i, source in enumerate(dict.fromkeys(sources.values())):
-        asked = [s for s in samples if sources[s.capability or ""] == source]
+        mine = [s for s in samples if sources[s.capability or ""] == source]
         parts.append(folder / f"answers.{i}.jsonl")
-        given += answers(load_model(source), asked, Asking(images=images), parts[-1])
-    whole = "".join(part.read_text(encoding="utf-8") for part in parts)
-    (folder / "answers.jsonl").write_text(whole, encoding="utf-8")
+        given += answers(load_model(source), mine, Asking(images=images), parts[-1])
+    rows = "".join(part.read_text(encoding="utf-8") for part in parts)
+    (folder / "answers.jsonl").write_text(rows, encoding="utf-8")
     return score(given)
 
 
@@ -196,7 +181,7 @@ def _majority(out: Path, train: Sequence[Sample], test: Sequence[Sample]) -> Non
 
 
 def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
-    """Teacher and students looking at the same questions; see `chosen`."""
+    """Let teacher and students look at the same questions; see `chosen`."""
     import torch
 
     from drivekd.demo.looking import attention_cases, write_scenes
@@ -212,7 +197,7 @@ def _attention(out: Path, base: Recipe, samples: Sequence[Sample]) -> None:
 
 
 def _about(out: Path, base: Recipe) -> None:
-    """What the page says about the run besides its numbers."""
+    """Write the facts that the page shows besides the numbers."""
     facts = {
         "student": base.student,
         "teachers": ", ".join(c.teacher for c in base.capabilities.values()),
@@ -228,20 +213,16 @@ def _about(out: Path, base: Recipe) -> None:
 
 
 def verdicts(path: Path) -> dict[str, bool]:
-    """Which questions of an answers.jsonl were answered rightly, by id."""
+    """Map the questions of an answers.jsonl, by id, to whether the answer is right."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {row["id"]: row["correct"] for row in rows}
 
 
 def chosen(samples: Sequence[Sample], right: Mapping[str, bool]) -> list[Sample]:
-    """A question of every template, and of every capability a right and a wrong answer.
+    """Choose a question of every template, and of every capability a right and a wrong answer.
 
     Each is of a scene not used before where there is one. A capability without any right, or any
     wrong, answer has none of that sort.
-
-    Args:
-        samples: to choose from.
-        right: by id, whether Drive-KD's answer is right.
     """
     picked: list[Sample] = []
 
@@ -265,10 +246,10 @@ def _summary(out: Path, seconds: float) -> dict[str, Any]:
 
     scores, counts = {}, {}
     for arm in (row.key for row in ROWS if row.key in (*SCORED, "majority")):
-        found = json.loads((out / arm / "scores.json").read_text())
-        scores[arm] = {c: found["capabilities"][c]["accuracy"] for c in CAPABILITIES}
-        scores[arm]["average"] = found["average"]["accuracy"]
-        counts = {c: found["capabilities"][c]["n"] for c in CAPABILITIES}
+        scored = json.loads((out / arm / "scores.json").read_text())
+        scores[arm] = {c: scored["capabilities"][c]["accuracy"] for c in CAPABILITIES}
+        scores[arm]["average"] = scored["average"]["accuracy"]
+        counts = {c: scored["capabilities"][c]["n"] for c in CAPABILITIES}
     summary = {"scores": scores, "n": counts, "seconds": seconds}
     write_json(out / "summary.json", summary)
     return summary

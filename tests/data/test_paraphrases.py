@@ -47,7 +47,7 @@ def test_tags_in_other_wordings_are_converted_too(tmp_path: Path) -> None:
 )
 def test_what_is_no_list_of_questions_is_an_error(tmp_path: Path, wrong: object) -> None:
     path = write(tmp_path / "a.jsonl", [row(), row() | {"paraphrases": wrong}])
-    with pytest.raises(ValueError, match="row 2: `paraphrases`.*64"):
+    with pytest.raises(ValueError, match="row 2: `paraphrases`"):
         list(read(path))
 
 

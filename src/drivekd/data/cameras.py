@@ -63,9 +63,6 @@ def question_sample(
 
     Single-view rule [paper, DriveBench]: a question whose tags name cameras gets only those
     cameras' images, any other gets all of them.
-
-    Raises:
-        RowError: the question names a camera of which the frame has no image.
     """
     wanted = named(question)
     if unknown := wanted - set(files):

@@ -26,10 +26,8 @@ def resolve(text: str, folder: Path, where: str) -> Path:
 
     A path with `samples/CAM_…/` in it is looked up as it is, then from there on below
     `folder/nuscenes` and below `folder`; any other path is relative to `folder` (a leading `.../`,
-    the public samples' way of leaving out a prefix, is dropped).
-
-    Raises:
-        RowError: the path is a URL or leaves the folder.
+    the public samples' way of leaving out a prefix, is dropped). A RowError refuses a URL and a
+    path that leaves the folder.
     """
     if _URL.match(text):
         raise RowError(

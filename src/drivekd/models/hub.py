@@ -1,4 +1,4 @@
-"""Models of the hub when it cannot be reached: what its cache holds is read, without waiting."""
+"""Models of the hub while it cannot be reached: read from its cache, without waiting."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from huggingface_hub import constants, errors, get_session, snapshot_download
 
-#: How long the hub may take to answer [s], and for how long it is not asked again [s].
+#: longest wait for the hub's answer [s], and time until it is asked again [s]
 PATIENCE, MEMORY = 5.0, 60.0
 
 
 def at_hand(name: str) -> str:
-    """A hub id as it is while the hub answers, else the folder of its cache; folders as they are.
+    """Return a hub id while the hub answers, else the folder of its cache; leave folders alone.
 
-    Left alone with a silent hub, huggingface_hub repeats each request for 23 s, for every file of a
-    model, and has no setting for that.
+    With a silent hub, huggingface_hub repeats each request for 23 s, for every file of a model, and
+    has no setting for that.
 
     Raises:
         ValueError: the hub is silent and its cache does not hold the model.
@@ -38,7 +38,7 @@ def at_hand(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _answers(moment: int) -> bool:
-    """Whether the hub says anything at all, an error included, by the way its own client takes."""
+    """Tell whether the hub answers its client at all, be it by an error."""
     del moment  # part of the key only: a network may come back
     failures: Any = errors  # of httpx or of its successor, by release
     try:

@@ -19,15 +19,11 @@ def rest(model: nn.Module) -> None:
 
 @contextmanager
 def visiting(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Have a frozen model on a device inside; afterwards it is where it was [ours].
+    """Have a frozen model on a device inside, None: where it is; afterwards where it was [ours].
 
     Nobody changes frozen weights, so they are copied one way only: the device's copies are dropped
     and the ones at rest taken again, the same bits. Buffers, which a model may replace while it
     runs, go both ways. A tensor that outlives the visit should be detached from its parameter.
-
-    Args:
-        model: whose weights no one changes meanwhile.
-        device: where it runs; None leaves it where it is.
     """
     if device is None:
         yield
@@ -48,16 +44,12 @@ def visiting(model: nn.Module, device: torch.device | None) -> Iterator[None]:
 
 
 def carried(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; itself if it is there. From pinned memory nobody waits for it."""
+    """Carry a tensor to a device if it is not there; from pinned memory nobody waits for it."""
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def refuse_absent(device: str | torch.device) -> None:
-    """Say of a device that it is not there.
-
-    Raises:
-        ValueError: PyTorch knows none of this name, or sees no GPU.
-    """
+    """Raise a ValueError for a device that PyTorch does not know, or a GPU that it does not see."""
     try:
         kind = torch.device(device).type
     except RuntimeError:

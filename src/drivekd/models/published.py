@@ -21,15 +21,9 @@ from drivekd.models.vlm import Vlm, family_of
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One model on the hub.
+    """A model on the hub: the parts of its configuration, and parameters [10⁹] as published.
 
-    Attributes:
-        model_type: of transformers.
-        text: its decoder.
-        vision: its vision tower.
-        tied: input embeddings and language-model head are one tensor.
-        ids: further keys of the configuration.
-        billions: parameters [10⁹] as published; see the sources below.
+    `tied`: input embeddings and language-model head are one tensor.
     """
 
     model_type: str
@@ -92,17 +86,15 @@ def _internvit(size: str) -> dict[str, Any]:
 def _internvl3(size: str, tower: str, billions: float) -> Published:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
     text = _decoder(_QWEN2_5[size], 151674, model_type="qwen2", rope_parameters=rope)
-    return Published("internvl", text, _internvit(tower), False, _ids(151667), billions)
+    ids = {"image_token_id": 151667, "image_seq_length": 256}
+    return Published("internvl", text, _internvit(tower), False, ids, billions)
 
 
 def _internvl3_5(size: str, tower: str, billions: float) -> Published:
     rope = {"rope_type": "default", "rope_theta": 1e6}
     text = _decoder(_QWEN3[size], 151936, model_type="qwen3", head_dim=128, rope_parameters=rope)
-    return Published("internvl", text, _internvit(tower), False, _ids(151671), billions)
-
-
-def _ids(image: int) -> dict[str, Any]:
-    return {"image_token_id": image, "image_seq_length": 256}
+    ids = {"image_token_id": 151671, "image_seq_length": 256}
+    return Published("internvl", text, _internvit(tower), False, ids, billions)
 
 
 def _qwen2_5_vl(
@@ -160,23 +152,14 @@ PUBLISHED: dict[str, Published] = {
 
 
 def config_of(source: str) -> Any:
-    """The configuration of a model in the table, as transformers would read it."""
+    """Make the configuration of a model in the table, as transformers would read it."""
     row = PUBLISHED[source]
-    return AutoConfig.for_model(
-        row.model_type,
-        text_config=dict(row.text),
-        vision_config=dict(row.vision),
-        tie_word_embeddings=row.tied,
-        **row.ids,
-    )
+    parts = {"text_config": dict(row.text), "vision_config": dict(row.vision)}
+    return AutoConfig.for_model(row.model_type, tie_word_embeddings=row.tied, **parts, **row.ids)
 
 
 def skeleton(config: Any, source: str) -> Vlm:
-    """A model of float32 weights that have shapes but no numbers; its tokenizer knows no word.
-
-    Raises:
-        ValueError: for a family that is not supported.
-    """
+    """Build a model of float32 weights that have shapes but no numbers, with an empty tokenizer."""
     family = family_of(config, source)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(
@@ -187,5 +170,5 @@ def skeleton(config: Any, source: str) -> Vlm:
 
 
 def parameters(vlm: Vlm) -> int:
-    """How many numbers the weights of a model are, tied ones counted once."""
+    """Count the numbers in the weights of a model, tied ones once."""
     return sum(p.numel() for p in vlm.model.parameters())

@@ -1,4 +1,4 @@
-"""Libraries that say more than anybody asked, made silent: transformers, bitsandbytes."""
+"""Silence for libraries that say too much: transformers, bitsandbytes."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def quiet() -> Iterator[None]:
 
 
 def hush_quantised() -> None:
-    """Let bitsandbytes tell of errors only, not of every int8 layer that it computes in float16."""
+    """Let bitsandbytes log errors only, not every int8 layer that it computes in float16."""
     standard.getLogger("bitsandbytes").setLevel(standard.ERROR)

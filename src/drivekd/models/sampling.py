@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most probable, or one drawn from the sample's own stream."""
+"""Choice of the next token: the most probable, or one drawn from the sample's stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Choice = Callable[[Float[Tensor, "b v"], int], Int[Tensor, " b"]]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen.
+    """Settings of the choice of tokens.
 
     Attributes:
         temperature: logits are divided by it; at 0 the most probable token is taken.
@@ -40,10 +40,7 @@ class Sampling:
             raise ValueError(f"top_p {self.top_p}: expected more than 0 and at most 1")
 
     def seed_of(self, sample_id: str) -> int:
-        """The seed of one sample in one run, below 2³¹, as every server takes it [ours].
-
-        It hangs on nothing else: what else is asked, and in which order, changes no draw.
-        """
+        """Derive the seed from sample and run alone, below 2³¹, as every server takes it [ours]."""
         text = json.dumps([self.seed, self.run, sample_id])
         digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
         return int.from_bytes(digest) >> 1
@@ -53,11 +50,11 @@ GREEDY = Sampling()
 
 
 def choice(sampling: Sampling, ids: Sequence[str], steps: int, device: torch.device) -> Choice:
-    """How the tokens of these samples are chosen, for up to so many tokens each.
+    """Make the choice of these samples' tokens, for up to so many steps.
 
-    Every sample has its own stream, one number per token. So its draws are the same alone, beside
-    others, and with a greater number of steps; the logits are, to rounding, so the token is unless
-    a draw falls within the rounding of a border between two.
+    Every sample has a stream of one number per token. So its draws are the same alone, beside
+    others, and with more steps; the logits are, to rounding, so the token is unless a draw falls
+    within the rounding of a border between two.
     """
     if sampling.temperature == 0:
         return lambda logits, _: logits.argmax(-1)
@@ -69,7 +66,7 @@ def choice(sampling: Sampling, ids: Sequence[str], steps: int, device: torch.dev
 def drawn(
     logits: Float[Tensor, "b v"], numbers: Float[Tensor, " b"], sampling: Sampling
 ) -> Int[Tensor, " b"]:
-    """The token in whose part of the distribution function a number in [0, 1) falls.
+    """Draw the token in whose part of the distribution function a number in [0, 1) falls.
 
     softmax(logits / T), cut to the smallest set of most probable tokens whose sum reaches top_p,
     summed in the order of the vocabulary: in the order of probability two tokens that are nearly

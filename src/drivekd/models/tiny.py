@@ -20,13 +20,13 @@ from drivekd.models.vlm import FAMILIES, Family, Vlm
 
 hf: Any = transformers  # its constructors are annotated in part only
 
-#: What a tiny model can be: one of each family, and InternVL with the decoder of InternVL3.5.
+#: one of each family, and InternVL with the decoder of InternVL3.5
 KINDS: dict[str, Family] = FAMILIES | {"internvl3_5": FAMILIES["internvl"]}
 
-#: Mean and spread of ImageNet's colours, which InternVL normalises by.
+#: mean and spread of ImageNet's colours, which InternVL normalises by
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-#: One token per (camera, cell of a 4x4 grid): 6 cameras x 16 cells.
+#: one token per (camera, cell of a 4x4 grid): 6 cameras x 16 cells
 REGION_TOKENS = tuple(f"<r{k}>" for k in range(96))
 
 PAD = "<|endoftext|>"
@@ -53,19 +53,12 @@ _PIECES = (
 def build_tokenizer(
     texts: Iterable[str] = (), vocab_size: int = 1024, *, family: str = "internvl"
 ) -> Tokenizer:
-    """A byte-level BPE tokenizer with chat, image and region tokens and a chat template.
+    """Train a byte-level BPE tokenizer with chat, image and region tokens and a chat template.
 
-    Any text can be written in it: bytes are the alphabet. Digits are always tokens of their own.
-    Region tokens `<r0>` … `<r95>` are ordinary text when decoded; markers are special.
-
-    Args:
-        texts: what to learn merges from; without any, one token per byte.
-        vocab_size: upper bound on the number of tokens, special ones included.
-        family: a name in `KINDS`: the template writes its image markers for structured (non-string)
-            content.
-
-    Raises:
-        ValueError: if `vocab_size` has no room for bytes and special tokens.
+    It writes any text: bytes are the alphabet, and the only tokens without texts to learn merges
+    from. Each digit is a token. Region tokens `<r0>` … `<r95>` are ordinary text when decoded;
+    markers are special. The template writes a family's image markers for structured content.
+    `vocab_size` bounds all tokens, special ones included; it needs room for the bytes.
     """
     special = (PAD, TURN_START, TURN_END, *_NAMED_TOKENS.values())
     room = vocab_size - len(special) - len(REGION_TOKENS)
@@ -103,57 +96,35 @@ def build_tokenizer(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Measures of a tiny model; one image takes (image_size / patch_size / 2)² tokens.
-
-    Attributes:
-        text_hidden: width of the decoder.
-        text_layers: its layers.
-        text_intermediate: width of its gated MLP; None is 3 times `text_hidden`.
-        heads: its query heads.
-        kv_heads: its key and value heads.
-        vision_hidden: width of the vision tower; its MLP is 4 times as wide.
-        vision_layers: its layers.
-        vision_heads: its heads.
-        image_size: side of the square image [px].
-        patch_size: side of a patch [px].
-        tie_embeddings: one tensor for input embeddings and language-model head.
-        rope_theta: base of the rotary positions.
-        initializer_range: standard deviation of random weights.
-        position_std: standard deviation of the vision tower's position embeddings (InternVL).
-    """
+    """Measures of a tiny model; an image takes (image_size / patch_size / 2)² tokens."""
 
     text_hidden: int = 64
     text_layers: int = 2
-    text_intermediate: int | None = None
+    text_intermediate: int | None = None  # of the gated MLP; None: 3 times text_hidden
     heads: int = 4
     kv_heads: int = 2
-    vision_hidden: int = 64
+    vision_hidden: int = 64  # of the tower, whose MLP is 4 times as wide
     vision_layers: int = 2
     vision_heads: int = 4
-    image_size: int = 96
-    patch_size: int = 12
+    image_size: int = 96  # side of the square image [px]
+    patch_size: int = 12  # [px]
     tie_embeddings: bool = False
     rope_theta: float = 10_000.0
-    initializer_range: float = 0.02
-    position_std: float = 0.3
+    initializer_range: float = 0.02  # standard deviation of random weights
+    position_std: float = 0.3  # the same of InternVL's position embeddings
 
 
 def tiny_vlm(
     family: str = "internvl", *, tokenizer: Tokenizer | None = None, seed: int = 0, **sizes: Any
 ) -> Vlm:
-    """A small random model of a family.
+    """Build a small random model of one of `KINDS`, with a byte-level tokenizer if none is given.
 
     The InternVL tower is set up to be trainable from scratch: layer scale 1 (stock 0.1), the final
     norm kept (stock configuration drops it) and random position embeddings (stock zeros) [ours].
-
-    Args:
-        family: a name in `KINDS`.
-        tokenizer: from `build_tokenizer`; a byte-level one is made if None.
-        seed: of the random weights; the global random state is left as it was.
-        **sizes: fields of `Sizes`, for instance `text_hidden=128`.
+    `sizes` are fields of `Sizes`; the global random state stays as it was.
 
     Raises:
-        ValueError: for an unknown family, an unknown size or sizes that do not divide.
+        ValueError: the family or a size is unknown, or sizes do not divide.
     """
     if family not in KINDS:
         raise ValueError(f"family {family!r} is unknown; expected one of {', '.join(KINDS)}")
@@ -185,16 +156,14 @@ def _sizes(given: dict[str, Any]) -> Sizes:
     if unknown:
         raise ValueError(f"size {unknown[0]!r} is unknown; expected one of {', '.join(known)}")
     size = Sizes(**given)
-    for whole, part, why in (
+    for name, part, why in (
         ("image_size", 2 * size.patch_size, "four patches are joined to one visual token"),
         ("text_hidden", 2 * size.heads, "heads share it and rotary positions turn pairs"),
         ("vision_hidden", 4 * size.vision_heads, "heads share it, with pairs on two axes"),
         ("heads", size.kv_heads, "key heads are shared by equally many query heads"),
     ):
-        if getattr(size, whole) % part:
-            raise ValueError(
-                f"{whole} is {getattr(size, whole)}, expected a multiple of {part}: {why}"
-            )
+        if (number := getattr(size, name)) % part:
+            raise ValueError(f"{name} is {number}, expected a multiple of {part}: {why}")
     return size
 
 
@@ -239,12 +208,11 @@ def _internvl_config(size: Sizes, tokenizer: Tokenizer, decoder: Any) -> Any:
 
 
 def _qwen2_5_config(size: Sizes, tokenizer: Tokenizer) -> Any:
-    windows = {
+    parts = _qwen_parts(size, tokenizer, spatial=3 / 8)
+    parts["vision_config"] |= {
         "window_size": 4 * size.patch_size,
         "fullatt_block_indexes": [size.vision_layers - 1],
     }
-    parts = _qwen_parts(size, tokenizer, spatial=3 / 8)
-    parts["vision_config"] |= windows
     return hf.Qwen2_5_VLConfig(**parts)
 
 
@@ -259,11 +227,11 @@ def _qwen3_config(size: Sizes, tokenizer: Tokenizer) -> Any:
 
 
 def _qwen_parts(size: Sizes, tokenizer: Tokenizer, *, spatial: float) -> dict[str, Any]:
-    """What the Qwen families share; `spatial`: which share of frequencies height has, and width."""
+    """Configure what the Qwen families share; `spatial`: share of frequencies for height, width."""
     text = _text_config(size, tokenizer)
     half = size.text_hidden // size.heads // 2
-    each = int(half * spatial)
-    text["rope_parameters"]["mrope_section"] = [half - 2 * each, each, each]
+    axis = int(half * spatial)
+    text["rope_parameters"]["mrope_section"] = [half - 2 * axis, axis, axis]
     vision = {
         "depth": size.vision_layers,
         "hidden_size": size.vision_hidden,
@@ -277,12 +245,12 @@ def _qwen_parts(size: Sizes, tokenizer: Tokenizer, *, spatial: float) -> dict[st
         f"{name}_id": tokenizer.convert_tokens_to_ids(_NAMED_TOKENS[name])
         for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
     }
-    tied = {"tie_word_embeddings": size.tie_embeddings}
-    return {"text_config": text, "vision_config": vision, **tied, **ids}
+    ids["tie_word_embeddings"] = size.tie_embeddings
+    return {"text_config": text, "vision_config": vision, **ids}
 
 
 def _image_processor(family: Family, size: Sizes) -> Any:
-    """The Pillow image processor with one tile of `image_size` (Qwen: about as many pixels)."""
+    """Make the Pillow processor with one tile of `image_size` (Qwen: about as many pixels)."""
     cls = getattr(hf, family.image_processor)
     side = size.image_size
     if family.one_size:
@@ -301,14 +269,11 @@ def _image_processor(family: Family, size: Sizes) -> Any:
 
 
 def _chat_template(family: str) -> str:
-    """Turns between markers; string content as it is, structured content with image markers."""
+    """Write turns between markers; string content as it is, other content with image markers."""
     row = KINDS[family]
     # AutoProcessor users: InternVL's processor adds the frame around <IMG_CONTEXT> itself.
-    image = (
-        row.image_token + "\\n"
-        if row.one_size
-        else row.image_start + row.image_token + row.image_end
-    )
+    framed = row.image_start + row.image_token + row.image_end
+    image = row.image_token + "\\n" if row.one_size else framed
     return (
         "{% for message in messages %}"
         "{{ '" + TURN_START + "' + message['role'] + '\\n' }}"

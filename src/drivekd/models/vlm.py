@@ -1,15 +1,14 @@
 """Model families as rows of data; loading, saving and the named parts of a loaded model.
 
-Only checkpoints in the layout of transformers itself are read (`*-hf` InternVL3 and 3.5,
-Qwen2.5-VL, Qwen3-VL), so whatever is saved here loads in plain transformers and the other way
-round.
+Only checkpoints in transformers' layout are read (`*-hf` InternVL3 and 3.5, Qwen2.5-VL, Qwen3-VL),
+so everything saved here loads in plain transformers and the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ WORLD = "world:"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What differs between model families, as data.
+    """The differences between model families, as data.
 
     Attributes:
         name: how recipes and errors call the family.
@@ -45,7 +44,7 @@ class Family:
         vision: modules that turn pixels into visual tokens, in order.
         rope_axes: 1 for plain positions, 3 for time, height and width.
         one_size: True where every image is resized to one square and takes equally many tokens.
-        crossed: True where decoder layers of their own attend to images, which then are one token
+        crossed: True where separate decoder layers attend to images, which then are one token
             each in the sequence: such models answer (models/crossed.py), nothing else.
     """
 
@@ -63,53 +62,43 @@ class Family:
     crossed: bool = False
 
 
-#: What is trained, and teaches.
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family(  # InternVL3 with Qwen2 and InternVL3.5 with Qwen3 as decoder
-            name="internvl",
-            model_type="internvl",
-            image_start="<img>",
-            image_token="<IMG_CONTEXT>",  # noqa: S106  a marker, no secret
-            image_end="</img>",
-            image_processor="GotOcr2ImageProcessorPil",
-            processor="InternVLProcessor",
-            video_processor="InternVLVideoProcessor",
-            vision=("model.vision_tower", "model.multi_modal_projector"),
-            rope_axes=1,
-            one_size=True,
-        ),
-        Family(
-            name="qwen2_5_vl",
-            model_type="qwen2_5_vl",
-            image_start="<|vision_start|>",
-            image_token="<|image_pad|>",  # noqa: S106
-            image_end="<|vision_end|>",
-            image_processor="Qwen2VLImageProcessorPil",
-            processor="Qwen2_5_VLProcessor",
-            video_processor="Qwen2VLVideoProcessor",
-            vision=("model.visual",),
-            rope_axes=3,
-            one_size=False,
-        ),
-        Family(
-            name="qwen3_vl",
-            model_type="qwen3_vl",
-            image_start="<|vision_start|>",
-            image_token="<|image_pad|>",  # noqa: S106
-            image_end="<|vision_end|>",
-            image_processor="Qwen2VLImageProcessorPil",
-            processor="Qwen3VLProcessor",
-            video_processor="Qwen3VLVideoProcessor",
-            vision=("model.visual",),
-            rope_axes=3,
-            one_size=False,
-        ),
-    )
-}
+_INTERNVL = Family(  # InternVL3 with Qwen2 and InternVL3.5 with Qwen3 as decoder
+    name="internvl",
+    model_type="internvl",
+    image_start="<img>",
+    image_token="<IMG_CONTEXT>",  # noqa: S106  a marker, no secret
+    image_end="</img>",
+    image_processor="GotOcr2ImageProcessorPil",
+    processor="InternVLProcessor",
+    video_processor="InternVLVideoProcessor",
+    vision=("model.vision_tower", "model.multi_modal_projector"),
+    rope_axes=1,
+    one_size=True,
+)
+_QWEN2_5 = Family(
+    name="qwen2_5_vl",
+    model_type="qwen2_5_vl",
+    image_start="<|vision_start|>",
+    image_token="<|image_pad|>",  # noqa: S106
+    image_end="<|vision_end|>",
+    image_processor="Qwen2VLImageProcessorPil",
+    processor="Qwen2_5_VLProcessor",
+    video_processor="Qwen2VLVideoProcessor",
+    vision=("model.visual",),
+    rope_axes=3,
+    one_size=False,
+)
+_QWEN3 = replace(
+    _QWEN2_5,
+    name="qwen3_vl",
+    model_type="qwen3_vl",
+    processor="Qwen3VLProcessor",
+    video_processor="Qwen3VLVideoProcessor",
+)
+#: students and teachers
+FAMILIES = {family.name: family for family in (_INTERNVL, _QWEN2_5, _QWEN3)}
 
-#: What is asked and scored only, for comparison.
+#: asked and scored only, for comparison
 LLAMA = Family(  # Llama-3.2-Vision
     name="llama3_2_vision",
     model_type="mllama",
@@ -144,7 +133,7 @@ class Vlm:
 
     @property
     def image_token_id(self) -> int:
-        """Id of the token that stands for one visual token."""
+        """Id of the token that is repeated once per visual token."""
         return int(self.model.config.image_token_id)
 
 
@@ -166,17 +155,16 @@ def load(
         source: a folder, a hub id, or `world:NAME` for a model shipped with this package.
         device: where the weights go.
         dtype: of the weights.
-        num_layers: keep only that many decoder layers (a teacher whose upper layers nobody
-            reads); attention of the layers kept is unchanged [ours].
+        num_layers: keep only that many decoder layers, whose attention is unchanged [ours].
         max_image_tokens: cap on visual tokens per image where the family adapts to the size of
             the image; without it Qwen2.5-VL spends 1,222 on a 1600x900 camera [ours].
         head: refuse a checkpoint without language-model head; transformers would fill it with
             random numbers [ours]. A teacher of attention needs none.
-        answering: the model is only asked, so it may be of a family that cannot be trained.
+        answering: accept a family that can answer but not be trained.
 
     Raises:
-        ValueError: for a source that is no model, an unsupported family, a layer count that the
-            model does not have, or a head that is not there.
+        ValueError: the source is no model, the family is not supported, or the model lacks so many
+            layers or the head.
     """
     config, place = config_of(source, answering=answering), hub.at_hand(locate(source))
     family = family_of(config, str(source), answering=answering)
@@ -185,7 +173,7 @@ def load(
     refuse_absent(device)
     if getattr(config, "quantization_config", None):
         hush_quantised()
-    with quiet(), _whole(source):
+    with quiet(), _complete(source):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place,
             config=config,
@@ -209,8 +197,8 @@ def load(
 
 
 @contextmanager
-def _whole(source: str | Path) -> Iterator[None]:
-    """Say of weights that are not there, or end too early, whose they are."""
+def _complete(source: str | Path) -> Iterator[None]:
+    """Name the model whose weights are missing or cut off."""
     try:
         yield
     except OSError as error:
@@ -237,13 +225,8 @@ def save(
     """Write model (safetensors), tokenizer, image processor and processor files into a folder.
 
     The processor files make `AutoProcessor` work for users who have torchvision; they are written
-    by hand because the processor classes cannot be built without it.
-
-    Args:
-        vlm: the model.
-        folder: made if needed.
-        weights: by name, where the model itself does not hold all of them.
-        shard_size: of the largest file of weights.
+    by hand because the processor classes cannot be built without it. `weights` are given by name
+    where the model itself does not hold all of them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +237,7 @@ def save(
 
 
 def save_readers(vlm: Vlm, folder: Path) -> None:
-    """Write what turns text and pictures into the model's input, and nothing of the model."""
+    """Write the tokenizer and the processors, and nothing of the model."""
     vlm.tokenizer.save_pretrained(folder)
     vlm.image_processor.save_pretrained(folder)
     processor: dict[str, Any] = {"processor_class": vlm.family.processor}
@@ -270,11 +253,7 @@ def save_readers(vlm: Vlm, folder: Path) -> None:
 
 
 def locate(source: str | Path) -> str:
-    """Resolve `world:NAME` to the folder inside this package; leave everything else alone.
-
-    Raises:
-        ValueError: if the package ships no model of that name.
-    """
+    """Resolve `world:NAME` to the folder inside this package; leave everything else alone."""
     text = str(source)
     if not text.startswith(WORLD):
         return text
@@ -289,11 +268,7 @@ def locate(source: str | Path) -> str:
 
 
 def family_of(config: Any, source: str, *, answering: bool = False) -> Family:
-    """The row of `FAMILIES` that a model configuration belongs to, or `LLAMA` where it may.
-
-    Raises:
-        ValueError: for a family that is not supported, or only to answer.
-    """
+    """Return the family of a model configuration; a ValueError refuses unsupported ones."""
     for family in FAMILIES.values():
         if config.model_type == family.model_type:
             return family
@@ -303,7 +278,7 @@ def family_of(config: Any, source: str, *, answering: bool = False) -> Family:
             return LLAMA
         raise ValueError(
             f"model {source!r}: Llama-3.2-Vision is not supported for training, and its attention "
-            "cannot be read: its image tokens lie outside the sequence, in cross-attention layers, "
+            "cannot be read: its image tokens are outside the sequence, in cross-attention layers, "
             "so no text row of its self-attention reaches an image. It can be asked and evaluated; "
             f"here use a model of one of {supported}"
         )
@@ -314,40 +289,36 @@ def family_of(config: Any, source: str, *, answering: bool = False) -> Family:
 
 
 def language_model(vlm: Vlm) -> nn.Module:
-    """The decoder without its head."""
+    """Return the decoder without its head."""
     return vlm.model.get_submodule("model.language_model")
 
 
 def decoder_layers(vlm: Vlm) -> nn.ModuleList:
-    """The decoder's layers, first to last."""
+    """Return the decoder's layers, first to last."""
     layers = vlm.model.get_submodule("model.language_model.layers")
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def lm_head(vlm: Vlm) -> nn.Module:
-    """The map from hidden states to vocabulary logits."""
+    """Return the map from hidden states to vocabulary logits."""
     return vlm.model.get_submodule("lm_head")
 
 
 def head_weight(vlm: Vlm) -> torch.Tensor:
-    """Weight [V, d] of the language-model head, which has no bias in any family."""
+    """Return the weight [V, d] of the language-model head, which has no bias in any family."""
     weight = lm_head(vlm).weight
     assert isinstance(weight, torch.Tensor)
     return weight
 
 
 def vision_parts(vlm: Vlm) -> list[nn.Module]:
-    """The modules that turn pixels into visual tokens (vision tower and projector)."""
+    """Return the modules that turn pixels into visual tokens (vision tower and projector)."""
     return [vlm.model.get_submodule(name) for name in vlm.family.vision]
 
 
 def config_of(source: str | Path, *, answering: bool = False) -> Any:
-    """The configuration of a model of a supported family.
-
-    Raises:
-        ValueError: the source is no model, or of another family.
-    """
+    """Read the configuration of a model; a ValueError refuses no model and other families."""
     place = hub.at_hand(locate(source))
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -362,11 +333,7 @@ def config_of(source: str | Path, *, answering: bool = False) -> Any:
 
 
 def cut_layers(text_config: Any, num_layers: int, source: str) -> None:
-    """Let a configuration describe the lower layers only.
-
-    Raises:
-        ValueError: it has no so many.
-    """
+    """Let a configuration describe the lower layers only."""
     depth = text_config.num_hidden_layers
     if not 1 <= num_layers <= depth:
         raise ValueError(
@@ -378,7 +345,7 @@ def cut_layers(text_config: Any, num_layers: int, source: str) -> None:
 
 
 def _single_tile(image_processor: Any, family: Family, config: Any, max_image_tokens: int) -> None:
-    """One tile per image at the tower's own size, or a cap on the number of visual tokens."""
+    """Set one tile per image at the tower's size, or a cap on the number of visual tokens."""
     if family.crossed:  # its tiles take no room in the sequence
         return
     if family.one_size:

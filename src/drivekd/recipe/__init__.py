@@ -1,8 +1,7 @@
 """A run as data: what a recipe may say, read from YAML and written to it."""
 
-from drivekd.recipe.cache import Cache
 from drivekd.recipe.combine import Combine
-from drivekd.recipe.data import Data
+from drivekd.recipe.data import Cache, Data
 from drivekd.recipe.files import shipped
 from drivekd.recipe.recipe import (
     Capability,

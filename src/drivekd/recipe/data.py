@@ -1,13 +1,13 @@
-"""What may stand under `data` in a recipe."""
+"""The sections `data` and `cache` of a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from drivekd.recipe.part import Count, Part, Positive
+from drivekd.recipe.part import Count, OneOrMore, Part, Positive
 
 
 class HubData(Part):
@@ -17,8 +17,7 @@ class HubData(Part):
         path: ORG/NAME on the hub, or a local folder or file of parquet, arrow or JSON.
         name: its configuration, where it has several.
         split: the part of it.
-        streaming: read it as it comes; false: download it into the cache of `datasets` first,
-            where the next run finds it.
+        streaming: read it as it comes; false: download it into the cache of `datasets` first.
     """
 
     path: str
@@ -28,7 +27,7 @@ class HubData(Part):
 
     @property
     def title(self) -> str:
-        """As messages call it."""
+        """Its name in messages."""
         return f"{self.path} ({', '.join(filter(None, (self.name, self.split)))})"
 
 
@@ -43,12 +42,12 @@ Source = Annotated[
 
 
 def listed(sources: Iterable[str | HubData]) -> str:
-    """Sources as a message names them."""
-    return ", ".join(each if isinstance(each, str) else each.title for each in sources)
+    """Name sources in a message."""
+    return ", ".join(source if isinstance(source, str) else source.title for source in sources)
 
 
 class Data(Part):
-    """Where the samples come from and how they are put into batches.
+    """The samples and how batches are made of them.
 
     Attributes:
         train: files of training samples, any format that `drivekd.read` knows, or
@@ -78,8 +77,8 @@ class Data(Part):
         exclude_frames: frame tokens never trained on, such as those of the test set.
     """
 
-    train: tuple[Source, ...] = ()
-    eval: tuple[Source, ...] = ()
+    train: Annotated[tuple[Source, ...], OneOrMore] = ()
+    eval: Annotated[tuple[Source, ...], OneOrMore] = ()
     mixture: dict[str, Positive] = Field(default_factory=dict)
     images: Literal["real", "grey"] = "real"
     pack: bool = True
@@ -92,12 +91,7 @@ class Data(Part):
     root: str | None = None
     mismatch: bool = False
     max_image_tokens: Count = 256
-    exclude_frames: tuple[str, ...] = ()
-
-    @field_validator("train", "eval", "exclude_frames", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | dict | HubData) else value
+    exclude_frames: Annotated[tuple[str, ...], OneOrMore] = ()
 
     @model_validator(mode="after")
     def _mixture_of_questions(self) -> Data:
@@ -108,3 +102,17 @@ class Data(Part):
                 "out"
             )
         return self
+
+
+class Cache(Part):
+    """The teachers' attention on disk, computed once and read by every later run [ours].
+
+    Attributes:
+        dir: folder of the store; none: teachers run in every training.
+        dtype: of the stored numbers; `uint8` is scaled by each row's maximum.
+        max_gb: largest size [GB] of the store; one that would grow beyond it is not written.
+    """
+
+    dir: str | None = None
+    dtype: Literal["float16", "uint8", "float32"] = "float16"
+    max_gb: Positive = 50.0

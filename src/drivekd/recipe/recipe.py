@@ -15,12 +15,10 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from drivekd.data.sample import CAPABILITIES
-from drivekd.recipe.cache import Cache
 from drivekd.recipe.combine import Combine
-from drivekd.recipe.data import Data
-from drivekd.recipe.errors import explain
+from drivekd.recipe.data import Cache, Data
 from drivekd.recipe.files import names, read
-from drivekd.recipe.part import NonNegative, Part, Positive
+from drivekd.recipe.part import NonNegative, Part, Positive, explain
 from drivekd.recipe.train import Train
 
 _BOUND = r"\s*(first|penultimate|last|\d+)(\s*[+-]\s*\d+)?\s*"

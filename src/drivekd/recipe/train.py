@@ -1,4 +1,4 @@
-"""What may stand under `train` in a recipe."""
+"""The section `train` of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from drivekd.recipe.part import Count, NonNegative, Part, Positive
+from drivekd.recipe.part import Count, NonNegative, OneOrMore, Part, Positive, Share
 
 
 class Lora(Part):
@@ -23,8 +23,8 @@ class Lora(Part):
 
     r: Count = 16
     lora_alpha: Count = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    lora_dropout: Share = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1), OneOrMore] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -33,11 +33,6 @@ class Lora(Part):
         "up_proj",
         "down_proj",
     )
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 def _some_steps(value: int) -> int:
@@ -97,8 +92,8 @@ class Train(Part):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: NonNegative = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
     max_grad_norm: Positive | None = 1.0
     per_device_train_batch_size: Count = 4
     gradient_accumulation_steps: Count = 1

@@ -25,17 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 192  # side of a camera tile [px]
-_ROLES = {
-    "ink": "#010203",
-    "muted": "#020304",
-    "rule": "#030405",
-    "c1": "#040506",
-    "c2": "#050607",
-    "c3": "#060708",
-    "c4": "#070809",
-    "c5": "#08090a",
-    "c6": "#090a0b",
-}
+_NAMES = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6")
+#: a value to draw with, which the variable of that name replaces
+_ROLES = {name: f"#{i:02x}{i + 1:02x}{i + 2:02x}" for i, name in enumerate(_NAMES, 1)}
 #: dash patterns in units of the line width, for lines that share a panel
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 _POINTS = 240  # a line with more is averaged in bins: no eye tells them apart
@@ -122,11 +114,7 @@ def attention_strip(
     note: str = "attention",
     size: int = 256,
 ) -> Image.Image:
-    """Draw attention [rows, columns] over the cameras in a row, on one scale, with their names.
-
-    Raises:
-        ValueError: no pictures, or a camera without a map.
-    """
+    """Draw attention [rows, columns] over the cameras in a row, on one scale, with their names."""
     missing = [camera for camera in pictures if camera not in maps]
     if not pictures or missing:
         raise ValueError(

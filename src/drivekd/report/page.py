@@ -15,15 +15,11 @@ ARM/scores.json (`drivekd.evaluate.score.write_scores`)
     {"capabilities": {name: S}, "templates": {name: S}, "average": S}, S = {"n", "accuracy", "low",
     "high", "scenes"} in percent; low and high may be null.
 ARM/answers.jsonl (`drivekd.evaluate.answers.asking.answers`)
-    one row per question and run: id, run, capability, template, scene, question, expected, reply,
-    correct, and what the answer depends on.
+    a row per question and run: id, capability, template, question, expected, reply, correct.
 ARM/log.jsonl (`drivekd train`)
-    one row per logged step: step, loss/ce, loss/attn/CAPABILITY (or loss/hidden/…, loss/kl/…),
-    lambda/CAPABILITY, grad/….
-prestudy.json, or prestudy/prestudy.json (optional; `drivekd prestudy`)
-    the curves of a teacher's pre-study and the layers they suggest; alone it makes a page.
-stability.json, stability.png beside it (optional; `drivekd prestudy --stability`)
-    whether that teacher looks at the same places however a question is worded.
+    a row per logged step: step, loss/ce, loss/KIND/CAPABILITY, lambda/CAPABILITY, grad/….
+[prestudy/]prestudy.json, stability.json, stability.png (optional; `drivekd prestudy`)
+    a teacher's pre-study, which alone makes a page.
 attention/cases.json, attention/maps.npz (optional; `drivekd.demo.looking.attention_cases`)
     [{"id", "capability", "template", "question", "expected", "rows": "answer" | "question",
     "images": {camera: path}, "tags": […], "arms": {ARM: {"reply", "correct", "layer", "layers",

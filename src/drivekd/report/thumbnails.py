@@ -32,10 +32,6 @@ def thumbnails(paths: Iterable[Path], folder: Path) -> dict[Path, Thumbnail | No
 
     A copy is named by a hash of its picture's path, size and time of writing: one that is there
     already is not made again, and a picture that was changed gets a new one.
-
-    Raises:
-        ValueError: `folder/pictures` is a link that leads elsewhere.
-        OSError: a copy cannot be written.
     """
     out = folder / "pictures"
     if out.resolve() != folder.resolve() / "pictures":

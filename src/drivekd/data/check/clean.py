@@ -55,11 +55,7 @@ def list_beside(path: Path) -> Path:
 
 @contextmanager
 def cleaning(source: Opened, path: Path | None) -> Iterator[Cleaner | None]:
-    """Open a clean copy of a file in its format, and the list beside it; None without a path.
-
-    Raises:
-        ValueError: one of the two exists already, or the name is one for lines of DriveLM.
-    """
+    """Open a new clean copy in the file's format, and the list beside it; None without a path."""
     if path is None:
         yield None
         return

@@ -52,9 +52,6 @@ def exposed_by(path: Path, root: str | Path | None) -> Exposed:
 
     Of a file shaped like DriveLM's all key frames count, also those without questions: DriveBench's
     visual_description.json lists the frames of the benchmark so.
-
-    Raises:
-        ValueError: the file or every row of it cannot be read.
     """
     exposed, opened, read = Exposed(), open_data(path, root=root), 0
     wrong: list[RowError] = []

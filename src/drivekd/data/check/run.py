@@ -131,12 +131,7 @@ def check(
 
 
 def make_room(out: Path, used: Iterable[Path | None]) -> None:
-    """Make the folder for check.json and check.html, before anything else is done.
-
-    Raises:
-        ValueError: one of the two would take the place of a file that is used.
-        OSError: the folder cannot be made.
-    """
+    """Make the folder for check.json and check.html, which must not replace a file in use."""
     out.mkdir(parents=True, exist_ok=True)
     for name, file in product((out / "check.json", out / "check.html"), used):
         if file is not None and _same(name, file):

@@ -75,18 +75,10 @@ def corrupt(
     seed: int = 0,
     view: View | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Corrupt one RGB picture; the copy equals it where its camera is not struck.
+    """Return a corrupted copy of an RGB picture, an equal one where its camera is not struck.
 
-    Args:
-        picture: RGB.
-        name: see `find`.
-        severity: 1 to 5; the one that DriveBench uses where None.
-        seed: equal seeds give equal pictures.
-        view: the picture's identity; where None, it has no name and is always struck.
-
-    Raises:
-        ValueError: for an unknown name or severity, or where ffmpeg is needed and missing.
-        RuntimeError: ffmpeg failed.
+    Names as for `find`; without a severity DriveBench's is taken. Equal seeds give equal pictures.
+    A picture without a view has no name and is always struck.
     """
     kind = find(name)
     level = kind.levels[severity_of(kind, severity) - 1]

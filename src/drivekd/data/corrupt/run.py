@@ -79,9 +79,8 @@ def corrupt_data(
         workers: processes; by default one per core.
 
     Raises:
-        ValueError: for an unknown name or severity, a wrong row, no picture or an unreadable one,
-            two that would get one name, a folder that holds other files or is in use, or where
-            ffmpeg is needed and missing.
+        ValueError: an unknown name or severity, a wrong row, no picture or an unreadable one, two
+            of one name, a folder in use or with other files, or ffmpeg is needed and missing.
         OSError: a file is missing or the folder cannot be written.
         RuntimeError: ffmpeg failed.
         MemoryError: the system ended a worker process.
@@ -161,11 +160,7 @@ def _claim(folder: Path, settings: dict[str, Any], root: Path) -> None:
 
 
 def corruption_of(data: Path) -> dict[str, Any] | None:
-    """Return {"name", "severity"} of a data file that `corrupt_data` wrote, None for other data.
-
-    Raises:
-        ValueError: the settings beside the file cannot be read.
-    """
+    """Return {"name", "severity"} of a data file that `corrupt_data` wrote, None for other data."""
     note = Path(data).parent / _NOTE
     if not note.is_file():
         return None

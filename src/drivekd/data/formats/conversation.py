@@ -35,9 +35,6 @@ def drivekd(row: Row) -> Sample:
     A question type of DriveLM or DriveBench is mapped to its capability, any other stays: the
     recipe names capabilities, not this reader. `question` and `answer` may take the place of
     `messages`, as in the authors' loader [release].
-
-    Raises:
-        RowError: a turn is malformed, or placeholders and images differ in number.
     """
     if "messages" not in row.value and "question" in row.value:
         rest = {k: v for k, v in row.value.items() if k not in ("question", "answer")}
@@ -53,10 +50,7 @@ def _question_and_answer(row: Row) -> tuple[Message, ...]:
 
 
 def sharegpt(row: Row) -> Sample:
-    """Read a row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them.
-
-    Errors as of `drivekd`.
-    """
+    """Read a row of `conversations` with `image` or `images`, as ShareGPT and LLaVA write them."""
     turns = need(row, "conversations", list, "a list of {from, value}")
     return _sample(row, tuple([_message(row, turn, "from", "value") for turn in turns]))
 

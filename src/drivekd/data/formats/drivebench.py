@@ -29,9 +29,6 @@ def sample(row: Row) -> Sample:
 
     The corruption files call every question `robust_qas`. Its capability is then inferred from the
     tag and the wording, and `meta["inferred"]` says so.
-
-    Raises:
-        RowError: a key is missing or of the wrong kind.
     """
     question = need(row, "question", str, "text")
     kind = optional_text(row, "question_type")

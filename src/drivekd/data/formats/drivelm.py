@@ -49,9 +49,6 @@ def sample(row: Row) -> Sample:
     Tags stay in pixels of 1600×900, as the file has them. `meta` holds DriveLM's own
     `question_type`, the challenge's `tag` where there is one, and `objects`, the frame's
     key_object_infos.
-
-    Raises:
-        RowError: something is missing; file, scene, frame and row are named.
     """
     frame, pair = Row(row.value["frame"], row.where, row.folder), row.value["pair"]
     if not isinstance(pair, Mapping) or not isinstance(pair.get("Q"), str):
@@ -124,9 +121,6 @@ def key_frames(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]
     """Yield each scene's token and its key frames by their tokens, with or without questions.
 
     DriveBench's `visual_description.json` lists the benchmark's frames so.
-
-    Raises:
-        ValueError: the file is of another shape.
     """
     scenes = content(path)
     if not isinstance(scenes, Mapping):

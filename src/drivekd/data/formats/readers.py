@@ -109,12 +109,7 @@ def read(
 def open_data(
     path: str | Path, format: str = "auto", *, root: str | Path | None = None, labels: bool = True
 ) -> Opened:
-    """Open a data file whose wrong rows come as errors among its entries; arguments as for `read`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the format is unknown or not the file's, or the whole file is unreadable.
-    """
+    """Open a data file whose wrong rows come as errors among its entries; otherwise as `read`."""
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
@@ -124,11 +119,7 @@ def open_data(
 
 
 def open_rows(name: str, placed: Iterator[Placed], folder: Path) -> Opened:
-    """Open rows from elsewhere, each with the words that start an error about it.
-
-    Raises:
-        ValueError: the first rows have no known format.
-    """
+    """Open rows from elsewhere, each with the place that an error about it names."""
     format, placed = _detected(placed)
     return _opened(Path(name), format, folder, placed, labels=True)
 

@@ -1,4 +1,7 @@
-"""Rows of a JSON or JSONL file, each with the words that an error about it starts with."""
+"""Rows of a JSON or JSONL file, each with the place that an error about it names.
+
+Every reader of rows raises a `RowError`, which starts with that place.
+"""
 
 from __future__ import annotations
 
@@ -121,10 +124,8 @@ def line_count(path: Path) -> int | None:
 def decoded(text: str) -> Any:
     """Decode a JSON text more strictly than `json.loads`.
 
-    Raises:
-        JSONDecodeError: it is no JSON.
-        ValueError: it is JSON that cannot be relied on: a key given twice, NaN or a number that is
-            not finite, half a surrogate pair (no text can hold it), more than 64 levels.
+    A ValueError refuses a key given twice, NaN or a number that is not finite, half a surrogate
+    pair (no text can hold it), and more than 64 levels.
     """
     try:
         value = _DECODER.decode(text)

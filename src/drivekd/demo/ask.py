@@ -1,6 +1,6 @@
 """One question about some pictures: the answer, and a picture of where the model looked.
 
-from drivekd.demo.ask import ask
+from drivekd import ask
 print(ask("world:teacher_planning", {"CAM_FRONT": "a.png"}, "What should the ego vehicle do?"))
 """
 

@@ -139,12 +139,16 @@ def _content(
     return content | {"rates": asdict(rates)}
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data with floats of six digits, for no clock is better."""
+    return {name: _plain(value) for name, value in content.items()}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _rounded(inner) for name, inner in value.items()}
+        return _rounded(value)
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [_plain(inner) for inner in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

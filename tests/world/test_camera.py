@@ -325,18 +325,18 @@ def test_no_roads_and_many_roads(renderer: Renderer) -> None:
 
 def test_borders(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
     twice = replace(frame(thing()), things=(thing(), thing(y=5)))
-    with pytest.raises(ValueError, match="different thing ids from 1 to 250"):
+    with pytest.raises(ValueError, match="1 to 250"):
         render(renderer, twice)
-    with pytest.raises(ValueError, match="picture size: expected sides of 16"):
+    with pytest.raises(ValueError, match=r"picture size: .*16"):
         open_renderer(4)
-    with pytest.raises(ValueError, match="supersample: expected 1, 2 or 4"):
+    with pytest.raises(ValueError, match=r"supersample: .*1, 2 or 4"):
         open_renderer(96, supersample=3)
-    with pytest.raises(ValueError, match="camera: expected one of CAM_FRONT"):
+    with pytest.raises(ValueError, match=r"camera: .*CAM_FRONT"):
         project("CAM_TOP", EGO, 1, 0, 0, 96)
     assert math.isnan(project("CAM_FRONT", EGO, -5, 0, 0, 96)[0])
     closed = open_renderer(32)
     camera.close(closed)
-    with pytest.raises(ValueError, match="got a closed one"):
+    with pytest.raises(ValueError, match="closed"):
         render(closed, frame())
 
     def absent(name: str) -> None:

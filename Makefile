@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+WORKERS := --numprocesses=2 --dist=loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-faults lint type system real-smoke fuzz study ablation prestudy prestudy-cost refresh benchmark store checkpoint packing efficiency world-teachers map docs clean
@@ -22,11 +23,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## distil a student on the embedded world; writes out/demo
 	$(BIN)/drivekd demo
 
-test: setup lint type ## style, types and the default test suite
-	$(BIN)/pytest
+# Types are checked beside the tests, on whatever processor time these leave.
+test: setup lint ## style, types and the default test suite
+	@$(BIN)/mypy & types=$$!; $(BIN)/pytest $(WORKERS); tests=$$?; wait $$types && exit $$tests
 
 test-faults: setup ## what runs and judges must survive: kills, full disks, damaged data, bad servers
-	$(BIN)/pytest -m faults tests/faults tests/evaluate
+	$(BIN)/pytest $(WORKERS) -m faults tests/faults tests/evaluate
 
 lint: setup ## ruff: style and format
 	$(BIN)/ruff check .

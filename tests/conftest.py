@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before anything imports them: one thread (two on a busy two-core machine are ten times slower),
 # and no look-ups on a model hub.
@@ -27,6 +28,23 @@ from drivekd.models.vlm import Vlm  # noqa: E402
 torch.set_num_threads(1)
 
 SEED = 20260128
+#: folders whose session fixtures cost more than their tests: one worker runs all of them
+TOGETHER = ("tests/world", "tests/deploy/serving")
+
+
+def scope_of(nodeid: str) -> str:
+    """What one worker runs as a piece: a file, since fixtures are made once a file."""
+    file = nodeid.split("::")[0]
+    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope_of
+    return scheduler
 
 
 @pytest.fixture(autouse=True)

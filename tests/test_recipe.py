@@ -209,19 +209,19 @@ def test_hidden_states_have_layers_and_no_pairs() -> None:
     hidden = TEACHERS["reasoning"] | {"signal": "hidden", "loss": "cosine"}
     assert with_planning(hidden).capabilities["planning"].teacher_layers == "1..penultimate"
     for key, value in (("reachable_only", True), ("temperature", 2)):
-        with pytest.raises(ValueError, match=f"{key} has no meaning for signal hidden"):
+        with pytest.raises(ValueError, match=rf"{key} .*hidden"):
             with_planning(hidden | {key: value})
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the key `student` is missing"):
+    with pytest.raises(ValueError, match="`student`"):
         recipes.load(write(tmp_path, {"name": "n", "output_dir": "o"}))
 
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("name: n\nname: m\n")
-    with pytest.raises(ValueError, match="'name' stands twice"):
+    with pytest.raises(ValueError, match=r"'name'.*twice"):
         recipes.load(path)
 
 
@@ -234,9 +234,9 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="did you mean 'demo'"):
+    with pytest.raises(FileNotFoundError, match="'demo'"):
         recipes.load("dmeo")
-    with pytest.raises(FileNotFoundError, match=r"no recipe file .*gone\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
         recipes.load(tmp_path / "gone.yaml")
 
 
@@ -300,9 +300,7 @@ def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.yaml"):
         recipes.load(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(
-        ValueError, match=r"round in a circle: \S*a\.yaml → \S*b\.yaml → \S*a\.yaml"
-    ):
+    with pytest.raises(ValueError, match=r"\S*a\.yaml → \S*b\.yaml → \S*a\.yaml"):
         recipes.load(tmp_path / "a.yaml")
 
 
@@ -311,8 +309,6 @@ def test_only_attention_is_stored(signal: str) -> None:
     layers = None if signal == "logits_kl" else "first"
     teachers = TEACHERS | {"planning": {"teacher": "b", "student_layers": layers, "signal": signal}}
     raw = BASE | {"capabilities": teachers, "cache": {"dir": "c"}}
-    with pytest.raises(
-        ValueError, match=rf"capabilities.planning has signal {signal}; leave cache"
-    ):
+    with pytest.raises(ValueError, match=rf"capabilities\.planning.*{signal}"):
         recipes.parse(raw)
     assert recipes.parse(raw | {"cache": {"dtype": "uint8"}}).cache.dir is None

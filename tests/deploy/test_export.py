@@ -105,11 +105,11 @@ def test_quantised_it_loads_and_sees_as_before(tmp_path: Path, kind: str, scheme
     ours = vlms.load(tmp_path / "out")  # as `drivekd evaluate` and `ask` do
     samples = questions(tmp_path / "pictures")[:2]
     assert replies(ours, samples) == replies(read, samples)
-    with pytest.raises(ValueError, match="quantised already"):
+    with pytest.raises(ValueError, match="quantised"):
         export(tmp_path / "out", tmp_path / "again")
     recipe = parse({"name": "n", "student": str(tmp_path / "out"), "output_dir": "o",
                     "data": {"train": ["t"]}, "capabilities": {}})  # fmt: skip
-    with pytest.raises(ValueError, match="is quantised, and rounded weights cannot be trained"):
+    with pytest.raises(ValueError, match="quantised"):
         load_student(recipe)
 
 
@@ -132,7 +132,7 @@ def test_another_type_changes_the_weights_and_no_more(tmp_path: Path) -> None:
 
     with torch.no_grad():
         vlm.model.get_parameter("lm_head.weight")[0, 0] = 1e6
-    with pytest.raises(ValueError, match=r"lm_head\.weight has numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight.*not finite"):
         export(saved(tmp_path / "large", vlm), tmp_path / "no", dtype="float16")
     assert not (tmp_path / "no").exists()
 
@@ -156,21 +156,21 @@ def test_an_adapter_is_added(tmp_path: Path) -> None:
     assert facts["adapter"] == str(tmp_path / "adapter")
 
     for other in (made("qwen2_5_vl", text_layers=1), made("qwen2_5_vl", text_hidden=32)):
-        with pytest.raises(ValueError, match="does not fit model"):
+        with pytest.raises(ValueError, match="fit"):
             merge(other, tmp_path / "adapter")
-    with pytest.raises(ValueError, match="is an adapter alone; name the model"):
+    with pytest.raises(ValueError, match="adapter"):
         export(tmp_path / "adapter", tmp_path / "no")
     shutil.copytree(tmp_path / "adapter", base / "adapter")
-    with pytest.raises(ValueError, match="the sum already"):
+    with pytest.raises(ValueError, match="already"):
         export(base, tmp_path / "no", adapter=base / "adapter")
     config = tmp_path / "adapter/adapter_config.json"
     config.write_text(json.dumps({"peft_type": "IA3"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="of kind 'IA3', expected 'LORA'"):
+    with pytest.raises(ValueError, match=r"'IA3'.*'LORA'"):
         merge(made("qwen2_5_vl"), tmp_path / "adapter")
     config.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         merge(made("qwen2_5_vl"), tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"no adapter_config\.json there"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
         merge(made("qwen2_5_vl"), tmp_path / "nowhere")
 
 
@@ -187,7 +187,7 @@ def test_the_other_layout_of_internvl(tmp_path: Path) -> None:
     assert config["tie_word_embeddings"] and config["llm_config"]["tie_word_embeddings"]
     assert (tmp_path / "out/tokenizer.json").is_file()
     assert "trust-remote-code" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="for --format hf only"):
+    with pytest.raises(ValueError, match="--format hf"):
         export(source, tmp_path / "no", format="internvl-chat", quantise="int8")
 
 
@@ -232,7 +232,7 @@ def test_what_fails_leaves_the_earlier_export(
 
     with monkeypatch.context() as disk:
         disk.setattr(vlms, "save", full)
-        with pytest.raises(OSError, match="nothing of it is left"):
+        with pytest.raises(OSError, match="nothing"):
             export(source, tmp_path / "out")
     with monkeypatch.context() as writing:
         # The embeddings of one token are lost on the way to the disk.
@@ -241,11 +241,11 @@ def test_what_fails_leaves_the_earlier_export(
 
         vlms_save = vlms.save
         writing.setattr(vlms, "save", wrong)
-        with pytest.raises(RuntimeError, match="its tensors are not those of the model"):
+        with pytest.raises(RuntimeError, match="tensors"):
             export(source, tmp_path / "out")
     with monkeypatch.context() as reading:
         reading.setattr(exporting, "replies", lambda vlm, samples: [[id(vlm)]] * 6)
-        with pytest.raises(RuntimeError, match="6 of 6 greedy answers differ"):
+        with pytest.raises(RuntimeError, match="6 of 6"):
             export(source, tmp_path / "out")
         export(source, tmp_path / "other", dtype="bfloat16")  # counted only
     assert (tmp_path / "out/model.safetensors").read_bytes() == before
@@ -266,15 +266,15 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(tmp_path: Path) -> None:
     typeless = shutil.copytree(source, tmp_path / "typeless")
     config = json.loads((typeless / "config.json").read_text(encoding="utf-8"))
     (typeless / "config.json").write_text(json.dumps(config | {"dtype": "float64"}))
-    with pytest.raises(ValueError, match="gives float64 as the type"):
+    with pytest.raises(ValueError, match="float64"):
         export(typeless, tmp_path / "no")
-    with pytest.raises(ValueError, match="dtype 'float8' is unknown; expected one of bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype 'float8'.*bfloat16"):
         job(source, tmp_path / "no", "hf", None, "float8", None, "cpu")
-    with pytest.raises(ValueError, match="format 'gguf' is unknown; expected one of hf"):
+    with pytest.raises(ValueError, match=r"format 'gguf'.*hf"):
         job(source, tmp_path / "no", "gguf", None, None, None, "cpu")
-    with pytest.raises(ValueError, match="quantise 'int3' is unknown; expected one of int8"):
+    with pytest.raises(ValueError, match=r"quantise 'int3'.*int8"):
         refuse_unready("int3")
-    with pytest.raises(ValueError, match="device 'abacus' is unknown"):
+    with pytest.raises(ValueError, match="device 'abacus'"):
         export(source, tmp_path / "no", device="abacus")
     with pytest.raises(ValueError, match="cannot be read"):
         export(tmp_path / "nowhere", tmp_path / "no")
@@ -301,7 +301,7 @@ def test_no_folder_is_lost(tmp_path: Path) -> None:
 
 def test_quantising_asks_for_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'drivekd\[quantise\]'"):
+    with pytest.raises(ValueError, match=r"drivekd\[quantise\]"):
         export(tmp_path / "any", tmp_path / "out", quantise="nf4")
 
 

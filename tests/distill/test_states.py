@@ -101,11 +101,11 @@ def test_capture_says_what_went_wrong() -> None:
     net, ids = model(), tokens()
     layers = net.model.layers
     with (
-        pytest.raises(ValueError, match="layer 4 of a model with layers 1 to 3"),
+        pytest.raises(ValueError, match=r"layer 4 .*1 to 3"),
         capture(layers, {0, 3}),
     ):
         pass
-    with pytest.raises(ValueError, match=r"no states of layers \[1, 3\]"), capture(layers, {0, 2}):
+    with pytest.raises(ValueError, match=r"layers \[1, 3\]"), capture(layers, {0, 2}):
         pass
     with capture(layers, {0}):
         net(ids)

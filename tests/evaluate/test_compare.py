@@ -121,7 +121,7 @@ def test_other_judges_are_refused_unless_accuracy_is_asked_for(tmp_path: Path) -
         )
     ]
     for other in folders[1:]:
-        with pytest.raises(ValueError, match="different judges") as raised:
+        with pytest.raises(ValueError, match="judges") as raised:
             compare([folders[0], other])
         assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"temperature 0\.2 and 1\.0"):
@@ -157,9 +157,7 @@ def test_an_unfinished_file_lacks_questions(tmp_path: Path) -> None:
     text = (other / "answers.jsonl").read_text()
     (other / "answers.jsonl").write_text(text[:-40])
     for pair in ([one, other], [other, one]):
-        with pytest.raises(
-            ValueError, match=r"other lacks 1 of the 120 questions of .*one, '19/5'"
-        ):
+        with pytest.raises(ValueError, match=r"other .*1 of the 120 .*'19/5'"):
             compare(pair)
 
 

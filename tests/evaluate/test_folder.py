@@ -66,9 +66,9 @@ def test_broken_answers_are_refused(tmp_path: Path, text: bytes, said: str) -> N
 
 def test_runs_that_are_not_complete_are_refused(tmp_path: Path) -> None:
     runs = [*ANSWERS, an_answer("a", run=1)]
-    with pytest.raises(ValueError, match="1 of 2 questions, 'b' first, were not answered in all"):
+    with pytest.raises(ValueError, match=r"1 of 2 .*'b'"):
         read_evaluation(a_folder(tmp_path / "short", runs))
-    with pytest.raises(ValueError, match="'a' has two answers in run 0"):
+    with pytest.raises(ValueError, match=r"'a' .*run 0"):
         read_evaluation(a_folder(tmp_path / "twice", [*ANSWERS, ANSWERS[0]]))
 
 

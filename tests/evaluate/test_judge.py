@@ -223,7 +223,7 @@ def test_the_cost_limit_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert spent <= 0.006
     said = capsys.readouterr().err
     assert "if every reply is at its longest" in said and f"judging cost {spent:.4f}" in said
-    with pytest.raises(ValueError, match="needs the judge's prices"):
+    with pytest.raises(ValueError, match="prices"):
         judge_answers(answers, samples, ScriptedJudge(fill), tmp_path, Settings(max_cost=1))
 
 
@@ -273,7 +273,7 @@ def test_answers_that_fit_nothing_are_told(tmp_path: Path) -> None:
     nowhere = replace(samples[0], capability=None)
     verdict = judge_answers(answers, [nowhere], ScriptedJudge(fill), tmp_path)[0]
     assert (verdict.status, verdict.total) == ("no_sheet", None)
-    with pytest.raises(ValueError, match="'q0' belongs to no sample"):
+    with pytest.raises(ValueError, match="'q0'"):
         judge_answers(answers, [], ScriptedJudge(fill), tmp_path)
     with pytest.raises(ValueError, match="runs 0"):
         judge_answers(answers, samples, ScriptedJudge(fill), tmp_path, Settings(runs=0))
@@ -323,12 +323,12 @@ def test_rubrics_that_are_refused(tmp_path: Path, name: str, text: str, match: s
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=match):
         read_rubric(tmp_path / name)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.yaml"):
         read_rubric(tmp_path / "none.yaml")
 
 
 def test_sheets_are_out_of_a_hundred() -> None:
-    with pytest.raises(ValueError, match=r"sheet own: its points are 60 \+ 50 = 110, expected 100"):
+    with pytest.raises(ValueError, match=r"sheet own: .*110"):
         Sheet("own", (Criterion("a", 60), Criterion("b", 50)))
 
 

@@ -24,7 +24,7 @@ def test_exact_match_ignores_case_space_and_end() -> None:
 
 
 def test_exact_match_with_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing can be compared"):
+    with pytest.raises(ValueError, match="compared"):
         exact_match("", " . ")
 
 

@@ -221,7 +221,7 @@ def test_what_has_no_answer_is_asked_again_by_the_next_call(out: Path, fault: st
     _, samples = planned(20)
     bad = {samples[i].question for i in (2, 17)}
     with serving(str.upper, on(bad, fault)) as server:
-        with pytest.raises(RuntimeError, match="2 of 20 questions have no answer, first 'q") as end:
+        with pytest.raises(RuntimeError, match=r"2 of 20 .*'q") as end:
             ask(server, samples, out, tries=2)
         assert "\n" not in str(end.value) and server.url in str(end.value)
         kept = read_answers(out)
@@ -248,7 +248,7 @@ def test_who_answers_nobody_any_more_is_given_up(out: Path) -> None:
     _, samples = planned(PATIENCE + 50)
     with (
         serving(str.upper, lambda n, body: "ok" if n < 5 else "500") as server,
-        pytest.raises(RuntimeError, match=f"{PATIENCE + 45} of {PATIENCE + 50} questions"),
+        pytest.raises(RuntimeError, match=f"{PATIENCE + 45} of {PATIENCE + 50}"),
     ):
         ask(server, samples, out, concurrency=4, tries=1)
     assert len(server.bodies) < 5 + PATIENCE + 4
@@ -291,6 +291,6 @@ def test_a_broken_picture_is_named_and_what_came_is_kept(
     broken = tmp_path / "broken.png"
     broken.write_bytes(next(iter(samples[0].images.values())).read_bytes()[:200])
     bad = replace(samples[5], images=dict.fromkeys(samples[5].images, broken))
-    with serving(str.upper) as server, pytest.raises(ValueError, match=r"broken\.png: cannot be"):
+    with serving(str.upper) as server, pytest.raises(ValueError, match=r"broken\.png"):
         ask(server, [*samples[:5], bad], out, concurrency=1)
     assert len(read_answers(out)) == 5

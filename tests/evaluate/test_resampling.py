@@ -37,9 +37,9 @@ def test_tally_is_by_scene() -> None:
 
 @pytest.mark.parametrize("mix", [[], [(1, Part(np.zeros(3), np.zeros(3)))]])
 def test_nothing_has_no_mean(mix: list[tuple[int, Part]]) -> None:
-    with pytest.raises(ValueError, match="mean of no questions"):
+    with pytest.raises(ValueError, match="no questions"):
         mean(mix)
-    with pytest.raises(ValueError, match="mean of no questions"):
+    with pytest.raises(ValueError, match="no questions"):
         estimate(mix, draws(3, 0, 10), SCORES)
 
 

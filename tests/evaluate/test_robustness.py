@@ -82,9 +82,9 @@ def test_what_is_no_robustness_is_refused(tmp_path: Path) -> None:
     other = evaluated(tmp_path, "other", 5, fog(4), model="teacher")
     untold = evaluated(tmp_path, "untold", 5, fog(4), model=None)
     for folders in ([clean], [fogs, again], [clean, fogs, again], [clean, other], [clean, untold]):
-        with pytest.raises(ValueError, match="robustness: expected evaluations of one model"):
+        with pytest.raises(ValueError, match="one model"):
             robustness(folders)
-    with pytest.raises(ValueError, match="expected evaluations of one model"):
+    with pytest.raises(ValueError, match="one model"):
         robustness([])
 
 

@@ -175,7 +175,7 @@ def test_paired_equal_differences() -> None:
     ("a", "b"), [([], []), ([1.0], [2.0]), ([1.0, 2.0], [1.0]), ([1.0, float("nan")], [1.0, 2.0])]
 )
 def test_paired_refuses(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError, match="paired comparison"):
+    with pytest.raises(ValueError, match="paired"):
         paired(a, b)
 
 
@@ -228,9 +228,9 @@ def test_paired_scenes_averages_the_capabilities() -> None:
 def test_paired_scenes_refuses_other_questions() -> None:
     here = replies([[True], [False]])
     for other in ([here[::-1]], [here[:1]], []):
-        with pytest.raises(ValueError, match="same questions in the same order"):
+        with pytest.raises(ValueError, match="order"):
             paired_scenes([here], other)
-        with pytest.raises(ValueError, match="at least one list on each side"):
+        with pytest.raises(ValueError, match="list"):
             paired_scenes(other, [here])
 
 

@@ -275,7 +275,7 @@ def test_other_weights_are_refused(
         **capabilities,
         "planning": {**capabilities["planning"], "teacher": str(tmp_path / "other")},
     }
-    with pytest.raises(ValueError, match=r"planning.teacher.sha256: \w{12} there, \w{12} here"):
+    with pytest.raises(ValueError, match=r"planning\.teacher\.sha256: \w{12} .*\w{12}"):
         plans.build(recipe(data, Path("o"), full, capabilities=of), runs.tiny_student())
 
 
@@ -288,7 +288,7 @@ def test_the_same_ids_with_other_content_are_refused(
     picture = tmp_path / "3_CAM_BACK.png"
     picture.write_bytes(picture.read_bytes() + b"\0")
     data.write_text(data.read_text().replace("Turn?", "Left?", 1))
-    with pytest.raises(ValueError, match=r"s0q4 \(words\), s3q0 \(pictures\), s3q1 .* another"):
+    with pytest.raises(ValueError, match=r"s0q4 \(words\), s3q0 \(pictures\), s3q1"):
         plans.build(given, runs.tiny_student())
     assert loaded == []
 
@@ -299,7 +299,7 @@ def test_a_store_without_its_manifest_is_refused(
     shutil.copytree(full, tmp_path / "bare")
     (tmp_path / "bare" / store.MANIFEST).unlink()
     given = recipe(data, Path("o"), tmp_path / "bare", capabilities=capabilities)
-    with pytest.raises(ValueError, match=r"holds attention but no manifest.json"):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
         plans.build(given, runs.tiny_student())
 
 
@@ -322,7 +322,7 @@ def test_the_size_is_told_and_is_what_is_written(
 
 
 def test_nothing_to_store_is_said(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set cache.dir, or give --out"):
+    with pytest.raises(ValueError, match=r"cache\.dir.*--out"):
         fill(recipe(data, Path("o"), None))
     with pytest.raises(ValueError, match="no capabilities"):
         fill(recipe(data, Path("o"), tmp_path, capabilities={}))
@@ -374,7 +374,7 @@ def test_interrupted_filling_goes_on(
 
     damaged = next(tmp_path.glob("shard-*"))
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=rf"{damaged.name} is damaged or cut off"):
+    with pytest.raises(ValueError, match=damaged.name):
         built(given)
     damaged.unlink()
     torch.testing.assert_close(term_losses(built(given), range(20)), term_losses(plan, range(20)))
@@ -397,7 +397,7 @@ def test_more_samples_are_added(data: Path, tmp_path: Path, asked: list[int]) ->
 
 def test_one_writer_at_a_time(data: Path, tmp_path: Path) -> None:
     given = recipe(data, Path("o"), tmp_path)
-    with locked(tmp_path), pytest.raises(ValueError, match=r"in use by another run .* wait for it"):
+    with locked(tmp_path), pytest.raises(ValueError, match="in use"):
         built(given)
     wanted = term_losses(built(given), range(20))
     with locked(tmp_path):  # readers need no lock

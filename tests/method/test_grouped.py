@@ -173,7 +173,7 @@ def test_by_hand() -> None:
 def test_what_is_refused() -> None:
     G = gram_of(random(0, 2))
     for anchors, teachers in (([0], [0]), ([0, 0], [1]), ([0, 2], [0]), ([0], [1, 1])):
-        with pytest.raises(ValueError, match="agp_grouped: Gram matrix of 3 rows"):
+        with pytest.raises(ValueError, match=r"agp_grouped: .*3 rows"):
             agp_grouped_coefficients(G, anchors, teachers, [0, 1])
     with pytest.raises(ValueError, match=r"permutation of range\(2\)"):
         agp_grouped_coefficients(G, [0, 1], [1], [0])

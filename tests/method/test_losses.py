@@ -135,13 +135,13 @@ def test_an_empty_mask_is_an_error() -> None:
     mask = torch.ones(2, 3, 3, dtype=torch.bool)
     mask[1] = False
     for loss in PLAIN.values():
-        with pytest.raises(ValueError, match=r"samples \[1\] of 2 is empty"):
+        with pytest.raises(ValueError, match=r"samples \[1\] of 2"):
             loss(maps, maps, mask)
 
 
 def test_a_map_without_direction_is_an_error() -> None:
     mask = torch.ones(1, 3, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="no direction"):
+    with pytest.raises(ValueError, match="direction"):
         attention_cosine(torch.zeros(1, 3, 3), torch.rand(1, 3, 3), mask)
 
 
@@ -213,7 +213,7 @@ def test_rows_that_the_loss_needs_are_enough(loss: str) -> None:
 def test_lacking_rows_are_an_error() -> None:
     case = packed()
     text = torch.tensor([0, 1, 5, 6, 7, 8, 9, 10])
-    with pytest.raises(ValueError, match=r"samples \[1, 2, 3, 4\] need"):
+    with pytest.raises(ValueError, match=r"samples \[1, 2, 3, 4\]"):
         run(case, rows=text, signal="text_to_vision")
 
 

@@ -295,7 +295,7 @@ def test_what_is_refused() -> None:
         COMBINERS["pcgrad"](G, [0, 1])
     with pytest.raises(ValueError, match=r"\[1\+K, 1\+K\]"):
         agp_coefficients(np.ones((2, 3)), [0])
-    with pytest.raises(ValueError, match="telemetry: Gram matrix of 3 rows"):
+    with pytest.raises(ValueError, match="3 rows"):
         telemetry(projection.agp(G, [0, 1]), ["planning"])
     with pytest.raises(ValueError, match="finite"):
         agp_coefficients(np.array([[1.0, np.nan], [np.nan, 1.0]]), [0])
@@ -330,11 +330,11 @@ def test_gram_keeps_small_gradients_beside_large_ones() -> None:
 
 
 def test_vectors_that_do_not_match_are_refused() -> None:
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="length"):
         gram([torch.zeros(3), torch.zeros(4)])
     with pytest.raises((ValueError, TypeError), match=r"flat|'P'"):  # TypeError: checked by pytest
         gram([torch.zeros(3, 2)])
-    with pytest.raises(ValueError, match="one coefficient per gradient"):
+    with pytest.raises(ValueError, match="coefficient"):
         linear_combination([torch.zeros(3)], torch.ones(2, dtype=torch.float64))
 
 

@@ -149,5 +149,5 @@ def test_memory_does_not_grow_with_the_vocabulary() -> None:
 
 
 def test_a_temperature_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature above 0, got 0"):
+    with pytest.raises(ValueError, match=r"temperature.* 0"):
         token_kl(*drawn(), temperature=0.0)

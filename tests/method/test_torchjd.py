@@ -91,7 +91,7 @@ def test_what_is_refused_in_one_line(name: str, said: str) -> None:
 
 def test_absent_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchjd, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'drivekd\[torchjd\]'") as caught:
+    with pytest.raises(ValueError, match=r"drivekd\[torchjd\]") as caught:
         torchjd_solver("torchjd:UPGrad")
     assert "\n" not in str(caught.value)
 
@@ -103,5 +103,5 @@ def test_what_a_weighting_needs_besides_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected finite ones"):
+    with pytest.raises(ValueError, match="finite"):
         torchjd._finite("torchjd:X", torch.tensor([1.0, torch.nan]))

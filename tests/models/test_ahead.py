@@ -101,7 +101,7 @@ def test_a_broken_file_is_told_when_its_turn_comes(
         with ahead(items, lambda files: [(vlm, path) for path in files], 2) as coming:
             done.extend(pixels(vlm, files) for files in coming)
 
-    with pytest.raises(ValueError, match=r"image .*broken\.jpg: cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
         work()
     assert len(done) == 2
     assert not workers()

@@ -127,7 +127,7 @@ def test_it_is_evaluated_and_asked(folder: Path, data: Path, tmp_path: Path) -> 
     assert found.scores.everything is not None and found.scores.everything.n == 15
     images = {c: data.parent / f"0_{c}.png" for c in runs.CAMERAS}
     assert isinstance(ask(str(folder), images, "Which colour?", max_new_tokens=3), str)
-    with pytest.raises(ValueError, match="its attention cannot be read"):
+    with pytest.raises(ValueError, match="attention"):
         ask(str(folder), images, "Which colour?", tmp_path / "look.png")
 
 
@@ -140,5 +140,5 @@ def test_it_is_not_trained_and_teaches_nothing(
     recipe = runs.recipe(data, tmp_path, capabilities=raw if role == "teacher" else {})
     if role == "student":
         recipe = recipe.model_copy(update={"student": str(folder)})
-    with pytest.raises(ValueError, match=r"not supported for training.*its image tokens lie outs"):
+    with pytest.raises(ValueError, match="image tokens"):
         train(recipe, student=runs.tiny_student() if role == "teacher" else None)

@@ -109,12 +109,12 @@ def test_images_without_placeholders_go_in_front(vlm, pictures):
 def test_placeholders_that_do_not_match_the_images_are_named(vlm, pictures, count):
     images = {"image_0": pictures("x"), "image_1": pictures("y")}
     turns = (Message("user", "<image>" * count + "Where?"), Message("assistant", "there"))
-    with pytest.raises(ValueError, match=rf"'s7' .*has {count} <image> placeholders .* 2 images"):
+    with pytest.raises(ValueError, match=rf"'s7' .*{count} <image> .*2 images"):
         encode(vlm, Sample("s7", turns, images, source="f.jsonl:3"))
 
 
 def test_image_tokens_in_the_text_are_refused(vlm, make):
-    with pytest.raises(ValueError, match="its text contains the image token"):
+    with pytest.raises(ValueError, match="image token"):
         encode(vlm, make("a", f"Is {vlm.family.image_token} a token?"))
 
 
@@ -124,12 +124,12 @@ def test_placeholder_in_an_answer_is_text(vlm, make):
 
 
 def test_nothing_to_train_on_is_named(vlm, make):
-    with pytest.raises(ValueError, match=r"'a:Why\?' \(test.jsonl:1\) has no answer"):
+    with pytest.raises(ValueError, match=r"'a:Why\?' \(test\.jsonl:1\).*answer"):
         encode(vlm, make("a", "Why?", None))
 
 
 def test_images_need_a_user_turn(vlm, pictures):
-    with pytest.raises(ValueError, match=r"'s' .* no user turn"):
+    with pytest.raises(ValueError, match=r"'s' .*user"):
         encode(vlm, Sample("s", (Message("assistant", "so"),), {"image_0": pictures("x")}))
 
 
@@ -139,7 +139,7 @@ def test_template_that_rewrites_answers_is_refused(make):
         "{{ message['content'] }}", "{{ message['content'] | trim }}"
     )
     assert encode(own, make("a", "Why?", "so")).prefix
-    with pytest.raises(ValueError, match=r"does not repeat the answer ' so '"):
+    with pytest.raises(ValueError, match="answer ' so '"):
         encode(own, make("a", "Why?", " so "))
 
 
@@ -152,5 +152,5 @@ def test_template_that_takes_no_system_turn_is_named(make):
     sample = make("a", "Why?", "so")
     led = dataclasses.replace(sample, messages=(Message("system", "Be brief."), *sample.messages))
     assert encode(own, sample).prefix
-    with pytest.raises(ValueError, match=r"takes no turns of system, user .*no system.*leave out"):
+    with pytest.raises(ValueError, match="system, user"):
         encode(own, led, add_answer=False)

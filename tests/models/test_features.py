@@ -77,7 +77,7 @@ def test_entries_are_dropped_when_the_tower_changes(vlm, paths):
 def test_trained_tower_is_refused(vlm, paths):
     own = frozen(vlm)
     vision_parts(own)[0].requires_grad_(True)
-    with pytest.raises(ValueError, match=r"carry no gradient.*Freeze them"):
+    with pytest.raises(ValueError, match="gradient"):
         FeatureCache().features(own, paths)
     with torch.no_grad():
         FeatureCache().features(own, paths)

@@ -103,5 +103,5 @@ def test_no_samples_no_answers(vlm):
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_size"])
 def test_counts_below_one_are_refused(vlm, mixed, name):
-    with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
+    with pytest.raises(ValueError, match=rf"{name} .*0.*1"):
         generate(vlm, mixed, **{name: 0})

@@ -41,7 +41,7 @@ def test_learned_merges_shorten_text():
 
 
 def test_tokenizer_says_what_room_it_needs():
-    with pytest.raises(ValueError, match="vocab_size is 300, expected at least 362"):
+    with pytest.raises(ValueError, match=r"vocab_size .*300.*362"):
         tiny.build_tokenizer(vocab_size=300)
 
 

@@ -97,14 +97,14 @@ def test_cut_model_keeps_the_lower_layers_exactly(vlm_saved, make):
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_layers_that_the_model_lacks_are_refused(vlm_saved, number):
-    with pytest.raises(ValueError, match=f"num_layers={number}, expected 1 to 2"):
+    with pytest.raises(ValueError, match=rf"num_layers={number}.*1 to 2"):
         vlm.load(vlm_saved[1], num_layers=number)
 
 
 def test_unknown_places_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' cannot be read; expected a folder with config"):
+    with pytest.raises(ValueError, match=r"nowhere'.*config"):
         vlm.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"'world:nobody': no model of that name is shipped"):
+    with pytest.raises(ValueError, match="'world:nobody'"):
         vlm.load("world:nobody")
 
 
@@ -112,13 +112,13 @@ def test_world_names_point_into_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(vlm, "ASSETS", tmp_path)
     vlm.save(tiny.tiny_vlm(text_layers=1, vision_layers=1), tmp_path / "some")
     assert vlm.load("world:some").source == "world:some"
-    with pytest.raises(ValueError, match=r"expected one of world:some"):
+    with pytest.raises(ValueError, match="world:some"):
         vlm.locate("world:other")
 
 
 def test_other_families_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match=r"'llama' is not supported; expected one of internvl"):
+    with pytest.raises(ValueError, match=r"'llama'.*internvl"):
         vlm.load(tmp_path)
 
 
@@ -152,7 +152,7 @@ def vlm_saved(request, tmp_path_factory):
 
 def test_a_device_that_is_not_there_is_one_line(vlm_saved, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device cuda: this PyTorch sees no GPU"):
+    with pytest.raises(ValueError, match="device cuda"):
         vlm.load(vlm_saved[1], device="cuda")
-    with pytest.raises(ValueError, match="device 'foo' is unknown to PyTorch: choose cpu or cuda"):
+    with pytest.raises(ValueError, match=r"device 'foo'.*cpu"):
         vlm.load(vlm_saved[1], device="foo")

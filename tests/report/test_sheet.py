@@ -50,7 +50,7 @@ def test_one_sample_of_each_kind_and_pictures_that_are_gone(tmp_path: Path) -> N
     few = drawn(contact_sheet(read(path), tmp_path / "s.png", 3))
     many = drawn(contact_sheet(read(path), tmp_path / "t.png", 12))
     assert (few.height - 20) * 4 == (many.height - 20)  # one of a and b; four of each
-    with pytest.raises(ValueError, match="no sample has pictures"):
+    with pytest.raises(ValueError, match="pictures"):
         contact_sheet([], tmp_path / "u.png")
 
 

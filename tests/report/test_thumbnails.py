@@ -56,5 +56,5 @@ def test_what_is_no_picture_has_no_copy(tmp_path: Path) -> None:
 def test_a_link_does_not_lead_copies_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     (tmp_path / "e/pictures").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="remove the link"):
+    with pytest.raises(ValueError, match="link"):
         thumbnails([picture(tmp_path / "a.jpg", 1)], tmp_path / "e")

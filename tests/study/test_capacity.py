@@ -150,15 +150,15 @@ def test_what_is_of_no_capability_is_left_out(
 
 def test_what_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
     data = write_data(tmp_path, scenes=2)
-    with pytest.raises(ValueError, match="about 2 scenes: expected 3 or more"):
+    with pytest.raises(ValueError, match=r"2 scenes.*3"):
         capacity.prepare("s", ["t"], data)
-    with pytest.raises(ValueError, match="one is named twice"):
+    with pytest.raises(ValueError, match="twice"):
         capacity.prepare("s", ["t", "t"], data)
     data = write_data(tmp_path / "apart", scenes=3)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     kept = [rows[0], rows[6], rows[12]]  # perception, reasoning, planning: a scene each
     data.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    with pytest.raises(ValueError, match="no capability has questions about both parts"):
+    with pytest.raises(ValueError, match="capability"):
         capacity.prepare("s", ["t"], data)
 
 
@@ -167,5 +167,5 @@ def test_a_teacher_that_reads_otherwise_is_refused(
 ) -> None:
     save(tiny_student(family="qwen2_5_vl"), tmp_path / "qwen")
     probes = capacity.prepare(places["student"], [str(tmp_path / "qwen")], data, steps=1)
-    with pytest.raises(ValueError, match="both must be of one family"):
+    with pytest.raises(ValueError, match="family"):
         capacity.run(probes, tmp_path / "out")

@@ -217,7 +217,7 @@ def test_states_that_are_not_finite_name_the_samples(samples: list[Sample]) -> N
     broken: Any = vlm.model.get_submodule("model.language_model.layers.1.mlp.down_proj")
     with torch.no_grad():
         broken.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"not finite on samples 's0q0'"):
+    with pytest.raises(ValueError, match=r"finite .*'s0q0'"):
         read_row(vlm, [encode(vlm, samples[0])])
 
 
@@ -230,7 +230,7 @@ def test_logits_that_are_not_finite_name_the_samples(samples: list[Sample]) -> N
         head.weight[0, 0] = torch.nan
     encoded = [encode(vlm, samples[0])]
     for run in (read_row, read_margins):
-        with pytest.raises(ValueError, match=r"logits are not finite on samples 's0q0'"):
+        with pytest.raises(ValueError, match=r"logits .*finite .*'s0q0'"):
             run(vlm, encoded)
 
 

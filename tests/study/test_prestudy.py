@@ -91,7 +91,7 @@ def test_a_folder_keeps_to_one_teacher(tmp_path: Path, teacher: Path) -> None:
     data, other = write_data(tmp_path), tmp_path / "other"
     save(tiny_student(seed=4, text_layers=4), other)
     run(str(teacher), data, tmp_path / "out", max_samples=4)
-    with pytest.raises(ValueError, match=r"out holds the pre-study of .*teacher: name another"):
+    with pytest.raises(ValueError, match=r"out .*teacher"):
         run(str(other), data, tmp_path / "out", max_samples=4)
     run(str(teacher), data, tmp_path / "out", max_samples=5)
     assert studied(tmp_path / "out")["data"]["samples"] == 5
@@ -100,10 +100,10 @@ def test_a_folder_keeps_to_one_teacher(tmp_path: Path, teacher: Path) -> None:
 def test_samples_that_cannot_be_studied_are_named(tmp_path: Path, teacher: Path) -> None:
     data = write_data(tmp_path)
     no_kind = changed(data, "none.jsonl", lambda row: {**row, "question_type": None})
-    with pytest.raises(ValueError, match="none of 15 samples says which capability"):
+    with pytest.raises(ValueError, match=r"15 samples .*capability"):
         run(str(teacher), no_kind, tmp_path / "out")
     long = changed(data, "long.jsonl", lambda row: {**row, "paraphrases": ["on " * 40_000]})
-    with pytest.raises(ValueError, match=r"row 1: sample 's0q0~1' is longer \(\d+ tokens"):
+    with pytest.raises(ValueError, match=r"row 1: .*'s0q0~1' .*\d+ tokens"):
         run(str(teacher), long, tmp_path / "out")
 
 

@@ -345,13 +345,13 @@ def test_no_roads_and_many_roads(renderer: Renderer) -> None:
 
 def test_borders(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
     twice = replace(frame(thing()), things=(thing(), thing(y=5)))
-    with pytest.raises(ValueError, match="different thing ids from 1 to 250"):
+    with pytest.raises(ValueError, match="1 to 250"):
         render(renderer, twice)
     with pytest.raises(ValueError, match="picture size"):
         open_renderer(4)
     closed = open_renderer(32)
     closed.close()
-    with pytest.raises(ValueError, match="got a closed one"):
+    with pytest.raises(ValueError, match="closed"):
         render(closed, frame())
 
     def absent(name: str) -> None:

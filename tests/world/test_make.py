@@ -111,19 +111,19 @@ def test_first_and_size(tmp_path: Path, world: Path) -> None:
 def test_a_folder_made_with_other_settings_is_refused(tmp_path: Path) -> None:
     make(tmp_path, 1, "val", workers=1)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="made with another split: choose another folder"):
+    with pytest.raises(ValueError, match="split"):
         make(tmp_path, 1, "train", workers=1)
-    with pytest.raises(ValueError, match="made with another size"):
+    with pytest.raises(ValueError, match="size"):
         make(tmp_path, 1, "val", size=64, workers=1)
     assert contents(tmp_path) == before
 
 
 def test_what_does_not_exist_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "w"
-    with pytest.raises(ValueError, match="split 'trian' is unknown: choose one of train, "):
+    with pytest.raises(ValueError, match=r"'trian'.*train, "):
         making.make.__wrapped__(out, 1, "trian")
     for scenes, start in ((0, 0), (1, -1), (2, 999_999)):
-        with pytest.raises(ValueError, match=f"got {scenes} from {start} on: choose fewer"):
+        with pytest.raises(ValueError, match=f"{scenes} from {start}"):
             make(out, scenes, "train", first=start)
     with pytest.raises(ValueError, match="picture size"):
         make(out, 1, "train", size=8)
@@ -134,10 +134,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     make(tmp_path, 1, "val", workers=1)
     truth = tmp_path / "truth" / "2000000.json"
     truth.write_text(truth.read_text()[:100])
-    with pytest.raises(ValueError, match=r"2000000\.json is damaged.*delete it and run again"):
+    with pytest.raises(ValueError, match=r"2000000\.json"):
         make(tmp_path, 1, "val", workers=1)
     (tmp_path / "world.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"world\.json is damaged"):
+    with pytest.raises(ValueError, match=r"world\.json"):
         make(tmp_path, 1, "val", workers=1)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
         return Full(file) if len(writes) >= 3 else file  # world.json, the first truth, then full
 
     monkeypatch.setattr(Path, "open", open_until_full)
-    with pytest.raises(OSError, match="No space left on device; complete scenes are") as refused:
+    with pytest.raises(OSError, match="No space left on device") as refused:
         make(out, 3, "train", workers=1)
     assert refused.value.errno == errno.ENOSPC
     assert str(out) in str(refused.value)
@@ -199,7 +199,7 @@ def test_without_libx11(
 
     making._renderer.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    with pytest.raises(OSError, match=r"install Debian's package libx11-6$"):
+    with pytest.raises(OSError, match="libx11-6"):
         make(tmp_path, 1, "val", workers=1)
     command = ["world", "make", "--out", str(tmp_path), "--scenes", "1", "--split", "val"]
     with pytest.raises(SystemExit) as ended:

@@ -67,9 +67,9 @@ def test_the_command_line_refuses_what_is_no_world(
 
 
 def test_borders(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no questions\.jsonl; expected a folder that"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl"):
         show(tmp_path, tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match="expected at least 1 scene to show, got 0"):
+    with pytest.raises(ValueError, match=r"1 scene.*0"):
         show(world, tmp_path / "sheet.png", 0)
     one = tmp_path / "one"
     (one / "truth").mkdir(parents=True)

@@ -36,10 +36,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from provenance import COMMIT, write_result
 
 from drivekd.deploy.bench import cost, machine, random_weights, workload
-from drivekd.deploy.bench.asked import DTYPES
 from drivekd.deploy.bench.cost import Load
-from drivekd.deploy.bench.opening import refuse_too_large
-from drivekd.deploy.bench.rates import Rates
+from drivekd.deploy.bench.machine import Rates
+from drivekd.deploy.bench.opening import DTYPES, refuse_too_large
 from drivekd.evaluate import published
 from drivekd.files.writing import write_json
 from drivekd.models.encode import encode

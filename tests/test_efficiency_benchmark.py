@@ -14,7 +14,7 @@ import pytest
 from tests.scripts import script
 
 from drivekd.deploy.bench import machine, random_weights
-from drivekd.deploy.bench.rates import Rates
+from drivekd.deploy.bench.machine import Rates
 from drivekd.deploy.bench.workload import request
 
 NAMES = ("InternVL3-1B-hf", "InternVL3-2B-hf", "Qwen2.5-VL-3B-Instruct", "InternVL3-78B-hf")

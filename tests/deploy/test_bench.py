@@ -12,21 +12,21 @@ import torch
 from tests.deploy.stream_server import PIECES, streaming
 
 from drivekd.cli import app
-from drivekd.deploy.bench import live, machine, opening, random_weights, rates
-from drivekd.deploy.bench.asked import Asked
+from drivekd.deploy.bench import live, machine, opening, random_weights
 from drivekd.deploy.bench.bench import bench, table
+from drivekd.deploy.bench.opening import Settings
 from drivekd.models.vlm import ASSETS
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 STUDENT = "world:student_base"
-rates_of = rates.rates
-GIVEN = rates.Rates(bytes_per_s=1e10, flops_per_s=1e11)
+rates_of = machine.rates
+GIVEN = machine.Rates(bytes_per_s=1e10, flops_per_s=1e11)
 
 
 @pytest.fixture(autouse=True)
 def given_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring them takes as long as everything else."""
-    monkeypatch.setattr(rates, "rates", lambda device, dtype: GIVEN)
+    monkeypatch.setattr(machine, "rates", lambda device, dtype: GIVEN)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -106,7 +106,7 @@ def test_random_weights_of_a_published_model(monkeypatch: pytest.MonkeyPatch) ->
     state = torch.get_rng_state()
     for name in ("InternVL3-1B-hf", "Qwen/Qwen2.5-VL-3B-Instruct"):
         found = bench(
-            Asked(
+            Settings(
                 config_only=name,
                 cameras=(1,),
                 new_tokens=2,
@@ -241,8 +241,8 @@ def test_frames_of_a_world_as_they_come(
 
 
 def test_rates_are_those_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_BYTES", 1 << 20)
-    monkeypatch.setattr(rates, "_SIDE", {"cpu": 256})
+    monkeypatch.setattr(machine, "_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_SIDE", {"cpu": 256})
     found = rates_of("cpu", torch.bfloat16)
     assert 1e8 < found.bytes_per_s < 1e13
     assert 1e8 < found.flops_per_s < 1e16

@@ -14,7 +14,7 @@ from drivekd.data.sample import Sample
 from drivekd.deploy.bench import cost, random_weights
 from drivekd.deploy.bench.cost import Load
 from drivekd.deploy.bench.engine import local, tensors
-from drivekd.deploy.bench.rates import Rates
+from drivekd.deploy.bench.machine import Rates
 from drivekd.models import published, tiny
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm

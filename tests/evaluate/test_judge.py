@@ -20,9 +20,9 @@ from drivekd.evaluate import chat
 from drivekd.evaluate.chat import ChatEndpoint, ChatError
 from drivekd.evaluate.folder import read_verdicts
 from drivekd.evaluate.judging.cost import Price
-from drivekd.evaluate.judging.descriptions import describe, read_descriptions
-from drivekd.evaluate.judging.judge import Settings, judge_answers, prompt_of, write_verdicts
+from drivekd.evaluate.judging.judge import Settings, judge_answers, write_verdicts
 from drivekd.evaluate.judging.judges import ChatJudge, ScriptedJudge
+from drivekd.evaluate.judging.prompts import describe, prompt_of, read_descriptions
 from drivekd.evaluate.judging.sheets import SHEETS, Criterion, Sheet, read_rubric
 from evaluate.chat_server import Server, answered, fill, planned, serving
 

@@ -1,20 +1,37 @@
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drivekd.evaluate import chat
-from drivekd.evaluate.chat import ChatEndpoint
+from drivekd.evaluate.chat import ChatEndpoint, ChatReply
 from drivekd.evaluate.judging.cost import CHARACTERS_PER_TOKEN, Price
 from drivekd.evaluate.judging.judge import Settings, judge_answers
 from drivekd.evaluate.judging.judges import ChatJudge, ScriptedJudge
 from evaluate.chat_server import Server, fill, planned, serving
 
 PRICE = Price(1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Counting(ScriptedJudge):
+    """A judge that counts so many characters of a prompt as one token."""
+
+    per_token: float = 2.0
+    paid: list[float] = field(default_factory=list)
+
+    async def reply(self, messages: Any, form: Any, before_try: Any) -> ChatReply:
+        before_try()
+        sent = sum(len(message["content"]) for message in messages) / self.per_token
+        self.paid.append(PRICE.of(sent, self.longest))
+        await asyncio.sleep(0.01)  # as many as may be are under way before one is paid
+        return ChatReply(fill(messages[-1]["content"]), round(sent), self.longest)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +46,7 @@ def judge_at(server: Server, timeout: float = 30, **more: Any) -> ChatJudge:
 def worst_of(server: Server) -> float:
     """The most that one try with the first prompt can cost."""
     sent = sum(len(message["content"]) for message in server.bodies[0]["messages"])
-    return PRICE.of(sent / 3, 512)
+    return PRICE.of(sent / CHARACTERS_PER_TOKEN, 512)
 
 
 @pytest.mark.parametrize("fault", ["503", "slow", "cut"])
@@ -53,6 +70,17 @@ def test_a_try_that_failed_is_paid_beside_the_one_that_did_not(
     assert verdict.total == 50 and len(server.bodies) == 2
     spent = worst_of(server) + PRICE.of(100, 20)
     assert f"judging cost {spent:.4f}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("per_token", "concurrency"), [(2.3, 8), (1.0, 1)])
+def test_the_cost_limit_holds_for_prompts_of_many_tokens(
+    per_token: float, concurrency: int, tmp_path: Path
+) -> None:
+    """Tag-heavy prompts have 2.3 characters a token; what a server counts corrects any guess."""
+    answers, samples = planned(20, reply="<c1,CAM_FRONT,0.5,0.5> " * 200)
+    judge = Counting(fill, concurrency=concurrency, longest=20, per_token=per_token)
+    judge_answers(answers, samples, judge, tmp_path, Settings(price=PRICE, max_cost=0.02))
+    assert 0.7 * 0.02 < sum(judge.paid) <= 0.02
 
 
 @pytest.mark.parametrize(("good", "place"), [(True, 0), (False, 1)])

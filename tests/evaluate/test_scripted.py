@@ -9,7 +9,7 @@ import pytest
 from drivekd.data.sample import Message, Sample
 from drivekd.evaluate.answers.answer import answer_of
 from drivekd.evaluate.judging.judge import Settings, Verdict, judge_answers
-from drivekd.evaluate.judging.scripted import scripted_judge, shared_words, sheet_by_words
+from drivekd.evaluate.judging.judges import scripted_judge, shared_words, sheet_by_words
 from drivekd.evaluate.judging.sheets import SHEETS
 
 CHOICE = "What does it do? A. Stop. B. Going ahead."

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivekd.evaluate.judging.judge import judge_answers, prompt_of
+from drivekd.evaluate.judging.judge import judge_answers
 from drivekd.evaluate.judging.judges import ScriptedJudge
+from drivekd.evaluate.judging.prompts import prompt_of
 from drivekd.evaluate.judging.sheets import SHEETS, Criterion, Sheet
 from drivekd.evaluate.judging.verdict import Points, read_points
 from evaluate.chat_server import planned

@@ -70,10 +70,10 @@ def bench(
     world: _World = None,
 ) -> None:
     """Measure time to the first token, time per token and memory; the last line is JSON."""
-    given = dict(locals())  # the options by name, as `Asked` calls them
+    given = dict(locals())  # the options by name, as `Settings` calls them
     from drivekd.deploy.bench import bench as benches
-    from drivekd.deploy.bench.asked import Asked
-    from drivekd.deploy.bench.live import told
+    from drivekd.deploy.bench.live import describe
+    from drivekd.deploy.bench.opening import Settings
     from drivekd.world.make import make
 
     if world is not None and stream is None:
@@ -81,12 +81,12 @@ def bench(
     if stream is not None and (scores or cameras or batch):
         raise ValueError("--stream takes no --scores, --cameras or --batch: leave them out")
     given |= {"cameras": tuple(cameras or (1, 6)), "batch": tuple(batch or (1,))}
-    asked = Asked(**{k: v for k, v in given.items() if k not in ("stream", "world")})
+    settings = Settings(**{k: v for k, v in given.items() if k not in ("stream", "world")})
     if stream is not None:
-        content = benches.live(asked, stream, partial(make, split="demo"), world)
-        typer.echo(told(content["stream"]))
+        content = benches.live(settings, stream, partial(make, split="demo"), world)
+        typer.echo(describe(content["stream"]))
     else:
-        content = benches.bench(asked)
+        content = benches.bench(settings)
         typer.echo(benches.table(content))
     typer.echo(json.dumps(content))
 

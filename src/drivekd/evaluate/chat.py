@@ -25,7 +25,7 @@ import tenacity
 
 #: statuses that may pass; any other one would come again
 RETRIED = frozenset({408, 409, 429, *range(500, 600)})
-#: statuses that tell of the whole endpoint (key, payment, address), not of one request
+#: statuses about the endpoint itself (key, payment, address), not about one request
 HOPELESS = frozenset({401, 402, 403, 404, 405})
 #: finish reasons of a model that said all it had to say, or all it was allowed to
 _ENDS = ("stop", "length")
@@ -71,7 +71,7 @@ class ChatReply:
 
 @dataclass(slots=True)
 class Usage:
-    """What an endpoint was asked so far: tries, replies with text, and their tokens."""
+    """Requests made so far: tries, replies with text, and their tokens."""
 
     requests: int = 0
     replies: int = 0
@@ -138,7 +138,7 @@ class ChatEndpoint:
         empty: bool = False,
         **params: Any,
     ) -> ChatReply:
-        """One reply to a conversation.
+        """Return one reply to a conversation.
 
         Args:
             messages: of the conversation.
@@ -205,17 +205,17 @@ class ChatEndpoint:
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.wait if isinstance(error, _Again) else None
-        if asked is None:
-            asked = tenacity.wait_random_exponential(FIRST_WAIT, self.longest_wait)(state)
-        return min(asked, self.longest_wait)
+        wait = error.wait if isinstance(error, _Again) else None
+        if wait is None:
+            wait = tenacity.wait_random_exponential(FIRST_WAIT, self.longest_wait)(state)
+        return min(wait, self.longest_wait)
 
     def _error(self, kind: Kind, why: str) -> ChatError:
         """An error that names the server; a server that repeats the key is not quoted with it."""
-        return told(kind, f"{self.model} at {self.url}: {why}", self._key)
+        return safe_error(kind, f"{self.model} at {self.url}: {why}", self._key)
 
 
-def told(kind: Kind, text: str, key: str) -> ChatError:
+def safe_error(kind: Kind, text: str, key: str) -> ChatError:
     """An error whose text holds no part of a key, whoever wrote it."""
     # Before the text is cut: half a key is a secret too. As it is, and as JSON may escape it.
     for form in {key, json.dumps(key)[1:-1], key.replace("/", "\\/")} - {""}:
@@ -235,7 +235,7 @@ async def together(workers: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def checked_url(url: str) -> str:
-    """The address without a last slash and without `/chat/completions`.
+    """Return the address without a last slash and without `/chat/completions`.
 
     Raises:
         ValueError: no http(s) address, or one that carries a user, a password, a query or a
@@ -258,7 +258,7 @@ def checked_url(url: str) -> str:
 
 
 def read_key(name: str | None) -> str:
-    """The key in an environment variable, "" without a variable's name.
+    """Read the key from an environment variable; "" without a variable's name.
 
     Raises:
         ValueError: the variable is not set, or holds what no header can carry.
@@ -274,7 +274,7 @@ def read_key(name: str | None) -> str:
 
 
 def retry_after(header: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for, by number or by date; None if it says neither."""
+    """Read the seconds of a Retry-After header, a number or a date; None if it is neither."""
     if header is None:
         return None
     if re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?\s*", header, re.ASCII):
@@ -288,7 +288,7 @@ def retry_after(header: str | None, now: datetime | None = None) -> float | None
 
 
 def read_reply(body: Any, empty: bool = False) -> ChatReply:
-    """The first choice of a parsed response.
+    """Read the first choice of a parsed response.
 
     Args:
         body: of the response.

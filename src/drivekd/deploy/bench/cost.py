@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from drivekd.deploy.bench.rates import Rates
+from drivekd.deploy.bench.machine import Rates
 from drivekd.models.published import parameters
 from drivekd.models.vlm import Vlm, head_weight, language_model, vision_parts
 

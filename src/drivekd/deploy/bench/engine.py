@@ -20,7 +20,7 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from drivekd.data.sample import Sample
-from drivekd.deploy.bench.rates import synchronise
+from drivekd.deploy.bench.machine import synchronise
 from drivekd.deploy.bench.timing import Timeline
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.images import pixels

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drivekd.data.formats.readers import read
-from drivekd.data.sample import Message, Sample
+from drivekd.data.sample import Sample
 from drivekd.deploy.bench.timing import spread
 from drivekd.files.progress import tell, track
 
@@ -167,28 +167,22 @@ def frames(folder: Path, make: Callable[[Path, int], object]) -> list[Sample]:
     questions = folder / "questions.jsonl"
     if not questions.is_file():
         make(folder, SCENES)
-    found: dict[str | None, Sample] = {}
+    first: dict[str | None, Sample] = {}
     for sample in read(questions):
         if sample.capability == "planning":
-            found.setdefault(sample.scene, sample)
-    if not found:
+            first.setdefault(sample.scene, sample)
+    if not first:
         raise ValueError(f"{questions}: expected questions about planning, found none")
-    return [_unanswered(sample) for sample in found.values()]
+    return [Sample(s.id, tuple(s.prompt), s.images, source=s.source) for s in first.values()]
 
 
-def _unanswered(sample: Sample) -> Sample:
-    turns: Sequence[Message] = sample.prompt
-    images: Mapping[str, Path] = sample.images
-    return Sample(sample.id, tuple(turns), images, source=sample.source)
-
-
-def told(seen: Mapping[str, Any]) -> str:
-    """A view for people."""
-    spread_of = seen["latency_s"]
-    ages = ", ".join(f"{name} {spread_of[name]:.3f}" for name in ("p50", "p90", "p99", "max"))
-    found = "none found" if seen["highest_hz"] is None else f"{seen['highest_hz']:.3g} Hz"
+def describe(view: Mapping[str, Any]) -> str:
+    """What `view` measured, for people."""
+    latency = view["latency_s"]
+    ages = ", ".join(f"{name} {latency[name]:.3f}" for name in ("p50", "p90", "p99", "max"))
+    highest = "none found" if view["highest_hz"] is None else f"{view['highest_hz']:.3g} Hz"
     return (
-        f"{seen['rate_hz']:g} Hz: {seen['answers']} answers to {seen['frames']} frames, "
-        f"{seen['dropped']} dropped; from frame to answer [s] {ages}\n"
-        f"highest rate without a drop in {seen['trial_frames']} frames: {found}"
+        f"{view['rate_hz']:g} Hz: {view['answers']} answers to {view['frames']} frames, "
+        f"{view['dropped']} dropped; from frame to answer [s] {ages}\n"
+        f"highest rate without a drop in {view['trial_frames']} frames: {highest}"
     )

@@ -1,15 +1,25 @@
-"""What was measured on: processor, versions, commit, and how much memory is free."""
+"""What was measured on: processor, versions, commit, memory in use and free, and how fast it is."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from torch.nn.functional import linear
+
 HERE = Path(__file__).resolve()
 _GROUP = Path("/sys/fs/cgroup")
+#: of a matrix that no cache holds [bytes], and how often each product is timed
+_BYTES, _TRIES = 1 << 28, 5
+#: of the large square matrix, by device
+_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def processor() -> str:
@@ -24,8 +34,6 @@ def processor() -> str:
 
 def hardware(device: str) -> str:
     """The device that computes: a GPU's name, or the processor with its cores."""
-    import torch
-
     if torch.device(device).type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
@@ -58,8 +66,6 @@ def free_memory(device: str) -> int:
     Raises:
         OSError: the system does not say.
     """
-    import torch
-
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     rows = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -69,3 +75,94 @@ def free_memory(device: str) -> int:
     if len(texts) == 2 and texts[0] != "max":
         free = min(free, int(texts[0]) - int(texts[1]))
     return free
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """What was in use at most [MB = 10⁶ bytes].
+
+    Attributes:
+        process: resident memory; on a GPU machine that of the host.
+        allocator: of the GPU; None on a CPU, where PyTorch counts nothing.
+    """
+
+    process: float
+    allocator: float | None
+
+    @property
+    def of_device(self) -> float:
+        """The memory that the model lives in."""
+        return self.process if self.allocator is None else self.allocator
+
+
+def reset_peak(device: str) -> None:
+    """Forget what was in use before."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def read_peak(device: str) -> Peak:
+    """The peaks since the last reset."""
+    on_gpu = torch.device(device).type == "cuda"
+    allocator = torch.cuda.max_memory_allocated(device) / 1e6 if on_gpu else None
+    return Peak(resident("VmHWM"), allocator)
+
+
+def resident(name: str = "VmRSS") -> float:
+    """Resident memory of this process [MB], or with `VmHWM` the peak of it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith(f"{name}:"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What was reached.
+
+    Attributes:
+        bytes_per_s: read by a matrix-vector product, in the best of both precisions.
+        flops_per_s: of a large matrix product in the model's precision.
+    """
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def rates(device: str, dtype: torch.dtype) -> Rates:
+    """Measure both rates with all threads that PyTorch uses; takes about a second.
+
+    Args:
+        device: where.
+        dtype: of the model.
+    """
+    where = torch.device(device)
+    read = []
+    for kind in {torch.float32, dtype}:
+        side = int((_BYTES / kind.itemsize) ** 0.5)
+        matrix = torch.rand(side, side, dtype=kind, device=where)
+        vector = torch.rand(1, side, dtype=kind, device=where)
+        seconds = _best(lambda m=matrix, v=vector: linear(v, m), where)  # type: ignore[misc]
+        read.append(side * side * kind.itemsize / seconds)
+    side = _SIDE[where.type]
+    left, right = (torch.rand(side, side, dtype=dtype, device=where) for _ in range(2))
+    seconds = _best(lambda: linear(left, right), where)
+    return Rates(max(read), 2 * side**3 / seconds)
+
+
+def _best(work: Callable[[], object], where: torch.device) -> float:
+    """The shortest of several times [s], after one that does not count."""
+    work()
+    found = []
+    for _ in range(_TRIES):
+        synchronise(where)
+        started = time.perf_counter()
+        work()
+        synchronise(where)
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU to have done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

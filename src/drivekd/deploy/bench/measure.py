@@ -1,20 +1,18 @@
-"""Repeats a request and sums up: medians with spread, rates, the most memory in use."""
+"""Repeated requests summed up: medians with spread, rates, the most memory in use."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from drivekd.data.sample import Sample
-from drivekd.deploy.bench import peak
 from drivekd.deploy.bench.engine import Engine, Reply
+from drivekd.deploy.bench.machine import Peak, read_peak, reset_peak
 from drivekd.deploy.bench.timing import Timeline, spread
-
-#: goes through some numbers and shows how far it is
-Shown = Callable[[Iterable[int]], Iterable[int]]
+from drivekd.files.progress import track
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Row:
     prefill_s: dict[str, float] | None
     tokens_per_s: float | None
     images_per_s: float
-    peak: peak.Peak | None
+    peak: Peak | None
 
 
 def measure(
@@ -59,9 +57,9 @@ def measure(
     repeats: int,
     budget: float | None,
     device: str | None,
-    shown: Shown = iter,
+    label: str = "measuring",
 ) -> Row:
-    """Ask an engine the same again and again.
+    """Ask an engine the same again and again; see `opening.Settings` for what the numbers mean.
 
     Args:
         engine: what answers.
@@ -70,9 +68,9 @@ def measure(
         new_tokens: most tokens of an answer.
         warmup: batches before those that count.
         repeats: batches that count, at most; one counts in any case.
-        budget: no other one is begun once all took so long [s]; None: all are.
-        device: whose memory is looked at; None: none.
-        shown: shows the progress.
+        budget: no further batch is begun once all took so long [s]; None: all are.
+        device: whose memory is measured; None: none.
+        label: of the progress.
 
     Raises:
         ValueError: the sample cannot be encoded.
@@ -81,21 +79,21 @@ def measure(
     """
     samples = [sample] * batch
     if device is not None:
-        peak.reset(device)
+        reset_peak(device)
     replies: list[list[Reply]] = []
     started = time.monotonic()
-    for _ in shown(range(warmup + repeats)):
+    for _ in track(range(warmup + repeats), label=label):
         replies.append(engine(samples, new_tokens))
         spent = time.monotonic() - started
         if budget is not None and spent >= budget and len(replies) > warmup:
             break
-    used = None if device is None else peak.read(device)
-    counted = [[each.timeline for each in made] for made in replies[warmup:]]
+    used = None if device is None else read_peak(device)
+    counted = [[reply.timeline for reply in batch] for batch in replies[warmup:]]
     return summed(counted, len(sample.images), batch, used)
 
 
 def summed(
-    batches: Sequence[Sequence[Timeline]], cameras: int, batch: int, used: peak.Peak | None
+    batches: Sequence[Sequence[Timeline]], cameras: int, batch: int, used: Peak | None
 ) -> Row:
     """What some requests took together.
 
@@ -108,34 +106,34 @@ def summed(
         batch: requests side by side.
         used: memory.
     """
-    times = [each for made in batches for each in made]
-    per_token = [each.tpot for each in times if each.tpot is not None]
-    prefills = [each.prefill for each in times if each.prefill is not None]
-    first = spread([each.ttft for each in times])
-    each_token = spread(per_token) if per_token else None
+    times = [timeline for made in batches for timeline in made]
+    per_token = [t.tpot for t in times if t.tpot is not None]
+    prefills = [t.prefill for t in times if t.prefill is not None]
+    first = spread([t.ttft for t in times])
+    tpot = spread(per_token) if per_token else None
     return Row(
         cameras=cameras,
         batch=batch,
-        new_tokens=max(each.tokens for each in times),
+        new_tokens=max(t.tokens for t in times),
         repeats=len(batches),
         ttft_s=first,
-        tpot_s=each_token,
-        latency_s=spread([each.latency for each in times]),
+        tpot_s=tpot,
+        latency_s=spread([t.latency for t in times]),
         prefill_s=spread(prefills) if prefills else None,
-        tokens_per_s=_tokens_per_s(batches, batch, each_token),
+        tokens_per_s=_tokens_per_s(batches, batch, tpot),
         images_per_s=cameras * batch / first["median"],
         peak=used,
     )
 
 
 def _tokens_per_s(
-    batches: Sequence[Sequence[Timeline]], batch: int, each_token: Mapping[str, float] | None
+    batches: Sequence[Sequence[Timeline]], batch: int, tpot: Mapping[str, float] | None
 ) -> float | None:
     """1 / TPOT of a single request; None where all tokens of an answer came at once."""
-    if each_token is None:
+    if tpot is None:
         return None
     if batch == 1:
-        return 1 / each_token["median"]
+        return 1 / tpot["median"]
     rates = []
     for made in batches:
         span = max(e.started + e.latency for e in made) - min(e.arrivals[0] for e in made)

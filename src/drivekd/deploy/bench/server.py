@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import httpx
 
-from drivekd.data.sample import IMAGE_PLACEHOLDER, Sample
+from drivekd.data.sample import Sample
 from drivekd.deploy.bench.engine import Engine, Reply
 from drivekd.deploy.bench.timing import Timeline
-from drivekd.evaluate.chat import HOPELESS, ChatError, Kind, checked_url, read_key, told
+from drivekd.evaluate.answers.remote import messages
+from drivekd.evaluate.chat import HOPELESS, ChatError, Kind, checked_url, read_key, safe_error
 
 #: how long a server may say nothing at all [s]
 PATIENCE = 120.0
-_KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 
 
 class BrokenStreamError(ValueError):
@@ -62,14 +59,14 @@ def server(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def failed(kind: Kind, why: str) -> ChatError:
-        return told(kind, f"{model} at {place}: {why}", key)
+        return safe_error(kind, f"{model} at {place}: {why}", key)
 
     with httpx.Client(headers=headers, timeout=patience) as client:
 
         def ask(sample: Sample, new_tokens: int) -> Reply:
-            started = time.perf_counter()
             body = {"model": model, "messages": messages(sample), "max_tokens": new_tokens}
             body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+            started = time.perf_counter()
             arrivals: list[float] = []
             try:
                 with client.stream("POST", f"{place}/chat/completions", json=body) as answer:
@@ -98,9 +95,9 @@ def server(
 
 
 def _counted(stream: Iterable[Event], arrivals: list[float]) -> tuple[int, float | None]:
-    """Notes when pieces come; says how many tokens the server counted, and when the end came.
+    """Note when pieces come; return how many tokens the server counted, and when the end came.
 
-    The count is 0 where the server tells none, the end None where it came with the last piece.
+    The count is 0 where the server gives none, the end None where it came with the last piece.
     """
     tokens, ended = 0, None
     for event in stream:
@@ -162,33 +159,5 @@ def _event(content: str) -> Event:
     delta = choice.get("delta") or {}
     # Some servers stream what a model thinks apart from what it answers: these are tokens too.
     texts = [delta.get(name) for name in ("content", "reasoning_content", "reasoning")]
-    text = "".join(each for each in texts if isinstance(each, str))
+    text = "".join(text for text in texts if isinstance(text, str))
     return Event(text, counted, choice.get("finish_reason") is not None)
-
-
-def messages(sample: Sample) -> list[dict[str, Any]]:
-    """A question in the protocol: texts and pictures in the order of the placeholders.
-
-    Raises:
-        ValueError: a picture file is not there, or of a kind that servers do not take.
-    """
-    pictures = iter(sample.images.values())
-    found = []
-    for message in sample.prompt:
-        parts: list[dict[str, Any]] = []
-        texts = message.content.split(IMAGE_PLACEHOLDER)
-        for number, text in enumerate(texts):
-            if text:
-                parts.append({"type": "text", "text": text})
-            if number + 1 < len(texts):
-                url = {"url": _data_url(next(pictures))}
-                parts.append({"type": "image_url", "image_url": url})
-        found.append({"role": message.role, "content": parts})
-    return found
-
-
-def _data_url(path: Path) -> str:
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None or not path.is_file():
-        raise ValueError(f"picture {path}: expected a JPEG, PNG or WebP file, to send to a server")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drivekd.deploy.serving.production import commands
-
 HEADING = "## Export"
 
 
@@ -114,3 +112,20 @@ def _code(value: object) -> str:
     flat = " ".join(str(value).split()).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", flat)), default=0))
     return f"{fence}{flat}{fence}"
+
+
+def commands(place: str, family: str, *, quantised: bool = False, code: bool = False) -> list[str]:
+    """One command per server.
+
+    Args:
+        place: of the folder, as a shell reads it.
+        family: of the model; InternVL's processor makes several tiles of a picture unless told.
+        quantised: by bitsandbytes, which SGLang is not offered for.
+        code: the folder needs code of its own, as InternVL's layout on the hub does.
+    """
+    vllm, sglang = f"vllm serve {place}", f"python -m sglang.launch_server --model-path {place}"
+    if code:
+        return [f"{each} --trust-remote-code" for each in (vllm, sglang)]
+    if family == "internvl":
+        vllm += """ --mm-processor-kwargs '{"crop_to_patches": false}'"""
+    return [vllm] if quantised else [vllm, sglang]

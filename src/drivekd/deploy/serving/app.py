@@ -18,12 +18,21 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from drivekd.deploy.serving.batching import Job, Line, Piece
-from drivekd.deploy.serving.chat_reply import DONE, ChatReply, event, usage
-from drivekd.deploy.serving.chat_request import ChatRequest, Picture, read_request
 from drivekd.deploy.serving.limits import Limits
 from drivekd.deploy.serving.pictures import write_picture
-from drivekd.deploy.serving.refusal import Refused
-from drivekd.deploy.serving.reply_text import Finish, ReplyText
+from drivekd.deploy.serving.protocol import (
+    DONE,
+    ChatReply,
+    ChatRequest,
+    Finish,
+    Picture,
+    Refused,
+    event,
+    read_request,
+    stopping,
+    usage,
+)
+from drivekd.deploy.serving.reply_text import ReplyText
 from drivekd.models.encode import Encoded
 from drivekd.models.rows import end_tokens
 from drivekd.models.sampling import Sampling
@@ -102,7 +111,7 @@ class Door:
     async def health(self) -> Response:
         """Whether requests are taken."""
         if self.draining:
-            raise _draining()
+            raise stopping()
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request) -> Response:
@@ -155,7 +164,7 @@ class Door:
         if kind != "application/json":
             raise Refused(415, "expected the header Content-Type: application/json")
         if self.draining:
-            raise _draining()
+            raise stopping()
         if self.inside >= self.limits.max_batch + self.limits.max_waiting:
             raise Refused(
                 429, f"{self.inside} requests wait or run; try again", code="full", retry_after=1
@@ -321,10 +330,6 @@ async def _unless_left(request: Request, work: Awaitable[T]) -> T:
     finally:
         working.cancel()
         watching.cancel()
-
-
-def _draining() -> Refused:
-    return Refused(503, "the server is stopping", code="stopping", retry_after=5)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

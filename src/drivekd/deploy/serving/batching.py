@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.deploy.serving.refusal import Refused
-from drivekd.deploy.serving.reply_text import Finish, ReplyText
+from drivekd.deploy.serving.protocol import Finish, Refused, stopping
+from drivekd.deploy.serving.reply_text import ReplyText
 from drivekd.deploy.serving.served import Served
 from drivekd.models.encode import Encoded
 from drivekd.models.rows import Rows, begin, follow, keep
@@ -117,7 +117,7 @@ class Line:
                 self._waiting.append(job)
                 self._changed.notify()
                 return
-        job.end(_stopping())
+        job.end(stopping())
 
     def stop(self) -> None:
         """Do nothing more: whoever waits is told so, at the next token."""
@@ -145,7 +145,7 @@ class Line:
                     job.end()
                 if self._stopped:
                     while self._waiting:
-                        self._waiting.popleft().end(_stopping())
+                        self._waiting.popleft().end(stopping())
                     return []
                 if self._waiting:
                     many = min(self.max_batch, len(self._waiting))
@@ -182,7 +182,7 @@ class Line:
         vlm = self.served.vlm
         while True:
             if self._stopped:
-                raise _stopping()
+                raise stopping()
             logits = rows.logits(vlm)
             if not bool(logits.isfinite().all()):
                 raise ArithmeticError(f"model {vlm.source!r}: logits that are not finite")
@@ -200,7 +200,3 @@ class Line:
         _LOG.error("%d requests could not be answered", len(jobs), exc_info=error)
         for job in jobs:
             job.end(Refused(500, "the model could not answer; the server's log says why"))
-
-
-def _stopping() -> Refused:
-    return Refused(503, "the server is stopping", code="stopping", retry_after=5)

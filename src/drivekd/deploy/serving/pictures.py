@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from drivekd.data.pictures import UNREADABLE, read_image
-from drivekd.deploy.serving.refusal import Refused
+from drivekd.deploy.serving.protocol import Refused
 
 #: what is decoded; every other format of Pillow's is code that a client need not reach
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-Finish = Literal["stop", "length"]
+from drivekd.deploy.serving.protocol import Finish
 
 #: stands for bytes that are no character yet: the next token may complete it
 _UNFINISHED = "\ufffd"

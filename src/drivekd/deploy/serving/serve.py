@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivekd.deploy.serving.limits import Limits
-from drivekd.deploy.serving.production import commands
 from drivekd.files.extras import require
 
 if TYPE_CHECKING:
@@ -123,6 +122,7 @@ def greeting(vlm: Vlm, name: str, listener: socket.socket, limits: Limits, keyed
 
 def production(vlm: Vlm) -> list[str]:
     """Where production traffic belongs."""
+    from drivekd.deploy.export.card import commands
     from drivekd.models.vlm import locate
 
     lines = commands(shlex.quote(locate(vlm.source)), vlm.family.name)

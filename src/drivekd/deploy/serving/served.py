@@ -10,8 +10,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from drivekd.data.sample import IMAGE_PLACEHOLDER, Message, Role, Sample
-from drivekd.deploy.serving.chat_request import Picture, Turn
-from drivekd.deploy.serving.refusal import Refused
+from drivekd.deploy.serving.protocol import Picture, Refused, Turn
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.vlm import Vlm
 

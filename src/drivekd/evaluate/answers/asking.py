@@ -1,4 +1,4 @@
-"""Asks a loaded model the questions of a data set, run by run, and keeps every reply in a file."""
+"""Answers of a loaded model to a data set, run by run, with every reply kept in a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from drivekd.data.sample import Message, Sample
@@ -136,14 +137,18 @@ def prepared(samples: Sequence[Sample], asking: Asking) -> list[Sample]:
             raise ValueError(f"sample {sample.id!r}: {error}") from None
         if sample.id in seen:
             raise ValueError(
-                f"sample id {sample.id!r} occurs twice: replies could not be told apart; make the"
+                f"sample id {sample.id!r} occurs twice: replies could not be assigned; make the"
                 " ids of the data set distinct"
             )
         seen.add(sample.id)
-    return list(samples) if asking.system is None else [_led(s, asking.system) for s in samples]
+    return (
+        list(samples)
+        if asking.system is None
+        else [_with_system(s, asking.system) for s in samples]
+    )
 
 
-def _led(sample: Sample, system: str) -> Sample:
+def _with_system(sample: Sample, system: str) -> Sample:
     rest = (message for message in sample.messages if message.role != "system")
     return replace(sample, messages=(Message("system", system), *rest))
 
@@ -154,14 +159,8 @@ def stand_ins(samples: Sequence[Sample], asking: Asking) -> dict[Path, Path] | N
 
 
 def mark_of(model: str, questions: Sequence[Sample], asking: Asking) -> Mark:
-    """What answers of this model to these questions, asked like this, depend on.
-
-    Args:
-        model: what tells the model from any other.
-        questions: see `prepared`.
-        asking: how they are asked.
-    """
-    alike: dict[str, str | int | float] = {
+    """Gather all that answers depend on; `model` is what distinguishes it from any other."""
+    settings: dict[str, str | int | float] = {
         "model": model,
         "images": asking.images,
         "max_new_tokens": asking.max_new_tokens,
@@ -170,7 +169,7 @@ def mark_of(model: str, questions: Sequence[Sample], asking: Asking) -> Mark:
         "seed": asking.seed,
     }
     prompts = {question.id: _digest_of(placed(question)) for question in questions}
-    return Mark(alike, shown(questions, stand_ins(questions, asking) or {}), prompts)
+    return Mark(settings, shown(questions, stand_ins(questions, asking) or {}), prompts)
 
 
 def _digest_of(turns: Sequence[Message]) -> str:
@@ -200,20 +199,20 @@ def missing(
 ) -> list[tuple[int, Sample]]:
     """Run and question of all answers that are not known, run by run."""
     runs = asking.distinct_runs
-    return [(run, each) for run in runs for each in questions if (each.id, run) not in known]
+    return [(run, q) for run in runs for q in questions if (q.id, run) not in known]
 
 
 def in_order(
     questions: Sequence[Sample], asking: Asking, known: Mapping[Key, Answer]
 ) -> list[Answer]:
     """The known answers, run by run, in the order of the questions."""
-    return [known[each.id, run] for run in asking.distinct_runs for each in questions]
+    return [known[q.id, run] for run in asking.distinct_runs for q in questions]
 
 
-def _chunks(asked: Sequence[tuple[int, Sample]]) -> list[tuple[int, list[Sample]]]:
-    """What is asked in parts of one run each."""
+def _chunks(questions: Sequence[tuple[int, Sample]]) -> list[tuple[int, list[Sample]]]:
+    """The questions in parts of one run each."""
     parts = []
-    for run, group in groupby(asked, lambda each: each[0]):
+    for run, group in groupby(questions, key=itemgetter(0)):
         samples = [sample for _, sample in group]
         parts += [(run, samples[start : start + CHUNK]) for start in range(0, len(samples), CHUNK)]
     return parts

@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible server the questions of a data set: vLLM, SGLang, `transformers serve`.
+"""Answers of a model on an OpenAI-compatible server: vLLM, SGLang, `transformers serve`.
 
     from drivekd.evaluate.answers.remote import remote_answers
     endpoint = ChatEndpoint("http://127.0.0.1:8000/v1", "OpenGVLab/InternVL3-8B-hf")
@@ -80,38 +80,31 @@ def remote_answers(
 
     In the file the model is its name and address, for weights behind a server cannot be seen: who
     serves other weights under the same name writes to another file. An empty reply is an answer.
-    Each request carries a seed of its own, see `Sampling.seed_of`; whether a server heeds it is
-    its own affair.
+    Each request carries a seed of its own, see `Sampling.seed_of`; a server may ignore it.
 
-    Args:
-        endpoint: the server and the model on it.
-        samples: questions with their answers; ids are distinct.
-        asking: how they are asked.
-        out: JSONL file, a row per question and run, in the order of their arrival.
-
-    Returns:
-        One Answer per sample, in their order, for run 0, then for run 1, ….
+    See `asking.answers` for arguments and result; rows of `out` come in order of arrival.
 
     Raises:
-        ValueError: as of asking.answers, or a picture that cannot be read.
+        ValueError: as of `asking.answers`, or a picture that cannot be read.
         ChatError: the server refuses everybody (key, payment, address).
         RuntimeError: some questions got no answer. In all cases answers that came are kept.
     """
     questions = prepared(samples, asking)
     mark = mark_of(f"{endpoint.model} at {endpoint.url}", questions, asking)
     known = resume(out, questions, mark)
-    asked = missing(questions, asking, known)
+    open_questions = missing(questions, asking, known)
     other = stand_ins(questions, asking)
     session = _Session(endpoint, asking, other, mark, out, known)
-    if asked:  # a complete file needs neither server nor key
+    if open_questions:  # a complete file needs neither server nor key
         try:
-            asyncio.run(_ask_all(asked, session, total=len(asking.distinct_runs) * len(questions)))
+            total = len(asking.distinct_runs) * len(questions)
+            asyncio.run(_ask_all(open_questions, session, total))
         finally:
             session.write()
     if lost := missing(questions, asking, known):
         name, why = session.failed[0]
         raise RuntimeError(
-            f"{len(lost)} of {len(asked)} questions have no answer, first {name!r}: {why}; the"
+            f"{len(lost)} of {len(open_questions)} questions have no answer, first {name!r}: {why}; the"
             " answers that came are kept, and the same command asks for the others again"
         )
     given = in_order(questions, asking, known)
@@ -120,13 +113,14 @@ def remote_answers(
     return given
 
 
-async def _ask_all(asked: Sequence[tuple[int, Sample]], session: _Session, total: int) -> None:
+async def _ask_all(questions: Sequence[tuple[int, Sample]], session: _Session, total: int) -> None:
     """Workers take turns; the first error that concerns the endpoint stops them all."""
 
     def status() -> str:
         return f"{len(session.failed)} without answer" if session.failed else ""
 
-    queue = iter(track(asked, total, "answering", status, before=total - len(asked)))
+    before = total - len(questions)
+    queue = iter(track(questions, total, "answering", status, before))
 
     async def work(queue: Iterator[tuple[int, Sample]]) -> None:
         for run, sample in queue:
@@ -139,7 +133,7 @@ async def _ask_all(asked: Sequence[tuple[int, Sample]], session: _Session, total
 
 
 async def _ask(run: int, sample: Sample, session: _Session) -> None:
-    """One question: its answer is kept, or the reason why it has none."""
+    """Ask one question and keep its answer, or the reason why it has none."""
     asking = session.asking
     # In a thread: reading pictures takes longer than a server may wait for its next request.
     sent = await asyncio.to_thread(messages, sample, asking.images, session.other)
@@ -161,7 +155,9 @@ async def _ask(run: int, sample: Sample, session: _Session) -> None:
     session.keep(answer_of(sample, reply.text, run))
 
 
-def messages(sample: Sample, image_mode: ImageMode, other: Other) -> list[dict[str, Any]]:
+def messages(
+    sample: Sample, image_mode: ImageMode = "real", other: Other = None
+) -> list[dict[str, Any]]:
     """The prompt's turns as the chat protocol has them, with each image in its place.
 
     Raises:
@@ -177,7 +173,7 @@ def messages(sample: Sample, image_mode: ImageMode, other: Other) -> list[dict[s
 def _content(
     turn: Message, pictures: Iterator[Path], image_mode: ImageMode, other: Other
 ) -> str | list[dict[str, Any]]:
-    """The text, or parts of text and images in the order in which they stand there."""
+    """The text, or parts of text and images in their order."""
     texts = turn.content.split(IMAGE_PLACEHOLDER) if turn.role == "user" else [turn.content]
     if len(texts) == 1:
         return turn.content

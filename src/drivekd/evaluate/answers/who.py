@@ -84,7 +84,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Replies that stand in the data file, under `pred`."""
+    """Replies that the data file holds, under `pred`."""
 
     name: str
     asked: bool = False
@@ -94,6 +94,6 @@ class Predicted:
         return {}
 
     def answer(self, samples: Sequence[Sample], asking: Asking, out: Path) -> list[Answer]:
-        found = read_predictions(prepared(samples, asking))
-        write_answers(samples, found, out, "predictions")
-        return found
+        replies = read_predictions(prepared(samples, asking))
+        write_answers(samples, replies, out, "predictions")
+        return replies

@@ -9,10 +9,15 @@ from pathlib import Path
 
 from drivekd.evaluate.chat import ChatEndpoint, ChatError, read_key
 from drivekd.evaluate.judging.cost import Price
-from drivekd.evaluate.judging.descriptions import read_descriptions
 from drivekd.evaluate.judging.judge import Settings
-from drivekd.evaluate.judging.judges import TEMPERATURE, ChatJudge, Judge, LocalJudge
-from drivekd.evaluate.judging.scripted import scripted_judge
+from drivekd.evaluate.judging.judges import (
+    TEMPERATURE,
+    ChatJudge,
+    Judge,
+    LocalJudge,
+    scripted_judge,
+)
+from drivekd.evaluate.judging.prompts import read_descriptions
 from drivekd.evaluate.judging.sheets import SHEETS, Sheet, read_rubric
 
 LOCAL, SCRIPTED = "local:", "scripted"
@@ -44,7 +49,7 @@ class Wanted:
 
 
 def judge_of(wanted: Wanted) -> Judge:
-    """The judge itself; a slip is told before anything is loaded or asked.
+    """Return the judge; a slip is refused before anything is loaded or asked.
 
     Raises:
         ValueError: an option that this judge has not, a server without a model, a bad address.
@@ -126,7 +131,7 @@ def settings_of(
     max_cost: float | None,
     retry_unscored: bool,
 ) -> Settings:
-    """Settings from a user's files and words.
+    """Read settings from a user's files and words.
 
     Raises:
         ValueError: a file that is none of its kind, a price that is no two numbers.
@@ -143,7 +148,7 @@ def settings_of(
 
 
 def price_of(text: str) -> Price:
-    """Price per million tokens of prompts and of replies, from `0.3,0.5`.
+    """Read the price per million tokens of prompts and of replies, from `0.3,0.5`.
 
     Raises:
         ValueError: it is no two numbers of 0 or more.

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from drivekd.data.options import options_of
 from drivekd.evaluate.chat import ChatEndpoint, ChatReply
+from drivekd.evaluate.judging.cost import guessed_tokens
+from drivekd.evaluate.reading.metrics import normalise, read_option
+from drivekd.evaluate.reading.options import yes_no
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -37,6 +43,9 @@ class Judge(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """All that its replies depend on besides the conversation; part of the cache's key."""
+
+    def tokens(self, text: str) -> float:
+        """Tokens of a text, estimated where its tokenizer is not known."""
 
     def ready(self) -> AbstractAsyncContextManager[Any]:
         """What has to be open while it is asked."""
@@ -78,6 +87,9 @@ class ChatJudge:
             "max_tokens": self.longest,
         }
 
+    def tokens(self, text: str) -> float:
+        return guessed_tokens(text)
+
     def ready(self) -> AbstractAsyncContextManager[Any]:
         return self.endpoint
 
@@ -106,6 +118,9 @@ class ScriptedJudge:
 
     def identity(self) -> Mapping[str, Any]:
         return {"model": f"script:{self.name}"}
+
+    def tokens(self, text: str) -> float:
+        return guessed_tokens(text)
 
     def ready(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext()
@@ -151,6 +166,9 @@ class LocalJudge:
         if self._loaded is None:
             self._loaded = _load(self.model, self.device)
         return self._loaded
+
+    def tokens(self, text: str) -> float:
+        return len(self._open()[0](text).input_ids)
 
     def ready(self) -> AbstractAsyncContextManager[Any]:
         self._open()
@@ -228,3 +246,53 @@ def _load(name: str, device: str) -> tuple[Any, Any, str]:
     )
     text = json.dumps(parts, sort_keys=True)
     return tokenizer, model, hashlib.sha256(text.encode()).hexdigest()
+
+
+_PARTS = re.compile(
+    r"\AQuestion:\n(?P<question>.*?)\nReference answer:\n(?P<reference>.*?)\n"
+    r"Objects in the scene,.*?"
+    r"<<<(?P<fence>[0-9a-f]{16})\n(?P<answer>.*?)\n(?P=fence)>>>",
+    re.DOTALL,
+)
+_MARK = re.compile(r'"mark": "([0-9a-f]+)"')
+_CRITERION = re.compile(r"^\d+\. .+ \((\d+) points\): NUMBER$", re.MULTILINE)
+
+
+def scripted_judge() -> ScriptedJudge:
+    """Give points by shared words, to try everything around a judge without cost.
+
+    They say nothing about driving: never report them. It reads the project's own sheets only.
+    """
+    return ScriptedJudge(sheet_by_words, name="shared-words")
+
+
+def sheet_by_words(prompt: str) -> str:
+    """A filled sheet, or a sentence where the prompt is none of ours."""
+    parts, mark = _PARTS.match(prompt), _MARK.findall(prompt)
+    if parts is None or not mark:
+        return "This judge reads the project's own sheets only, the first time they are asked for."
+    points = [int(most) for most in _CRITERION.findall(prompt[parts.end() :])]
+    share = shared_words(parts["answer"], parts["reference"])
+    scores = [float(round(share * most)) for most in points]
+    same = _same_choice(parts["question"], parts["answer"], parts["reference"])
+    if same is not None:
+        scores[0] = float(same * points[0])
+    return json.dumps({"mark": mark[-1], "scores": scores, "total": sum(scores)})
+
+
+def shared_words(answer: str, reference: str) -> float:
+    """F1 of the words of both, each as often as it occurs; 1 for the same words."""
+    said, wanted = Counter(normalise(answer).split()), Counter(normalise(reference).split())
+    total = said.total() + wanted.total()
+    return 2 * (said & wanted).total() / total if total else 0.0
+
+
+def _same_choice(question: str, answer: str, reference: str) -> bool | None:
+    """Whether both take the same option, or say the same of yes and no; None for neither."""
+    options = dict(options_of(question))
+    if options:
+        wanted = read_option(reference, options)
+        return None if wanted is None else read_option(answer, options) == wanted
+    if (wanted := yes_no(reference)) and normalise(reference).startswith(("yes", "no")):
+        return yes_no(answer) == wanted
+    return None

@@ -1,13 +1,19 @@
-"""What a client asks for, read from the body of its request."""
+"""OpenAI's chat protocol: requests as read, replies and refusals as its clients expect them."""
 
 from __future__ import annotations
 
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from drivekd.deploy.serving.refusal import Refused
-
+Finish = Literal["stop", "length"]
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+#: the last event of a stream
+DONE = "data: [DONE]\n\n"
 #: parameters that have no bearing on the answer
 _IGNORED = {"metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "user"}
 #: parameters that are not supported, and the value with which nothing is asked of them
@@ -24,6 +30,51 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "tools": [],
     "top_logprobs": 0,
 }
+
+
+class Refused(Exception):  # noqa: N818 - it goes to a client, not to the user of this process
+    """A request that is not answered.
+
+    Attributes:
+        status: of HTTP.
+        message: what was expected, what came and the way out.
+        param: the part of the request that it is about, as in `messages[0].content[1]`.
+        code: for programs.
+        retry_after: when to try again [s].
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What belongs into the head of the response."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        if self.status in (408, 413):  # whatever still comes is not read
+            return {"Connection": "close"}
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The error object."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        names = {"param": self.param, "code": self.code}
+        return {"error": {"message": self.message, "type": kind, **names}}
+
+
+def stopping() -> Refused:
+    return Refused(503, "the server is stopping", code="stopping", retry_after=5)
 
 
 class _Part(BaseModel):
@@ -162,3 +213,44 @@ def _param(place: tuple[int | str, ...]) -> str:
     """`messages[0].content[1].text` of the parts of a place."""
     text = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)
     return text.removeprefix(".") or "body"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """One reply: what stays the same in all that is said of it."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, text: str, finish: Finish, usage: dict[str, int]) -> dict[str, Any]:
+        """All of it at once."""
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return self._object("chat.completion") | {"choices": [choice], "usage": usage}
+
+    def event(self, delta: dict[str, str], finish: Finish | None = None) -> str:
+        """A part of it."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return event(self._object("chat.completion.chunk") | {"choices": [choice]})
+
+    def usage_event(self, usage: dict[str, int]) -> str:
+        """What it took, without text."""
+        return event(self._object("chat.completion.chunk") | {"choices": [], "usage": usage})
+
+    def _object(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    """Tokens of the conversation, pictures included, and of the answer with its last one."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def event(content: dict[str, Any]) -> str:
+    """One event of a stream."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

@@ -56,7 +56,7 @@ def bench(settings: Settings) -> dict[str, Any]:
             ]
             main = next(row for row in rows if row.cameras == max(settings.cameras))
             content = _content(settings, subject, cold, rows, folder)
-    return _rounded({**headline(main), "cameras": main.cameras, **content, "scores": scores})
+    return dict(_rounded({**headline(main), "cameras": main.cameras, **content, "scores": scores}))
 
 
 def live(
@@ -101,7 +101,7 @@ def live(
         warm = times[1:]
         row = summed([[timeline] for timeline in warm], len(shots[0].images), 1, used)
     stream = {**seen, "scenes": len(shots)}
-    return _rounded({**headline(row), "stream": stream, **_measured_on(settings, subject)})
+    return dict(_rounded({**headline(row), "stream": stream, **_measured_on(settings, subject)}))
 
 
 def _row(settings: Settings, subject: Opened, sample: Sample, batch: int) -> Row:
@@ -139,16 +139,12 @@ def _content(
     return content | {"rates": asdict(rates)}
 
 
-def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
+def _rounded(value: Any) -> Any:
     """Plain data with floats of six digits, for no clock is better."""
-    return {name: _plain(value) for name, value in content.items()}
-
-
-def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _rounded(value)
+        return {name: _rounded(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_rounded(inner) for inner in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

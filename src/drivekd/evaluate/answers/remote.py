@@ -104,8 +104,8 @@ def remote_answers(
     if lost := missing(questions, asking, known):
         name, why = session.failed[0]
         raise RuntimeError(
-            f"{len(lost)} of {len(open_questions)} questions have no answer, first {name!r}: "
-            f"{why}; the answers that came are kept, and the same command asks for the others again"
+            f"{len(lost)} of {len(open_questions)} questions have no answer, first {name!r}: {why};"
+            " the answers that came are kept, and the same command asks for the others again"
         )
     given = in_order(questions, asking, known)
     if empty := sum(not answer.reply.strip() for answer in given):

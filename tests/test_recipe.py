@@ -148,7 +148,7 @@ def test_files_and_datasets_may_stand_side_by_side(tmp_path: Path) -> None:
         ("capabilities.planning.student_layers=null", "text_to_vision compares layers: expected"),
         ("capabilities.planning.temperature=2", "temperature has no meaning for signal text_to_v"),
         ("capabilities.planning.temperature=0", "greater than 0"),
-        ("mixing.planning.planing=1", "mixing.planning.planing: no such teacher"),
+        ("mixing.planning.planing=1", "mixing.planning.planing: no such capability"),
         ("mixing.plan.planning=1", "mixing.plan: no such capability"),
         ("mixing.planning.planning=0", "not all zero"),
         ("mixing.planning.planning=-1", "non-negative"),

@@ -40,14 +40,14 @@ def test_mark_is_where_the_tag_says() -> None:
 
 def test_strip_shows_every_camera() -> None:
     maps = {"CAM_FRONT": np.full((4, 4), 0.01), "CAM_BACK": np.full((4, 4), 0.02)}
-    drawn = attention_strip(dict.fromkeys(maps, GREY), maps, title="a question " * 40, size=128)
-    assert drawn.width >= 2 * 128
-    assert drawn.height > 128
+    drawn = attention_strip(dict.fromkeys(maps, GREY), maps, "a question " * 40, "attention")
+    assert drawn.width >= 2 * 256
+    assert drawn.height > 256
 
 
 def test_strip_without_a_map_is_refused() -> None:
     with pytest.raises(ValueError, match="CAM_BACK"):
-        attention_strip({"CAM_BACK": GREY}, {"CAM_FRONT": np.zeros((2, 2))})
+        attention_strip({"CAM_BACK": GREY}, {"CAM_FRONT": np.zeros((2, 2))}, "", "")
 
 
 def test_data_uri_is_a_picture() -> None:

@@ -1,4 +1,4 @@
-"""How a command ends: in its result, or in one line about what went wrong and an exit code.
+"""The end of a command: its result, or one line about what went wrong and an exit code.
 
 A user's mistake ends in one line on stderr and exit code 2, an interrupt in exit code 130;
 `--debug` or DRIVEKD_DEBUG=1 shows the traceback instead.
@@ -26,7 +26,7 @@ _USAGE: type[Exception] = next(
 def run(app: typer.Typer, given: list[str]) -> NoReturn:
     """Run a command line and end the process with its exit code."""
     debug = "--debug" in given or os.environ.get("DRIVEKD_DEBUG") == "1"
-    given = [word for word in given if word != "--debug"]  # it may stand anywhere
+    given = [word for word in given if word != "--debug"]  # at any place
     if debug:
         sys.exit(_run(app, given))
     try:
@@ -59,7 +59,7 @@ def _run(app: typer.Typer, given: list[str]) -> int | None:
 
 
 def _foreseen(error: BaseException) -> bool:
-    """Whether we raised it ourselves, so that its message explains it better than a traceback."""
+    """Tell whether we raised it, so that its message explains more than a traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -68,7 +68,7 @@ def _foreseen(error: BaseException) -> bool:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with the command line, and whose help explains it."""
+    """Say what is wrong with the command line, and whose help explains it."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "drivekd"
     said = error.format_message()
@@ -76,12 +76,12 @@ def _usage(error: Any) -> str:
 
 
 def _os_error(error: OSError) -> str:
-    """What the system refused, and of what file."""
+    """Say what the system refused, and of which file."""
     if error.strerror is None:  # one of ours, or a library's: it is a sentence already
         return str(error)
     if error.filename and isinstance(error, FileExistsError | NotADirectoryError):
         place = Path(error.filename)
-        place = next((each for each in (place, *place.parents) if each.is_file()), place)
+        place = next((path for path in (place, *place.parents) if path.is_file()), place)
         return f"{place} is a file, and a folder is needed there: choose another place"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename} is a folder, and a file is needed there: choose another name"

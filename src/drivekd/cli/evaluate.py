@@ -119,12 +119,11 @@ def evaluate(
     choice = _judging(options)
     questions = run.Questions(data, format, root, max_samples, seed)
     beside = run.Controls(train) if controls else None
-    found = run.evaluate(_who(options), questions, out, asking, judging=choice, controls=beside)
-    typer.echo(f"{table(found)}\n{write_answers(out)}\n{out / 'scores.json'}")
-    if found.missing:
-        raise RuntimeError(
-            f"{found.missing} verdicts are missing, see above; the same command asks for them again"
-        )
+    results = run.evaluate(_who(options), questions, out, asking, judging=choice, controls=beside)
+    typer.echo(f"{table(results)}\n{write_answers(out)}\n{out / 'scores.json'}")
+    if results.missing:
+        lacking = f"{results.missing} verdicts are missing"
+        raise RuntimeError(f"{lacking}, see above; the same command asks for them again")
 
 
 def _who(options: Mapping[str, Any]) -> Who:
@@ -144,7 +143,7 @@ def _who(options: Mapping[str, Any]) -> Who:
     for name in _OF_ASKING:
         if options[name] != usual[name].default:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is for a model that is asked: name one by --model")
+            raise ValueError(f"{option} is for a model that answers: name one by --model")
     return who.Predicted(options["data"].name)
 
 

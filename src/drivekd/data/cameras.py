@@ -1,4 +1,4 @@
-"""Which cameras a question gets, how its prompt names them, and in which order people look."""
+"""Cameras of a question: those it gets, their names in the prompt, and the order of looking."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TAG = re.compile(r"<[^<>,]{0,40},\s{0,9}(CAM_[A-Z_]{1,40})\s{0,9},[^<>]{0,80}>"
 
 
 def in_order(cameras: Iterable[str]) -> list[str]:
-    """NuScenes cameras in the benchmark's order, then any others by name."""
+    """Sort nuScenes cameras in the benchmark's order, then any others by name."""
     return sorted(cameras, key=lambda c: (CAMERAS.index(c) if c in CAMERAS else len(CAMERAS), c))
 
 
 def around(cameras: Iterable[str]) -> list[str]:
-    """Cameras as a driver would look around: left, ahead, right; behind from the left; others."""
+    """Sort cameras as a driver looks around: left, ahead, right; behind from the left; others."""
     left_to_right = [CAMERAS[i] for i in (1, 0, 2, 4, 3, 5)]
     place = {camera: i for i, camera in enumerate(left_to_right)}
     return sorted(cameras, key=lambda camera: place.get(camera, len(place)))
@@ -32,7 +32,7 @@ def in_words(camera: str) -> str:
 
 
 def named(question: str) -> set[str]:
-    """The cameras that a question's object tags name."""
+    """Return the cameras that a question's object tags name."""
     return set(_TAG.findall(question)) if "<" in question else set()
 
 

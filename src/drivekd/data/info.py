@@ -1,4 +1,4 @@
-"""What a data file holds, in numbers."""
+"""Counts of a data file."""
 
 from __future__ import annotations
 

@@ -59,14 +59,14 @@ def resolve(text: str, folder: Path, where: str) -> Path:
 
 
 def _is_name(text: str) -> bool:
-    """Whether the system can open a path at all: parts of a path are at most 255 bytes long."""
+    """Tell whether the system can open a path at all: its parts are at most 255 bytes long."""
     if not text.strip() or "\0" in text or len(text) > 1000:
         return False
     return all(len(part.encode()) <= 255 for part in text.split("/"))
 
 
 def _stays(text: str, folder: Path) -> bool:
-    """Whether a path names something below the folder, judged by its text alone."""
+    """Tell from its text alone whether a path names something below the folder."""
     if ".." in PurePosixPath(text).parts:
         return False
     if not text.startswith("/"):

@@ -78,7 +78,7 @@ def ask(
         note = f"attention of the answer's first position, layer {seen.layer} of {seen.layers}"
         title = f"{re.sub(r'<r[0-9]+>', '', sample.question)}  →  {reply}"
         with writing(attention):
-            attention_strip(pictures, seen.maps, title=title, note=note).save(attention)
+            attention_strip(pictures, seen.maps, title, note).save(attention)
     return reply
 
 

@@ -1,4 +1,4 @@
-"""Where a model looked: its text→vision attention while it began to answer, camera by camera."""
+"""Text→vision attention of a model as it begins to answer, camera by camera."""
 
 from __future__ import annotations
 

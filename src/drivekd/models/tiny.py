@@ -29,6 +29,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: one token per (camera, cell of a 4x4 grid): 6 cameras x 16 cells
 REGION_TOKENS = tuple(f"<r{k}>" for k in range(96))
 
+_VISION_HEADS = 4
 PAD = "<|endoftext|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
@@ -105,13 +106,10 @@ class Sizes:
     kv_heads: int = 2
     vision_hidden: int = 64  # of the tower, whose MLP is 4 times as wide
     vision_layers: int = 2
-    vision_heads: int = 4
     image_size: int = 96  # side of the square image [px]
     patch_size: int = 12  # [px]
     tie_embeddings: bool = False
-    rope_theta: float = 10_000.0
     initializer_range: float = 0.02  # standard deviation of random weights
-    position_std: float = 0.3  # the same of InternVL's position embeddings
 
 
 def tiny_vlm(
@@ -142,7 +140,7 @@ def tiny_vlm(
         model = auto.from_config(configs[family](size, tokenizer), attn_implementation="sdpa")
         for name, parameter in model.named_parameters():
             if name.endswith("vision_tower.embeddings.position_embeddings"):
-                torch.nn.init.normal_(parameter, std=size.position_std)
+                torch.nn.init.normal_(parameter, std=0.3)
     model.generation_config = hf.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
@@ -159,7 +157,7 @@ def _sizes(given: dict[str, Any]) -> Sizes:
     for name, part, why in (
         ("image_size", 2 * size.patch_size, "four patches are joined to one visual token"),
         ("text_hidden", 2 * size.heads, "heads share it and rotary positions turn pairs"),
-        ("vision_hidden", 4 * size.vision_heads, "heads share it, with pairs on two axes"),
+        ("vision_hidden", 4 * _VISION_HEADS, "heads share it, with pairs on two axes"),
         ("heads", size.kv_heads, "key heads are shared by equally many query heads"),
     ):
         if (number := getattr(size, name)) % part:
@@ -177,7 +175,7 @@ def _text_config(size: Sizes, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_key_value_heads": size.kv_heads,
         "initializer_range": size.initializer_range,
         "tie_word_embeddings": size.tie_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -194,7 +192,7 @@ def _internvl_config(size: Sizes, tokenizer: Tokenizer, decoder: Any) -> Any:
             hidden_size=size.vision_hidden,
             intermediate_size=4 * size.vision_hidden,
             num_hidden_layers=size.vision_layers,
-            num_attention_heads=size.vision_heads,
+            num_attention_heads=_VISION_HEADS,
             image_size=(size.image_size, size.image_size),
             patch_size=(size.patch_size, size.patch_size),
             initializer_range=size.initializer_range,
@@ -236,7 +234,7 @@ def _qwen_parts(size: Sizes, tokenizer: Tokenizer, *, spatial: float) -> dict[st
         "depth": size.vision_layers,
         "hidden_size": size.vision_hidden,
         "intermediate_size": 4 * size.vision_hidden,
-        "num_heads": size.vision_heads,
+        "num_heads": _VISION_HEADS,
         "patch_size": size.patch_size,
         "out_hidden_size": size.text_hidden,
         "initializer_range": size.initializer_range,

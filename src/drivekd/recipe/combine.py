@@ -26,7 +26,7 @@ def _known(name: str) -> str:
     if name not in names and not _TORCHJD.fullmatch(name):
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? There are" if close else "expected one of"
-        shown = ", ".join(repr(each) for each in names)
+        shown = ", ".join(map(repr, names))
         raise ValueError(
             f"{name!r} is no combiner; {hint} {shown}, or torchjd:NAME such as torchjd:MGDA or "
             "torchjd:CAGrad(c=0.4)"

@@ -41,7 +41,7 @@ LayerSpec = Annotated[int | str, AfterValidator(_layer_spec)]
 
 
 class Capability(Part):
-    """One teacher: what the student is drawn to, and in which layers.
+    """A teacher, the signal that draws the student to it, and the layers of both.
 
     Attributes:
         teacher: path, hub id or `world:NAME`; equal names share one forward pass.
@@ -74,11 +74,8 @@ class Capability(Part):
     @classmethod
     def _same_layers(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("student_layers") is not None:
-            theirs = values.get("teacher_layers")
-            return {
-                **values,
-                "teacher_layers": values["student_layers"] if theirs is None else theirs,
-            }
+            same = {"teacher_layers": values["student_layers"]}
+            return same | {k: v for k, v in values.items() if (k, v) != ("teacher_layers", None)}
         return values
 
     @model_validator(mode="after")
@@ -118,7 +115,7 @@ def _mode(name: Any) -> Any:
 
 
 class Weighting(Part):
-    """How the teachers' weights λ are set.
+    """The teachers' weights λ.
 
     Attributes:
         mode: by gradient norms [ours], or by plain numbers [release's form].
@@ -199,19 +196,12 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _known_capabilities(self) -> Recipe:
         known = tuple(self.capabilities)
-        for row, shares in self.mixing.items():
-            if row not in known and row not in CAPABILITIES:
-                raise ValueError(f"mixing.{row}: no such capability; there are {names(known)}")
-            for column in shares:
-                if column not in known:
-                    raise ValueError(
-                        f"mixing.{row}.{column}: no such teacher; there are {names(known)}"
-                    )
-        for name in self.weighting.fixed:
-            if name not in known:
-                raise ValueError(
-                    f"weighting.fixed.{name}: no such capability; there are {names(known)}"
-                )
+        rows, fixed = self.mixing, self.weighting.fixed
+        wrong = [f"mixing.{r}" for r in rows if r not in known and r not in CAPABILITIES]
+        wrong += [f"mixing.{r}.{c}" for r, shares in rows.items() for c in shares if c not in known]
+        wrong += [f"weighting.fixed.{name}" for name in fixed if name not in known]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: no such capability or teacher; there are {names(known)}")
         missing = [name for name in known if name not in self.weighting.fixed]
         if self.weighting.mode == "fixed" and missing:
             raise ValueError(f"weighting.fixed lacks a number for {names(missing)}")
@@ -245,11 +235,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Make a recipe of plain dictionaries, with errors of one line; `where` starts them.
-
-    Raises:
-        ValueError: a key or value is wrong.
-    """
+    """Make a recipe of plain dictionaries; a ValueError of one line starts with `where`."""
     try:
         return Recipe.model_validate(dict(raw))
     except ValidationError as error:
@@ -257,12 +243,12 @@ def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `load` of it gives an equal recipe."""
+    """Write the resolved recipe as YAML, of which `load` makes an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _mixing(given: Mapping[str, Any], teachers: tuple[str, ...]) -> dict[str, Any]:
-    """The full table Π: given rows normalised, absent ones .8 / .1 [release]."""
+    """Complete the table Π: given rows normalised, absent ones .8 / .1 [release]."""
     rows: dict[str, Any] = {
         row: {column: 0.8 if column == row else 0.1 for column in teachers} for row in teachers
     }

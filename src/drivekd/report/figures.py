@@ -109,10 +109,8 @@ def _marked(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
 def attention_strip(
     pictures: Mapping[str, Image.Image],
     maps: Mapping[str, NDArray[np.floating]],
-    *,
-    title: str = "",
-    note: str = "attention",
-    size: int = 256,
+    title: str,
+    note: str,
 ) -> Image.Image:
     """Draw attention [rows, columns] over the cameras in a row, on one scale, with their names."""
     missing = [camera for camera in pictures if camera not in maps]
@@ -122,7 +120,7 @@ def attention_strip(
             f" maps are for {list(maps)}"
         )
     peak = max(float(grid.max()) for grid in maps.values())
-    gap, head, foot = 6, 34 if title else 8, 54
+    size, gap, head, foot = 256, 6, 34, 54  # [px]
     width = max(len(pictures) * (size + gap) + gap, 420)
     canvas = Image.new("RGB", (width, head + size + foot), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
@@ -158,10 +156,10 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text + " …"
 
 
-def data_uri(picture: Image.Image, quality: int = 80) -> str:
+def data_uri(picture: Image.Image) -> str:
     """Encode a picture as a data URI: WebP in base64."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=quality, method=4)
+    picture.save(buffer, format="WEBP", quality=80, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

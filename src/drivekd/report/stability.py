@@ -1,4 +1,4 @@
-"""Where a rewording moves a teacher's attention most: pictures beside maps of three wordings."""
+"""The stability picture: cameras beside attention maps of three wordings, the worst cases."""
 
 from __future__ import annotations
 

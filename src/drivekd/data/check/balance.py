@@ -1,4 +1,4 @@
-"""How rows spread over capabilities, and how far the most frequent answer gets on each template."""
+"""Shares of capabilities, and of the most frequent answer to each template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with one sample by itself, without a look at its pictures or at other rows."""
+"""Faults of one sample by itself, without a look at its pictures or at other rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test set shows that training must not: its scenes, frames, image names and pictures."""
+"""Leaks of a test set into training: its scenes, frames, image names and pictures."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ _HEXADECIMAL = re.compile(r"[0-9a-fA-F]{8,}")
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """What a data set shows: each thing and where it was first named.
+    """Scenes, frames and images of a data set, by the place that first names them.
 
-    Attributes:
-        skipped: rows that cannot be read, so that nobody knows what they show.
+    `skipped` counts rows that cannot be read, so that nobody knows what they show.
     """
 
     scenes: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What each corruption does to a picture: functions of the picture, a level and a random stream.
+"""Effects of corruptions: functions of a picture, a level and a random stream.
 
 Pictures are RGB in [0, 1]. Lengths in the levels are pixels of a picture 1600 wide. The settings
 are in `corruptions.py`, and so is where they come from.
@@ -150,7 +150,7 @@ def water_splash(x: Floats, level: tuple[int, tuple[int, int], int], rng: Random
 
 
 def lens_obstacle(x: Floats, level: tuple[int, float, float], rng: Random) -> Floats:
-    """One ellipse, near the middle, of a blurred copy; half-axes are shares of width and height."""
+    """Blur an ellipse near the middle; half-axes are shares of width and height."""
     kernel, largest, spread = level
     size = np.array(x.shape[1::-1])
     centre = np.clip(size / 2 + rng.standard_normal(2) * spread * size, 0, size)

@@ -92,7 +92,7 @@ def without(scenes: Mapping[str, Any], path: Path, dropped: Container[str]) -> d
 
 
 def _rest(frame: Any, where: str, dropped: Container[str]) -> dict[str, Any] | None:
-    """A frame without its dropped questions, None where none is left of those it had."""
+    """Leave out a frame's dropped questions; None where none is left of those it had."""
     rows = list(_frame(frame, where, "", ""))
     left = [row for place, row in rows if place not in dropped and not isinstance(row, RowError)]
     if rows and not left:
@@ -106,7 +106,7 @@ def _rest(frame: Any, where: str, dropped: Container[str]) -> dict[str, Any] | N
 
 
 def _token(text: str) -> str:
-    """A key of the file as messages name it."""
+    """Quote a key of the file for messages."""
     return text if text.isalnum() and len(text) <= 64 else shown(text)
 
 

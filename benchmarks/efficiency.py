@@ -69,25 +69,17 @@ def short(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How each size is measured; on a CPU one request of six cameras takes minutes.
+    """How each size is measured; on a CPU one request of six cameras takes minutes."""
 
-    Attributes:
-        device: where.
-        dtype: of the weights; a CPU without units for bfloat16 multiplies it several times slower.
-        threads: of PyTorch on a CPU.
-        cameras: pictures of a request; the largest number is the one that is told.
-        new_tokens: of an answer.
-        repeats: requests of each number of cameras that count, at most.
-        budget: none is repeated once they took so long [s].
-    """
-
-    device: str = "cpu"
+    device: str = "cpu"  # where
+    #: of the weights; a CPU without units for bfloat16 multiplies it several times slower
     dtype: str = "float32"
-    threads: int = 2
+    threads: int = 2  # of PyTorch on a CPU
+    #: pictures of a request; the largest number is the one that is told
     cameras: tuple[int, ...] = (1, 6)
-    new_tokens: int = 16
-    repeats: int = 3
-    budget: float = 60.0
+    new_tokens: int = 16  # of an answer
+    repeats: int = 3  # requests of each number of cameras that count, at most
+    budget: float = 60.0  # none is repeated once they took so long [s]
 
 
 @dataclass(frozen=True)

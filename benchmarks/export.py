@@ -65,21 +65,13 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is exported, and how much is asked.
+    """What is exported, and how much is asked."""
 
-    Attributes:
-        model: what is exported.
-        scenes: of the validation split.
-        rounds: of timing, after one that does not count.
-        timed: questions of a round.
-        tokens: new tokens of each.
-    """
-
-    model: str = "world:teacher"
-    scenes: int = 60
-    rounds: int = 7
-    timed: int = 4
-    tokens: int = 48
+    model: str = "world:teacher"  # what is exported
+    scenes: int = 60  # of the validation split
+    rounds: int = 7  # of timing, after one that does not count
+    timed: int = 4  # questions of a round
+    tokens: int = 48  # new tokens of each
 
 
 FULL = Settings()

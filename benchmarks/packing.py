@@ -61,23 +61,14 @@ ERROR, GOAL = 1e-5, 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Models and how often each layout is measured.
+    """Models and how often each layout is measured."""
 
-    Attributes:
-        student: its decoder.
-        teacher: the decoder of the teacher in all three roles.
-        image_size: side of a picture [px]; 14 px and two patches are a token.
-        vocabulary: tokens, learned from the questions.
-        rounds: per layout, after one that does not count.
-        arms: what is trained.
-    """
-
-    student: Decoder = SIZES["S"].student
-    teacher: Decoder = SIZES["S"].teacher
-    image_size: int = 448
-    vocabulary: int = 4096
-    rounds: int = 5
-    arms: tuple[str, ...] = ARMS
+    student: Decoder = SIZES["S"].student  # its decoder
+    teacher: Decoder = SIZES["S"].teacher  # the decoder of the teacher in all three roles
+    image_size: int = 448  # side of a picture [px]; 14 px and two patches are a token
+    vocabulary: int = 4096  # tokens, learned from the questions
+    rounds: int = 5  # per layout, after one that does not count
+    arms: tuple[str, ...] = ARMS  # what is trained
 
 
 FULL = Settings()

@@ -39,7 +39,7 @@ from drivekd.models.batch import collate, forward
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm
-from drivekd.study.reading import read_row
+from drivekd.study.forward import read_row
 
 ARMS = ("forward", "prestudy")
 ROUNDS = 15

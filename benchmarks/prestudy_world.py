@@ -20,10 +20,9 @@ from provenance import write_result
 from drivekd.data.sample import CAPABILITIES
 from drivekd.report.prestudy import draw
 from drivekd.report.stability import draw_stability
-from drivekd.study import capacity, stability_file
+from drivekd.study import capacity, tables
 from drivekd.study.prestudy import run
 from drivekd.study.stability import DROP
-from drivekd.study.table import table
 from drivekd.world.make import make
 
 SCENES = 100
@@ -44,7 +43,7 @@ def main() -> None:
     for i, name in enumerate(("prestudy", "stability")):
         print(write_result(f"{name}{suffix}", {"teachers": {k: v[i] for k, v in studies.items()}}))
     nearness = capacity.run(capacity.prepare(STUDENT, CANDIDATES, questions), OUT)
-    print(capacity.table(nearness))
+    print(tables.capacity(nearness))
     print(write_result(f"capacity{suffix}", nearness))
 
 
@@ -53,7 +52,7 @@ def study(capability: str, questions: Path, whole: bool) -> tuple[dict[str, Any]
     folder = OUT / capability
     content = run(f"world:teacher_{capability}", questions, folder, student=STUDENT, drop=DROP)
     steady = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
-    print(f"{table(content)}\n{stability_file.table(steady)}")
+    print(f"{tables.prestudy(content)}\n{tables.stability(steady)}")
     for picture in (draw(content, folder)[0], draw_stability(steady, folder)[0]):
         if capability == SHOWN and whole:
             copyfile(picture, Path("docs/pictures") / picture.name)

@@ -35,18 +35,12 @@ EVERY = (2, 4, 8, 16)
 
 @dataclass
 class Shadow:
-    """A run with kept coefficients that follows the exact one.
+    """A run with kept coefficients that follows the exact one."""
 
-    Attributes:
-        plan: with its R.
-        memory: of the weighting.
-        kept: from its last exact step.
-        cosines: with the exact update, at the steps that are not exact.
-    """
-
-    plan: Plan
-    memory: dict[str, Any] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
+    plan: Plan  # with its R
+    memory: dict[str, Any] = field(default_factory=dict)  # of the weighting
+    kept: dict[str, Any] = field(default_factory=dict)  # from its last exact step
+    #: with the exact update, at the steps that are not exact
     cosines: list[float] = field(default_factory=list)
 
 

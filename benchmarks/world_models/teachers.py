@@ -36,8 +36,7 @@ from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm, load, save, vision_parts
 from drivekd.recipe import parse
 from drivekd.world import make as worlds
-from drivekd.world.dense import NOTHING
-from drivekd.world.questions import TEMPLATES
+from drivekd.world.questions import NOTHING, TEMPLATES
 from drivekd.world.sight import ATTRIBUTES
 from world_models.grounding import align, plant_regions, whiten
 from world_models.tower import read_seen, train_tower, visual_tokens
@@ -93,17 +92,12 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step on the way to the shipped models.
+    """One step on the way to the shipped models."""
 
-    Attributes:
-        make: starts from the models of `after` and returns a model with facts about it.
-        after: names of the stages that it starts from.
-        uses: the parts of the recipe that it depends on, beside `seed` and `scenes`.
-    """
-
+    #: starts from the models of `after` and returns a model with facts about it
     make: Callable[[Workshop, list[Vlm]], tuple[Vlm, Facts]]
-    after: tuple[str, ...]
-    uses: tuple[str, ...]
+    after: tuple[str, ...]  # names of the stages that it starts from
+    uses: tuple[str, ...]  # the parts of the recipe that it depends on, beside `seed` and `scenes`
 
 
 def read_recipe(path: Path) -> TeachersRecipe:

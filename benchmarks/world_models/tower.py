@@ -31,15 +31,10 @@ _NOTHING_WEIGHT = 0.3  # empty cells are many
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Pictures of scenes with dense labels.
+    """Pictures of scenes with dense labels."""
 
-    Attributes:
-        pictures: [scenes, cameras, H, W, 3].
-        labels: [scenes, cells, attributes], 0 = nothing to say.
-    """
-
-    pictures: NDArray[np.uint8]
-    labels: NDArray[np.int8]
+    pictures: NDArray[np.uint8]  # [scenes, cameras, H, W, 3]
+    labels: NDArray[np.int8]  # [scenes, cells, attributes], 0 = nothing to say
 
 
 def read_seen(folder: Path, scenes: int | None = None) -> Seen:

@@ -15,7 +15,7 @@ from drivekd.data.formats.readers import read
 from drivekd.distill.teachers.teacher import freeze
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm, decoder_layers, save
-from drivekd.study import capacity
+from drivekd.study import capacity, tables
 from drivekd.study.gap import gap
 
 
@@ -92,7 +92,7 @@ def test_a_probe_closes_the_gap_and_the_nearer_teacher_is_named(
         assert found["advice"][name]["teacher"] == places["same"]
     # Layer 1 of the last capability's own loss moves towards the teacher that it is drawn to.
     assert other["reasoning"]["closed"]["mean"] > 0
-    assert "nearest to" in capacity.table(found) and places["other"] in capacity.table(found)
+    assert "nearest to" in tables.capacity(found) and places["other"] in tables.capacity(found)
 
 
 def test_the_same_seeds_find_the_same(

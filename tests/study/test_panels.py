@@ -7,7 +7,7 @@ import pytest
 
 from drivekd.study.panels import panels
 from drivekd.study.sums import Sums
-from drivekd.study.table import table
+from drivekd.study.tables import prestudy as table
 
 
 def test_driving_and_general_answers_are_drawn_apart_however_many_scenes_there_are() -> None:

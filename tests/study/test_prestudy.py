@@ -16,7 +16,7 @@ from drivekd.cli import app
 from drivekd.models.vlm import save
 from drivekd.recipe import load
 from drivekd.study.prestudy import run
-from drivekd.study.table import table
+from drivekd.study.tables import prestudy as table
 
 pytestmark = pytest.mark.usefixtures("no_debug")
 

@@ -22,11 +22,12 @@ from drivekd.models.vlm import Vlm, save
 from drivekd.report.page import write_page
 from drivekd.report.stability import draw_stability
 from drivekd.study.curves import unit
+from drivekd.study.forward import Seen
 from drivekd.study.measuring import Asked, ask
 from drivekd.study.prestudy import run
-from drivekd.study.reading import Seen
 from drivekd.study.stability import WORST, Case, Steadiness, Verdict, curves, judge
-from drivekd.study.stability_file import table, write
+from drivekd.study.stability_file import write
+from drivekd.study.tables import stability as table
 
 LAYERS, V = 3, 8
 GRIDS = ((2, 2), (2, 2))

@@ -7,18 +7,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from drivekd.data.sample import CAMERAS
 from drivekd.world.drawing import camera
 from drivekd.world.drawing.camera import Renderer, View, open_renderer, render
-from drivekd.world.drawing.rig import CAMERAS, badge, project, stamp
+from drivekd.world.drawing.rig import HEIGHT, RIG, badge, stamp
 from drivekd.world.frame import (
     COLOURS,
     KINDS,
     TOWNS,
-    WEATHERS,
     Colour,
     Frame,
     Kind,
@@ -29,6 +30,8 @@ from drivekd.world.frame import (
 )
 
 pytestmark = pytest.mark.system
+
+WEATHERS: tuple[Weather, ...] = get_args(Weather)
 
 SIZES: dict[Kind, tuple[float, float, float]] = {
     "car": (4.5, 1.9, 1.5),
@@ -53,6 +56,23 @@ MIRRORED = {
     "CAM_BACK_LEFT": "CAM_BACK_RIGHT",
     "CAM_BACK_RIGHT": "CAM_BACK_LEFT",
 }
+
+
+def project(
+    camera: str, pose: Pose, x: float, y: float, z: float, size: int
+) -> tuple[float, float, float]:
+    """Pinhole projection of a world point: column, row [px], depth [m]; nan behind the camera."""
+    lens = RIG[camera]
+    angle = pose.heading + math.radians(lens.yaw)
+    ahead, aside = math.cos(angle), math.sin(angle)
+    dx, dy = x - pose.x, y - pose.y
+    depth = dx * ahead + dy * aside
+    if depth <= 0:
+        return math.nan, math.nan, depth
+    left = -dx * aside + dy * ahead
+    u = size / 2 * (1 - left / depth / math.tan(math.radians(lens.hfov) / 2))
+    v = size / 2 * (1 - (z - HEIGHT) / depth / math.tan(math.radians(lens.vfov) / 2))
+    return u, v, depth
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +205,7 @@ def test_mirrored_world_gives_mirrored_ids(renderer: Renderer) -> None:
         ),
     )
     first, second = by_name(render(renderer, original)), by_name(render(renderer, mirrored))
-    mark = badge("CAM_FRONT", 96, 96).shape[0]
+    mark = len(badge("CAM_FRONT", 96))
     for name, twin in MIRRORED.items():
         one, two = first[name].ids[mark:], second[twin].ids[mark:, ::-1]
         assert set(np.unique(one)) == set(np.unique(two))
@@ -288,16 +308,16 @@ def test_surroundings_stand_still(renderer: Renderer) -> None:
 
 
 def test_other_sizes() -> None:
-    for size, shape in ((64, (64, 64)), ((160, 90), (90, 160)), (448, (448, 448))):
+    for size in (64, 448):
         other = open_renderer(size)
         view = render(other, crowd())[0]
         other.close()
-        assert view.rgb.shape == (*shape, 3)
-        assert view.ids.shape == shape
+        assert view.rgb.shape == (size, size, 3)
+        assert view.ids.shape == (size, size)
         rows, columns = np.nonzero(view.ids == 1)
         u, v, _ = project("CAM_FRONT", EGO, 12, 0, 0.75, size)
-        assert abs(columns.mean() + 0.5 - u) < shape[1] / 40
-        assert abs(rows.mean() + 0.5 - v) < shape[0] / 40
+        assert abs(columns.mean() + 0.5 - u) < size / 40
+        assert abs(rows.mean() + 0.5 - v) < size / 40
 
 
 def test_badges_differ_and_can_be_stamped_again(renderer: Renderer) -> None:
@@ -308,7 +328,7 @@ def test_badges_differ_and_can_be_stamped_again(renderer: Renderer) -> None:
     flipped = views[1].rgb[:, ::-1].copy()
     stamp(flipped, "CAM_FRONT_RIGHT")
     np.testing.assert_array_equal(flipped[:10, :10], tops[2])
-    assert badge("CAM_BACK", 448, 448).shape == (47, 47, 3)
+    assert badge("CAM_BACK", 448).shape == (47, 47, 3)
 
 
 def test_no_roads_and_many_roads(renderer: Renderer) -> None:
@@ -327,15 +347,10 @@ def test_borders(monkeypatch: pytest.MonkeyPatch, renderer: Renderer) -> None:
     twice = replace(frame(thing()), things=(thing(), thing(y=5)))
     with pytest.raises(ValueError, match="different thing ids from 1 to 250"):
         render(renderer, twice)
-    with pytest.raises(ValueError, match="picture size: expected sides of 16"):
+    with pytest.raises(ValueError, match="picture size"):
         open_renderer(4)
-    with pytest.raises(ValueError, match="supersample: expected 1, 2 or 4"):
-        open_renderer(96, supersample=3)
-    with pytest.raises(ValueError, match="camera: expected one of CAM_FRONT"):
-        project("CAM_TOP", EGO, 1, 0, 0, 96)
-    assert math.isnan(project("CAM_FRONT", EGO, -5, 0, 0, 96)[0])
     closed = open_renderer(32)
-    camera.close(closed)
+    closed.close()
     with pytest.raises(ValueError, match="got a closed one"):
         render(closed, frame())
 

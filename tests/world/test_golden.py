@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drivekd.world.drawing.rig import CAMERAS
+from drivekd.data.sample import CAMERAS
 from drivekd.world.make import make
 
 GOLDEN = Path(__file__).parent / "golden" / "scene.npz"

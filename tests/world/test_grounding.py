@@ -12,6 +12,7 @@ from PIL import Image
 from world_models import grounding
 from world_models.tower import CELLS, visual_tokens
 
+from drivekd.data.cameras import prompt
 from drivekd.data.sample import CAMERAS, Message, Sample
 from drivekd.distill.teachers.attention import capture, install
 from drivekd.models.batch import Batch, collate, forward
@@ -19,7 +20,6 @@ from drivekd.models.encode import IGNORE, encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import tiny_vlm
 from drivekd.models.vlm import Vlm, decoder_layers, vision_parts
-from drivekd.world.questions import camera_prefix
 
 SIDE = 48
 
@@ -58,7 +58,7 @@ def question(folder: Path, scene: int, views: np.ndarray, region: int) -> Sample
         images[camera] = folder / f"{scene}_{camera}.png"
         Image.fromarray(pixels).save(images[camera])
     turns = (
-        Message("user", f"{camera_prefix()}colour <r{region}>"),
+        Message("user", prompt(f"colour <r{region}>", CAMERAS)),
         Message("assistant", ("red", "blue", "grey")[scene]),
     )
     return Sample(f"{scene}/{region}", turns, images, source="test:1")

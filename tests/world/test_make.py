@@ -19,8 +19,8 @@ from PIL import Image
 
 from drivekd.cli.app import main
 from drivekd.data.formats.readers import read
+from drivekd.data.sample import CAMERAS
 from drivekd.world import make as making
-from drivekd.world.drawing.rig import CAMERAS
 from drivekd.world.make import make
 from drivekd.world.questions import TEMPLATES
 
@@ -50,8 +50,8 @@ def test_interrupted_and_in_parallel_gives_the_same_bytes(world: Path, tmp_path:
     (tmp_path / "images" / "6").unlink()
     make(tmp_path, 3, "train", workers=1)
     (tmp_path / "truth" / "1.json").unlink()
-    (tmp_path / "truth" / "2.json").rename(tmp_path / "truth" / "2.part")  # cut off while writing
-    (tmp_path / "truth" / "2.part").write_text('{"frame": {')
+    (tmp_path / "truth" / "2.json").unlink()
+    (tmp_path / "truth" / ".2.json.partial").write_text('{"frame": {')  # cut off
     (tmp_path / "images" / "1" / "CAM_BACK.png").write_bytes(b"half a pict")
     (tmp_path / "images" / "2" / "CAM_FRONT.png").unlink()
     make(tmp_path, FEW, "train", workers=1)
@@ -59,7 +59,7 @@ def test_interrupted_and_in_parallel_gives_the_same_bytes(world: Path, tmp_path:
     rows = (world / "questions.jsonl").read_text().splitlines(keepends=True)
     again = (tmp_path / "questions.jsonl").read_text()
     assert "".join(rows).startswith(again)
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert len(before) == 6 * FEW
     make(tmp_path, FEW, "train", workers=1)
@@ -96,16 +96,13 @@ def test_truth_is_strict_json(world: Path) -> None:
     assert None in gaps  # nothing ahead
 
 
-def test_first_and_size_and_wording(tmp_path: Path, world: Path) -> None:
+def test_first_and_size(tmp_path: Path, world: Path) -> None:
     make(tmp_path / "a", 1, "train", first=4, workers=1)
     moved = contents(tmp_path / "a")
     assert moved["truth/4.json"] == (world / "truth" / "4.json").read_bytes()
-    make(tmp_path / "b", 1, "train", size=64, workers=1, wordings=(2,))
+    make(tmp_path / "b", 1, "train", size=64, workers=1)
     with Image.open(tmp_path / "b" / "images" / "0" / "CAM_FRONT.png") as picture:
         assert picture.size == (64, 64)
-    held_out = [t.wordings[2].split("{")[0] for t in TEMPLATES.values()]
-    for sample in read(tmp_path / "b" / "questions.jsonl"):
-        assert sample.question.rpartition("<image>\n")[2].startswith(tuple(held_out))
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -116,8 +113,8 @@ def test_a_folder_made_with_other_settings_is_refused(tmp_path: Path) -> None:
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="made with another split: choose another folder"):
         make(tmp_path, 1, "train", workers=1)
-    with pytest.raises(ValueError, match="made with another size, wordings"):
-        make(tmp_path, 1, "val", size=64, wordings=(2,), workers=1)
+    with pytest.raises(ValueError, match="made with another size"):
+        make(tmp_path, 1, "val", size=64, workers=1)
     assert contents(tmp_path) == before
 
 
@@ -128,7 +125,7 @@ def test_what_does_not_exist_is_refused_before_anything_is_written(tmp_path: Pat
     for scenes, start in ((0, 0), (1, -1), (2, 999_999)):
         with pytest.raises(ValueError, match=f"got {scenes} from {start} on: choose fewer"):
             make(out, scenes, "train", first=start)
-    with pytest.raises(ValueError, match="picture size: expected sides of 16"):
+    with pytest.raises(ValueError, match="picture size"):
         make(out, 1, "train", size=8)
     assert not out.exists()
 
@@ -227,7 +224,7 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path, world: Path) -> None:
     assert "interrupted" in said.splitlines()[-1]
     done = [path.stem for path in tmp_path.glob("truth/*.json")]
     assert done
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
     for name in done:
         truth = json.loads((tmp_path / "truth" / f"{name}.json").read_text())
         assert truth["frame"]["seed"] == int(name)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivekd.world.dense import NOTHING, dense_questions
-from drivekd.world.drawing.rig import CAMERAS
+from drivekd.data.sample import CAMERAS
 from drivekd.world.frame import Frame, Pose, Thing
+from drivekd.world.questions import NOTHING, ask_about_cells
 from drivekd.world.scene import Scene
 from drivekd.world.sight import (
     ATTRIBUTES,
@@ -143,7 +143,7 @@ def test_dense_questions_say_what_the_cells_say(truths: list[dict[str, Any]]) ->
 
 def test_dense_questions_of_an_empty_scene() -> None:
     empty = np.zeros((6, GRID, GRID, len(ATTRIBUTES)), np.int8)
-    asked = dense_questions(empty, 24, np.random.default_rng(0))
+    asked = ask_about_cells(empty, 24, np.random.default_rng(0))
     assert {q.answer for q in asked} == {NOTHING}
     assert {q.attribute for q in asked} == {"kind"}
 

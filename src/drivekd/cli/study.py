@@ -48,7 +48,7 @@ def prestudy(
     dtype: Dtype = "float32",
 ) -> None:
     """Find which layers and which signal of a teacher to distil: four panels and a recipe."""
-    from drivekd.study import capacity
+    from drivekd.study import capacity, tables
     from drivekd.study.prestudy import run
     from drivekd.study.stability import DROP
 
@@ -62,22 +62,21 @@ def prestudy(
     run(teacher, data, out, device=device, dtype=dtype, **files)
     _show(out, stability)
     if probes is not None:
-        typer.echo(f"{capacity.table(capacity.run(probes, out))}\n{out / 'capacity.json'}")
+        typer.echo(f"{tables.capacity(capacity.run(probes, out))}\n{out / 'capacity.json'}")
 
 
 def _show(out: Path, stability: bool) -> None:
     """Draw what a study left in its folder, and print its tables and the names of its files."""
     from drivekd.report.prestudy import draw
     from drivekd.report.stability import draw_stability
-    from drivekd.study import stability_file
-    from drivekd.study.table import table
+    from drivekd.study import tables
 
     content = json.loads((out / "prestudy.json").read_text(encoding="utf-8"))
-    typer.echo(table(content))
+    typer.echo(tables.prestudy(content))
     files = [*draw(content, out), out / "prestudy.json", out / "recipe.fragment.yaml"]
     if stability:
         content = json.loads((out / "stability.json").read_text(encoding="utf-8"))
-        typer.echo(stability_file.table(content))
+        typer.echo(tables.stability(content))
         files += [*draw_stability(content, out), out / "stability.json"]
     for path in files:
         typer.echo(path)

@@ -1,8 +1,7 @@
-"""Which of several teachers a student can follow: distance before and after short probes."""
+"""Capacity of a student for several teachers: distance before and after short probes."""
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from scipy.stats import t as student_t
 
 from drivekd.data.convert import jsonl_row
@@ -45,25 +41,15 @@ SEEDS, STEPS, MEASURED = 3, 60, 60
 
 @dataclass(frozen=True)
 class Probes:
-    """What is to be compared, on which questions.
+    """A student and the teachers to compare for it, on which questions."""
 
-    Attributes:
-        student: folder, hub id or `world:NAME`.
-        candidates: the same of teachers.
-        trained: questions that probes are trained on.
-        measured: questions about other scenes, on which distances are measured.
-        root: folder of all their pictures.
-        seed: of the first probe.
-        steps: of a probe.
-    """
-
-    student: str
-    candidates: tuple[str, ...]
-    trained: tuple[Sample, ...]
-    measured: tuple[Sample, ...]
-    root: Path
-    seed: int
-    steps: int
+    student: str  # folder, hub id or `world:NAME`
+    candidates: tuple[str, ...]  # the same of teachers
+    trained: tuple[Sample, ...]  # questions that probes are trained on
+    measured: tuple[Sample, ...]  # questions about other scenes, on which distances are measured
+    root: Path  # folder of all their pictures
+    seed: int  # of the first probe
+    steps: int  # of a probe
 
 
 def prepare(
@@ -79,15 +65,7 @@ def prepare(
 ) -> Probes:
     """Read the questions and hold a third of the scenes out, before any model is loaded.
 
-    Args:
-        student: folder, hub id or `world:NAME`.
-        candidates: the same of teachers; at least one.
-        data: driving questions with answers and pictures.
-        format: of the file.
-        root: folder that relative image paths start from.
-        max_samples: use only so many, drawn by the seed.
-        seed: of the draws; probes have the seeds from there on.
-        steps: of a probe.
+    `max_samples` are drawn by the seed; probes have the seeds from there on.
 
     Raises:
         OSError, ValueError: the data, no student, or a candidate that is named twice.
@@ -125,15 +103,12 @@ def _drawn(samples: Sequence[Sample], seed: int) -> Iterator[Sample]:
 
 
 def run(probes: Probes, out: Path) -> dict[str, Any]:
-    """Probe every candidate and write `capacity.json`.
+    """Probe every candidate, write `capacity.json` and return what it holds.
 
     Distances are measured before and after. A probe is a short run of `drivekd train`, on the
     device where that would train, with the paper's layers and signals and one candidate in all
     roles; from the same start, on the same questions in the same order for every candidate; the
     seed of a probe draws that order.
-
-    Returns:
-        What `capacity.json` holds.
 
     Raises:
         OSError, ValueError: a model cannot be loaded, or a teacher reads otherwise than the
@@ -161,7 +136,7 @@ def _counts(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _probed(probes: Probes, candidate: str) -> tuple[Gap, list[Gap]]:
-    """The distance from one candidate before training, and after each probe."""
+    """Measure the distance from one candidate before training, and after each probe."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with new_rows(folder / "train.jsonl") as rows:
@@ -206,7 +181,7 @@ def _recipe(probes: Probes, candidate: str, folder: Path, seed: int) -> Recipe:
 
 
 def _figures(before: Gap, after: Sequence[Gap]) -> dict[str, dict[str, Any]]:
-    """Distances by layer, and at the paper's layers with their interval over probes."""
+    """Collect distances by layer, and at the paper's layers with their interval over probes."""
     found = {}
     for name, start in before.items():
         ends = np.stack([each[name] for each in after])
@@ -231,7 +206,7 @@ def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]
 
 
 def _advice(candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per capability the candidate whose maps the student ends nearest to, and by how much.
+    """Name per capability the candidate whose maps the student ends nearest to, and by how much.
 
     Weak: over probes, which are paired by seed, the interval of the difference to the next one
     holds 0; or there is no other.
@@ -249,38 +224,3 @@ def _advice(candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
             margin = _interval(left[ranked[1]] - left[ranked[0]])
             found[name] |= {"next": ranked[1], "margin": margin, "weak": margin["low"] <= 0}
     return found
-
-
-def table(content: Mapping[str, Any]) -> str:
-    """The distances at the paper's layers, and the teacher that the student follows best."""
-    console = Console(file=io.StringIO(), width=110)
-    made = Table("capability", "teacher", "distance", "after the probe", "closed", box=None)
-    for name in CAPABILITIES:
-        for who, each in content["candidates"].items():
-            if name in each:
-                closed, left = each[name]["closed"], float(np.mean(each[name]["left"]))
-                span = _percent(closed) if closed else "–"
-                made.add_row(
-                    name, escape(who), f"{each[name]['distance']:.3f}", f"{left:.3f}", span
-                )
-    console.print(made)
-    for name, advice in content["advice"].items():
-        console.print(f"{name}: {_said(advice)}", markup=False, soft_wrap=True)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
-
-
-def _percent(share: Mapping[str, float]) -> str:
-    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
-    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
-
-
-def _said(advice: Mapping[str, Any]) -> str:
-    if advice["next"] is None:
-        return f"{advice['teacher']} is the only candidate"
-    margin = advice["margin"]
-    said = (
-        f"the student ends nearest to {advice['teacher']}, by {margin['mean']:.3f} "
-        f"[{margin['low']:.3f}, {margin['high']:.3f}] nearer than to {advice['next']}"
-    )
-    return f"{said}; the evidence is weak" if advice["weak"] else said

@@ -18,17 +18,12 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity at several places (layers, or positions of an answer), with its bootstrap draws.
+    """A quantity at several places (layers, positions of an answer), with its bootstrap draws."""
 
-    Attributes:
-        draws: [1 + draws, places]; the first row is the estimate. NaN where nothing was seen.
-        n: samples that went in.
-        scenes: in which they lie.
-    """
-
+    #: [1 + draws, places]; the first row is the estimate. NaN where nothing was seen.
     draws: NDArray[np.float64]
-    n: int
-    scenes: int
+    n: int  # samples that went in
+    scenes: int  # in which they lie
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -31,12 +31,8 @@ def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:
 
     For student layer l with teacher layers M(l) (grouped in proportion), over all samples of a
     capability: Σ_b |S_l − mean_{m ∈ M(l)} T_m|² / Σ_b |mean T_m|², both sums over text rows ×
-    image columns. 0: they look alike; 1: as far as looking nowhere. [ours]
-
-    Args:
-        student: whose layers are counted.
-        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
-        encoded: samples with pictures, in the student's encoding.
+    image columns. 0: they look alike; 1: as far as looking nowhere. [ours] The teacher is frozen
+    (`teacher.freeze`), the samples have pictures and are in the student's encoding.
     """
     depth = len(vlms.decoder_layers(student))
     theirs = list(range(len(vlms.decoder_layers(vlm))))
@@ -57,7 +53,7 @@ def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:
 
 @torch.no_grad()
 def _squares(student: Vlm, asked: Teacher, batch: Batch) -> NDArray[np.float64]:
-    """Both sums of each sample and layer: [B, 2, L]."""
+    """Compute both sums of each sample and layer: [B, 2, L]."""
     rows = teacher.text_rows(batch)
     goals = teacher.targets([asked], batch, rows)["all"].maps
     layers = vlms.decoder_layers(student)

@@ -47,15 +47,10 @@ class Figure:
 
 
 def draw_general(folder: Path, pictures: int, seed: int) -> list[Sample]:
-    """Draws pictures of coloured shapes and writes four questions about each.
+    """Draw pictures of coloured shapes into a folder, and write four questions about each.
 
-    Equal seeds give equal files. Asked for are number, colour, place and a list of what is there;
-    answers are sentences, so that they have more than one token [ours].
-
-    Args:
-        folder: gets the pictures and `questions.jsonl`.
-        pictures: how many.
-        seed: of the shapes, their places and sizes.
+    Equal seeds give equal files. Questions are about number, colour, place and a list of what is
+    there; answers are sentences, so that they have more than one token [ours].
     """
     rows = []
     for number in range(pictures):

@@ -17,7 +17,7 @@ from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm
 from drivekd.study.curves import bins, dispersion, unit
-from drivekd.study.reading import Array, Reading, Seen, read_margins, read_row
+from drivekd.study.forward import Array, Reading, Seen, read_margins, read_row
 from drivekd.study.sums import Sums
 
 SAMPLES_AT_ONCE = 16
@@ -29,35 +29,20 @@ OWN_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Asked:
-    """One question in all its wordings, and what was seen of each.
+    """One question in all its wordings, and what was seen of each."""
 
-    Attributes:
-        sample: the question as it stands.
-        wordings: its words, and the others.
-        grids: rows and columns of visual tokens of each image.
-        seen: of each wording.
-    """
-
-    sample: Sample
-    wordings: tuple[str, ...]
-    grids: tuple[tuple[int, int], ...]
-    seen: tuple[Seen, ...]
+    sample: Sample  # the question as it stands
+    wordings: tuple[str, ...]  # its words, and the others
+    grids: tuple[tuple[int, int], ...]  # rows and columns of visual tokens of each image
+    seen: tuple[Seen, ...]  # of each wording
 
 
 def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iterator[list[Asked]]:
-    """Runs driving samples through a teacher, each in all its wordings; one pass for everything.
+    """Run driving samples through a frozen teacher, each in all its wordings, in one pass.
 
     Samples that share pictures and the text before them run behind one prefix; so do the wordings
-    of a question, which therefore cost little.
-
-    Args:
-        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
-        samples: in any order.
-        reading: how tokens become features.
-
-    Yields:
-        Questions about the same pictures, at most `SAMPLES_AT_ONCE`; pictures come in the order in
-        which the samples first name them.
+    of a question, which therefore cost little. Yields questions about the same pictures, at most
+    `SAMPLES_AT_ONCE`; pictures come in the order in which the samples first name them.
     """
     features, grid = FeatureCache(latest=True), None
     rows = group_rows([tuple(sample.images.values()) for sample in samples])
@@ -85,7 +70,7 @@ def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iter
 
 
 def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
-    """Adds the margins of general questions; nothing else is taken from them."""
+    """Add the margins of general questions; nothing else is taken from them."""
     features = FeatureCache(latest=True)
     for chunk in _chunks(track(samples, len(samples), "reading general questions")):
         flat = [_encoded(vlm, sample) for sample in chunk]
@@ -96,7 +81,7 @@ def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
 
 
 def add(sums: Sums, asked: Asked) -> None:
-    """Adds what was seen of one question to the sums of the panels."""
+    """Add what was seen of one question to the sums of the panels."""
     seen, scene, capability = asked.seen[0], scene_of(asked.sample), asked.sample.capability
     sums["adjacent"].add(scene, seen.adjacent)
     if seen.vision_text is not None and seen.share is not None:
@@ -113,7 +98,7 @@ def add(sums: Sums, asked: Asked) -> None:
 
 
 def _add_dispersion(sums: Sums, scene: str, group: str, wordings: Sequence[Seen]) -> None:
-    """Of own positions: text in front of the question is the same whatever its wording."""
+    """Add the dispersion of own positions: text before the question is equal in every wording."""
     hidden = np.stack([each.own_hidden for each in wordings])
     sums[f"dispersion/hidden/{group}"].add(scene, dispersion(hidden))
     profiles = [each.own_attention for each in wordings if each.own_attention is not None]
@@ -139,7 +124,7 @@ def _encoded(vlm: Vlm, sample: Sample) -> Encoded:
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Consecutive samples with the same pictures, not too many at a time."""
+    """Group consecutive samples with the same pictures, not too many at a time."""
     for _, group in groupby(samples, key=lambda sample: tuple(sample.images.values())):
         chunk: list[Sample] = []
         for sample in group:
@@ -152,7 +137,7 @@ def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 
 def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Indices of samples that run as one row: the same prefix, and not too long behind it."""
+    """Yield indices of samples that run as one row: the same prefix, and not too long behind it."""
     # Without a prefix nothing is shared, and samples of one row would be told apart in vain.
     keys = [tuple(e.input_ids[: e.prefix].tolist()) or i for i, e in enumerate(encoded)]
     for group in group_rows(keys):

@@ -25,22 +25,17 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Panels:
-    """What a study found.
+    """What a study found."""
 
-    Attributes:
-        curves: by name: `adjacent`, `vision_text`, `share`, `intra/attention/CAPABILITY`,
-            `intra/hidden/CAPABILITY`, `dispersion/attention/all` (and per capability),
-            `dispersion/hidden/…`, `margin/driving`, `margin/general`.
-        lacks: panel (a to d) to what it has too little data for.
-        differences: mean and 95 % band of hidden − attention dispersion, and of the general −
-            driving margin; those that were measured.
-        advice: per capability.
-    """
-
+    #: by name: `adjacent`, `vision_text`, `share`, `intra/attention/CAPABILITY`,
+    #: `intra/hidden/CAPABILITY`, `dispersion/attention/all` (and per capability),
+    #: `dispersion/hidden/…`, `margin/driving`, `margin/general`
     curves: Mapping[str, Curve]
-    lacks: Mapping[str, tuple[str, ...]]
+    lacks: Mapping[str, tuple[str, ...]]  # panel (a to d) to what it has too little data for
+    #: mean and 95 % band of hidden − attention dispersion, and of the general − driving margin;
+    #: those that were measured
     differences: Mapping[str, tuple[float, float | None, float | None]]
-    advice: tuple[Advice, ...]
+    advice: tuple[Advice, ...]  # per capability
 
 
 def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:

@@ -1,8 +1,9 @@
-"""The pre-study of a teacher: four panels, which layers and signal they speak for, in files."""
+"""The pre-study of a teacher: four panels, the layers and signal they speak for, in files."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import CAPABILITIES, Sample
@@ -21,11 +23,10 @@ from drivekd.distill.teachers import teacher as teachers
 from drivekd.files.lock import locked
 from drivekd.files.writing import atomic_file, write_json
 from drivekd.models import vlm as vlms
-from drivekd.study.fragment import fragment
+from drivekd.study.forward import Reading
 from drivekd.study.general import draw_general
 from drivekd.study.measuring import add, ask, measure_margins
 from drivekd.study.panels import Panels, as_json, panels
-from drivekd.study.reading import Reading
 from drivekd.study.recommend import Advice, named
 from drivekd.study.stability import Steadiness
 from drivekd.study.stability_file import write
@@ -51,26 +52,23 @@ def run(
     device: str = "cpu",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, Any]:
-    """Read a teacher on a data file and write `prestudy.json` and `recipe.fragment.yaml`.
+    """Read a teacher on a data file and write what it shows; returns what `prestudy.json` holds.
 
     Args:
         teacher: folder, hub id or `world:NAME`.
         data: driving questions with answers.
         out: folder for the results.
         student: whose depth the recommended layers are given for.
-        general: questions that are not about driving; drawn by us where absent.
+        general: questions that are not about driving; drawn here where absent.
         format: of both files.
         root: folder that relative image paths of `data` start from.
         max_samples: use only so many, drawn by the seed.
         drop: of the cosine of attention over wordings, from which on it counts as one, for
             `stability.json`; None leaves that out.
-        reading: how tokens become features, see `drivekd.study.reading.Reading`.
+        reading: how tokens become features, see `drivekd.study.forward.Reading`.
         seed: of that draw, of the drawn questions, and of the bootstrap.
         device: where the teacher runs.
         dtype: of its weights.
-
-    Returns:
-        What `prestudy.json` holds.
 
     Raises:
         OSError, ValueError: the data, a model, or states that are not finite.
@@ -187,3 +185,45 @@ def _counts(file: Path | None, samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _advice(advice: Advice, depth: int) -> dict[str, Any]:
     return {**asdict(advice), "teacher_layers": named(advice.layers, depth, depth)}
+
+
+def fragment(
+    advices: Sequence[Advice], teacher: str, depth: int, student: tuple[str, int] | None
+) -> str:
+    """Write the keys `capabilities` (and `student`) of a recipe, a comment above every choice.
+
+    `depth` is the teacher's; `student` its name and layers, where known.
+    """
+    lines = [
+        f"# Made by `drivekd prestudy` from {teacher}.",
+        "# Name it as `base` in a recipe of yours, or give what it lacks: drivekd train",
+        "# recipe.fragment.yaml --set name=mine --set student=… --set 'data.train=[…]' --out …",
+    ]
+    if student is not None:
+        lines.append(_yaml({"student": student[0]}))
+    lines.append("capabilities:")
+    for advice in advices:
+        keys = {
+            "teacher": teacher,
+            "student_layers": named(advice.layers, depth, student[1] if student else None),
+            "teacher_layers": named(advice.layers, depth, depth),
+            "signal": advice.signal,
+        }
+        name, *rest = _yaml({advice.capability: keys}).splitlines()
+        lines += [f"  {line}" for line in (name, *_comment(advice), *rest)]
+    return "\n".join([*lines, ""])
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=10_000)
+    return text.rstrip()
+
+
+def _comment(advice: Advice) -> list[str]:
+    said = [advice.reason, advice.paper, *(f"weak: {doubt}" for doubt in advice.weak)]
+    return [
+        f"  # {line}"
+        for sentence in said
+        if sentence
+        for line in textwrap.wrap(" ".join(sentence.split()), 92)
+    ]

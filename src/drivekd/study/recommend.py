@@ -48,44 +48,30 @@ Shape = Literal["even", "peak", "highest"]
 
 @dataclass(frozen=True)
 class Found:
-    """What the rules make of one curve.
+    """What the rules make of one curve."""
 
-    Attributes:
-        shape: `even`: all layers up to the penultimate one; `peak`: a late local peak; `highest`.
-        layers: counted from 1.
-        margin: `even`: by how much the range stays below ALIKE; `peak`: its height above the higher
-            of the valleys beside it; `highest`: above the mean of the other layers.
-    """
-
+    #: `even`: all layers up to the penultimate one; `peak`: a late local peak; `highest`
     shape: Shape
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # counted from 1
+    #: `even`: by how much the range stays below ALIKE; `peak`: its height above the higher of the
+    #: valleys beside it; `highest`: above the mean of the other layers
     margin: float
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The choice for one capability.
+    """The choice for one capability."""
 
-    Attributes:
-        capability: its name.
-        signal: text_to_vision, full or hidden.
-        layers: of the teacher, counted from 1; those of the paper's choice where evidence is weak
-            and the paper has one.
-        measured: what the rules chose; None without enough data.
-        sure: share of bootstrap draws in which they chose the same.
-        weak: why the evidence is weak, in words; empty where it is not.
-        reason: why this choice, in words.
-        paper: how it compares with the paper's, in words.
-    """
-
-    capability: str
-    signal: Signal
+    capability: str  # its name
+    signal: Signal  # text_to_vision, full or hidden
+    #: of the teacher, counted from 1; those of the paper's choice where evidence is weak and the
+    #: paper has one
     layers: tuple[int, ...]
-    measured: Found | None
-    sure: float
-    weak: tuple[str, ...]
-    reason: str
-    paper: str
+    measured: Found | None  # what the rules chose; None without enough data
+    sure: float  # share of bootstrap draws in which they chose the same
+    weak: tuple[str, ...]  # why the evidence is weak, in words; empty where it is not
+    reason: str  # why this choice, in words
+    paper: str  # how it compares with the paper's, in words
 
 
 def find(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from drivekd.data.sample import Sample
 from drivekd.distill.order import scene_of, stream
 from drivekd.study.curves import Curve, band, unit
+from drivekd.study.forward import Array, Seen
 from drivekd.study.measuring import Asked
 from drivekd.study.panels import DRAWS, FEWEST
-from drivekd.study.reading import Array, Seen
 from drivekd.study.recommend import SCENES
 from drivekd.study.sums import Sums, mean_curve
 
@@ -52,41 +52,25 @@ WORDS: tuple[Word, ...] = ("use", "use with care", "do not use")
 
 @dataclass(frozen=True)
 class Case:
-    """A question whose maps differ much over its wordings, in one layer.
+    """A question whose maps differ much over its wordings, in one layer."""
 
-    Attributes:
-        sample: the question as it stands.
-        layer: counted from 1.
-        cosine: of the two maps that are farthest apart.
-        apart: numbers of their wordings; 0 is the question as it stands.
-        numbers: those, and a third one.
-        wordings: the words of these three.
-        maps: their profiles on the visual tokens [3, V].
-        grids: rows and columns of visual tokens of each image.
-    """
-
-    sample: Sample
-    layer: int
-    cosine: float
-    apart: tuple[int, int]
-    numbers: tuple[int, ...]
-    wordings: tuple[str, ...]
-    maps: NDArray[np.float32]
-    grids: tuple[tuple[int, int], ...]
+    sample: Sample  # the question as it stands
+    layer: int  # counted from 1
+    cosine: float  # of the two maps that are farthest apart
+    apart: tuple[int, int]  # numbers of their wordings; 0 is the question as it stands
+    numbers: tuple[int, ...]  # those, and a third one
+    wordings: tuple[str, ...]  # the words of these three
+    maps: NDArray[np.float32]  # their profiles on the visual tokens [3, V]
+    grids: tuple[tuple[int, int], ...]  # rows and columns of visual tokens of each image
 
 
 @dataclass
 class Steadiness:
-    """Takes in questions as they are read; keeps sums per scene and the worst cases only.
+    """Takes in questions as they are read; keeps sums per scene and the worst cases only."""
 
-    Attributes:
-        drop: how far the cosine of two wordings may fall below 1.
-        sums: `cosine/ROWS/CAPABILITY` and so on, see `curves`.
-        worst: by capability and layer, the lowest cosine first.
-    """
-
-    drop: float = DROP
-    sums: Sums = field(default_factory=Sums)
+    drop: float = DROP  # how far the cosine of two wordings may fall below 1
+    sums: Sums = field(default_factory=Sums)  # `cosine/ROWS/CAPABILITY` and so on, see `curves`
+    #: by capability and layer, the lowest cosine first
     worst: dict[tuple[str, int], list[Case]] = field(default_factory=dict)
 
     def add(self, asked: Sequence[Asked]) -> None:
@@ -187,31 +171,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of a teacher in one capability.
+    """What the rules say of a teacher in one capability."""
 
-    Attributes:
-        capability: its name.
-        verdict: use, use with care, or do not use.
-        layers: that were judged, counted from 1.
-        n: questions.
-        scenes: in which they lie.
-        cosine: over wordings, mean over these layers.
-        beyond: share of questions beyond the drop.
-        other: cosine to other questions about the same pictures, where there are some.
-        spared: see `curves`.
-        reasons: in words.
-    """
-
-    capability: str
-    verdict: Word
-    layers: tuple[int, ...]
-    n: int
-    scenes: int
-    cosine: Figure
-    beyond: Figure
-    other: Figure | None
-    spared: Figure | None
-    reasons: tuple[str, ...]
+    capability: str  # its name
+    verdict: Word  # use, use with care, or do not use
+    layers: tuple[int, ...]  # that were judged, counted from 1
+    n: int  # questions
+    scenes: int  # in which they lie
+    cosine: Figure  # over wordings, mean over these layers
+    beyond: Figure  # share of questions beyond the drop
+    other: Figure | None  # cosine to other questions about the same pictures, where there are some
+    spared: Figure | None  # see `curves`
+    reasons: tuple[str, ...]  # in words
 
 
 def judge(

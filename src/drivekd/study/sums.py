@@ -15,17 +15,12 @@ Array = NDArray[np.float64]
 
 @dataclass(slots=True)
 class Total:
-    """Sums of one quantity.
+    """Sums of one quantity."""
 
-    Attributes:
-        sums: by scene.
-        counts: by scene, of the shape of the values or one number for all of them.
-        n: samples added.
-    """
-
-    sums: dict[str, Array] = field(default_factory=dict)
+    sums: dict[str, Array] = field(default_factory=dict)  # by scene
+    #: by scene, of the shape of the values or one number for all of them
     counts: dict[str, Array] = field(default_factory=dict)
-    n: int = 0
+    n: int = 0  # samples added
 
     def add(self, scene: str, value: Array, count: Array | float = 1.0) -> None:
         """Add one sample's values, or sums with their counts."""

@@ -1,10 +1,8 @@
-"""How the answer to each kind of question is found in a scene's ground truth.
+"""Answers to each kind of question, read from a scene's ground truth [ours].
 
-Every finder is given a scene, what the cameras show of it, and a random generator that chooses
-where a scene offers several questions of a kind. It returns the answer and the things that the
-question names, or None where the scene offers no such question.
-
-Source: [ours].
+A finder gets a scene, what the cameras show of it, and a random generator that chooses where a
+scene offers several questions of a kind. It returns the answer and the things that the question
+names, or None where the scene offers no such question.
 """
 
 from __future__ import annotations
@@ -31,10 +29,7 @@ def _draw(
 ) -> Found:
     """Draw an answer first and then a thing with that answer, so that answers stay balanced.
 
-    Args:
-        groups: things by the answer to the question about them.
-        rng: draws.
-        share: of answers that are asked for less often than others.
+    `groups` are things by the answer to the question about them; `share` thins frequent answers.
     """
     if not groups:
         return None
@@ -47,7 +42,7 @@ def _draw(
 def _grouped(
     seen: Sequence[Sighting], answer: Callable[[Sighting], str | None]
 ) -> dict[str, list[Sighting]]:
-    """Things by what is said of them; None leaves a thing out."""
+    """Group things by what is said of them; None leaves a thing out."""
     groups: dict[str, list[Sighting]] = {}
     for s in seen:
         said = answer(s)
@@ -183,7 +178,7 @@ def action(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> 
 
 
 def safe_lane(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-    """The lanes beside the ego, told apart by the answer: left, right, both or none."""
+    """Name the lanes beside the ego that are safe: left, right, both or none."""
     left, right = scene.outcomes["lane left"], scene.outcomes["lane right"]
     if (not left.left_lane and safe(scene, "lane left") is None) or (
         not right.left_lane and safe(scene, "lane right") is None

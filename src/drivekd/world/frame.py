@@ -1,7 +1,4 @@
-"""A key frame of the world: where everything is, before anything is drawn or asked.
-
-Source: [ours].
-"""
+"""A key frame of the world: where everything is, before anything is drawn or asked [ours]."""
 
 from __future__ import annotations
 
@@ -18,12 +15,11 @@ Light = Literal["red", "green"]
 KINDS: tuple[Kind, ...] = ("car", "truck", "bus", "cyclist", "pedestrian", "cone", "light")
 COLOURS: tuple[Colour, ...] = ("red", "blue", "green", "yellow", "white", "black", "orange")
 TOWNS: tuple[Town, ...] = ("amber", "birch", "cobalt")
-WEATHERS: tuple[Weather, ...] = ("day", "dusk", "night", "rain", "fog")
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object on or beside the road, an upright box seen from the world's origin.
+    """One object on or beside the road, an upright box in the world's axes.
 
     x and y are in the world's plane [m] with y growing to the LEFT of x (right-handed, z up),
     heading is counter-clockwise from +x [rad]; (x, y) is the centre of the footprint.

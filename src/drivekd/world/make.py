@@ -1,10 +1,8 @@
-"""Make a data set of the embedded world: pictures, questions and the ground truth beside them.
+"""Data sets of the embedded world: pictures, questions and the ground truth beside them [ours].
 
 Layout of the folder: `images/<seed>/<CAMERA>.png`, `truth/<seed>.json` (one per scene, written
 last, so that an interrupted run goes on where it stopped), `questions.jsonl` and `dense.jsonl`
 (Drive-KD rows) and `world.json` (what the folder holds).
-
-Source: [ours].
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from drivekd.data.cameras import prompt
 from drivekd.data.sample import CAMERAS
 from drivekd.files.lock import locked
 from drivekd.files.progress import track
 from drivekd.files.workers import side_by_side
-from drivekd.files.writing import filling
-from drivekd.world.dense import dense_questions
+from drivekd.files.writing import filling, whole
 from drivekd.world.drawing.camera import Renderer, open_renderer, render
-from drivekd.world.drawing.rig import size_of
-from drivekd.world.questions import ask, camera_prefix
+from drivekd.world.drawing.rig import refuse_size
+from drivekd.world.questions import WORDINGS, Question, ask, ask_about_cells
 from drivekd.world.scene import SPLIT_SIZE, SPLITS, Scene, Split, make_scene
 from drivekd.world.sight import ATTRIBUTES, Sighting, cells, sightings
 
@@ -43,7 +41,6 @@ class Job:
 
     out: Path
     size: int
-    wordings: tuple[int, ...]
 
 
 def make(
@@ -54,18 +51,10 @@ def make(
     first: int = 0,
     size: int = 96,
     workers: int | None = None,
-    wordings: tuple[int, ...] = (0, 1),
 ) -> Path:
-    """Write `scenes` scenes of a split; scenes that are already there are kept.
+    """Write `scenes` scenes of a split, from its `first` on; scenes that are there already stay.
 
-    Args:
-        out: folder of the data set.
-        scenes: how many.
-        split: train, student, val, demo, transfer or test; their seeds never meet.
-        first: offset of the first scene within the split.
-        size: side of a picture [px].
-        workers: processes; by default one per core.
-        wordings: which of the three wordings of a question to use; 2 is never trained on.
+    Pictures have sides of `size` pixels; there is one process per core unless `workers` says else.
 
     Returns:
         the path of `questions.jsonl`.
@@ -83,8 +72,8 @@ def make(
             f"expected scenes between 0 and {SPLIT_SIZE - 1} of split {split}, got {scenes} from "
             f"{first} on: choose fewer, or another first one"
         )
-    size_of(size)  # before a folder is claimed for a size that cannot be drawn
-    job = Job(Path(out), size, wordings)
+    refuse_size(size)  # before a folder is claimed for a size that cannot be drawn
+    job = Job(Path(out), size)
     seeds = range(SPLITS[split] + first, SPLITS[split] + first + scenes)
     with filling(job.out, "complete scenes"), locked(job.out):
         _claim(job, split)
@@ -103,15 +92,15 @@ def _claim(job: Job, split: str) -> None:
         "format": FORMAT,
         "split": split,
         "size": job.size,
-        "wordings": list(job.wordings),
+        "wordings": list(WORDINGS),
         "attributes": {name: list(values) for name, values in ATTRIBUTES.items()},
     }
     note = job.out / "world.json"
     if not note.exists():
         _write(note, [json.dumps(settings, indent=1)])
         return
-    found = _read(note)
-    differing = [k for k in settings if found.get(k) != settings[k]]
+    noted = _read(note)
+    differing = [k for k in settings if noted.get(k) != settings[k]]
     if differing:
         raise ValueError(
             f"{job.out} holds a world made with another {', '.join(differing)}: "
@@ -120,34 +109,25 @@ def _claim(job: Job, split: str) -> None:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    """Write a file that is there either as a whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    try:
-        with unfinished.open("w") as file:
-            file.writelines(pieces)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged, expected a JSON object: delete it and run again")
-    return found
+    return content
 
 
 def _made(job: Job, seeds: list[int], workers: int) -> Iterator[int]:
-    """Make scenes in this process or in several; yields each seed when its files are complete."""
-    if workers == 1 or len(seeds) < 8:
-        for seed in seeds:
-            yield make_one(job, seed)
-        return
-    yield from side_by_side(partial(make_one, job), seeds, workers)
+    """Make scenes in this process or in several, and yield each seed when its files are there."""
+    make = partial(make_one, job)
+    few = workers == 1 or len(seeds) < 8
+    return map(make, seeds) if few else side_by_side(make, seeds, workers)
 
 
 def _truth(job: Job, seed: int) -> Path:
@@ -172,20 +152,19 @@ def make_one(job: Job, seed: int) -> int:
     truth = truth_of(scene, seen)
     truth["cells"] = labels.ravel().tolist()
     truth["questions"] = [
-        _row(seed, f"q{i}", q.capability, q.template, q.text, q.answer)
-        | {"paraphrases": list(q.paraphrases)}
-        for i, q in enumerate(ask(scene, seen, seed, wordings=job.wordings))
+        _row(seed, f"q{i}", q) | {"paraphrases": list(q.paraphrases)}
+        for i, q in enumerate(ask(scene, seen, seed))
     ]
     truth["dense"] = [
-        _row(seed, f"d{i}", "perception", f"cell_{d.attribute}", d.text, d.answer)
-        for i, d in enumerate(dense_questions(labels, DENSE, np.random.default_rng([seed, 29])))
+        _row(seed, f"d{i}", q)
+        for i, q in enumerate(ask_about_cells(labels, DENSE, np.random.default_rng([seed, 29])))
     ]
     _write(_truth(job, seed), [json.dumps(truth, allow_nan=False)])
     return seed
 
 
 def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
-    """Everything that is known about a scene, as plain data; a gap to nothing is None."""
+    """Return everything that is known about a scene as plain data; a gap to nothing is None."""
     return {
         "frame": asdict(scene.frame),
         "road_type": scene.road_type,
@@ -207,20 +186,18 @@ def truth_of(scene: Scene, seen: tuple[Sighting, ...]) -> dict[str, Any]:
     }
 
 
-def _row(
-    seed: int, number: str, capability: str, template: str, text: str, answer: str
-) -> dict[str, Any]:
-    """A Drive-KD row: messages, images and question_type, with what only this world knows."""
+def _row(seed: int, number: str, question: Question) -> dict[str, Any]:
+    """Return a Drive-KD row: messages, images and question_type, and what only this world knows."""
     return {
         "id": f"w{seed}-{number}",
         "messages": [
-            {"role": "user", "content": camera_prefix() + text},
-            {"role": "assistant", "content": answer},
+            {"role": "user", "content": prompt(question.text, CAMERAS)},
+            {"role": "assistant", "content": question.answer},
         ],
         "images": [f"images/{seed}/{camera}.png" for camera in CAMERAS],
         "cameras": list(CAMERAS),
-        "question_type": capability,
-        "template": template,
+        "question_type": question.capability,
+        "template": question.template,
         "scene": f"w{seed}",
         "frame": f"w{seed}",
     }

@@ -1,7 +1,4 @@
-"""Who stands where when a scene begins: an event that calls for a wanted action, then bystanders.
-
-Source: [ours].
-"""
+"""Road users as a scene begins: an event that calls for a wanted action, then bystanders [ours]."""
 
 from __future__ import annotations
 
@@ -118,7 +115,7 @@ class _Placer:
         return not near_ego and not near
 
     def fits(self, kind: Kind, x: float, y: float, heading: float = 0.0) -> bool:
-        """Whether something may be put here without standing in somebody else."""
+        """Whether something may be put here without touching what is there already."""
         wanted, still = _footprint(kind, x, y, heading, _APART), np.zeros(2)
         return not any(
             are_polygons_intersecting(wanted, taken, still, still)[0] for taken in self.footprints
@@ -165,7 +162,7 @@ def _middle(plan: Plan) -> float:
 
 
 def _crossroad(p: _Placer) -> None:
-    """A road across, with a vehicle on either side that stands unless the ego's light is red."""
+    """Lay a road across, with a vehicle on either side that waits unless the ego's light is red."""
     x = float(p.rng.uniform(22, 30))
     strip = Strip(((x, -60.0), (x, 60.0)), 2 * p.plan.lane_width, "solid", "solid")
     p.traffic.roads += (strip,)
@@ -178,7 +175,7 @@ def _crossroad(p: _Placer) -> None:
 
 
 def _ring(p: _Placer) -> None:
-    """A roundabout ahead with one vehicle on it."""
+    """Lay a roundabout ahead with one vehicle on it."""
     x, radius, middle = float(p.rng.uniform(32, 38)), 13.0, _middle(p.plan)
     ring = tuple(
         (x + radius * math.cos(a), -middle + radius * math.sin(a))
@@ -194,7 +191,7 @@ def _ring(p: _Placer) -> None:
 
 
 def _ramp(p: _Placer) -> None:
-    """A road that joins from the right, goes on as one more lane, and ends in the last one."""
+    """Lay a road that joins from the right, goes on as one more lane, and ends in the last one."""
     last = -(p.plan.lanes - 1) * p.plan.lane_width
     lane = last - p.plan.lane_width
     points = ((-70.0, lane - 14.0), (0.0, lane), (75.0, lane), (100.0, last))
@@ -221,7 +218,7 @@ def _light(p: _Placer, y: float) -> None:
 
 
 def _walker(p: _Placer, y: float) -> None:
-    """A pedestrian: stepping in front of the ego from either side, or waiting on the right."""
+    """Place a pedestrian: stepping in front of the ego from a side, or waiting at the right."""
     x, side = float(p.rng.uniform(10, 17)), -1 if p.rng.random() < 0.5 else 1
     if p.plan.event == "crossing":
         off, going = 1.5, 0.8
@@ -233,7 +230,7 @@ def _walker(p: _Placer, y: float) -> None:
 
 
 def _cones(p: _Placer, y: float) -> None:
-    """Three cones across the ego's lane."""
+    """Place three cones across the ego's lane."""
     x = float(p.rng.uniform(12, 16)) * (1.25 if p.plan.speed > 10 else 1.0)
     for i in (-1, 0, 1):
         cone = p.mover(x + 0.8 * i, y + 1.0 * i, 0.0, 0.0, "cone")
@@ -242,7 +239,7 @@ def _cones(p: _Placer, y: float) -> None:
 
 
 def _yield(p: _Placer, y: float) -> None:
-    """A vehicle that crosses slowly in front of the ego."""
+    """Place a vehicle that crosses slowly in front of the ego."""
     x = float(p.rng.uniform(13, 17))
     car = p.mover(x, y - 2.0, math.pi / 2 * 0.9, 1.2, p.vehicle_kind())
     p.because("crossing vehicle", car.number)
@@ -254,13 +251,13 @@ def _free(p: _Placer, y: float) -> None:
 
 
 def _follow(p: _Placer, y: float) -> None:
-    """A leader that is a little faster than the ego."""
+    """Place a leader that is a little faster than the ego."""
     x, kind = float(p.rng.uniform(12.5, 16)) * _farther(p.plan), p.vehicle_kind()
     _lead(p, x, p.plan.speed + 0.5, "keep", kind, "slow vehicle")
 
 
 def _cut_in(p: _Placer, y: float) -> None:
-    """A slower vehicle beside the ego's lane that is about to change into it."""
+    """Place a slower vehicle beside the ego's lane that is about to change into it."""
     plan, lane = p.plan, p.plan.ego_lane
     side = 1 if plan.ramp or lane == 0 else (-1 if lane == plan.lanes - 1 else 1)
     if not plan.ramp and 0 < lane < plan.lanes - 1 and p.rng.random() < 0.5:
@@ -273,21 +270,21 @@ def _cut_in(p: _Placer, y: float) -> None:
 
 
 def _slow_leader(p: _Placer, y: float) -> None:
-    """A leader that goes on slowly."""
+    """Place a leader that goes on slowly."""
     kind, slow = p.vehicle_kind(), max(p.plan.speed - 4.2, 2.0)
     x = float(p.rng.uniform(12, 16)) * _farther(p.plan)
     _lead(p, x, slow, "keep", kind, "slow vehicle")
 
 
 def _hard_brake(p: _Placer, y: float) -> None:
-    """A leader that brakes."""
+    """Place a leader that brakes."""
     kind, speed = p.vehicle_kind(), max(p.plan.speed - 1.0, 2.0)
     x = float(p.rng.uniform(12, 16)) * _farther(p.plan) + 4.0
     _lead(p, x, speed, "brake", kind, "braking vehicle")
 
 
 def _cyclist(p: _Placer, y: float) -> None:
-    """A cyclist in the middle of the ego's lane."""
+    """Place a cyclist in the middle of the ego's lane."""
     x = float(p.rng.uniform(12, 16)) * _farther(p.plan)
     _lead(p, x, max(p.plan.speed - 4.2, 2.0), "keep", "cyclist", "cyclist")
 
@@ -355,7 +352,7 @@ def _passers(p: _Placer) -> None:
 
 
 def _passer(p: _Placer, lane: int, x: float, ahead: bool) -> None:
-    """One more vehicle on the ego's road, with a plan of its own."""
+    """Place one more vehicle on the ego's road, with an intent of its own."""
     plan, rng = p.plan, p.rng
     cyclist = plan.speed < 10 and rng.random() < 0.25
     kind: Kind = "cyclist" if cyclist else p.vehicle_kind()
@@ -380,7 +377,7 @@ def _oncoming(p: _Placer) -> None:
 
 
 def _roadside(p: _Placer) -> None:
-    """People, cyclists and parked cars beside a road in town."""
+    """Place people, cyclists and parked cars beside a road in town."""
     plan, rng = p.plan, p.rng
     if plan.road_type not in ("street", "intersection", "roundabout"):
         return

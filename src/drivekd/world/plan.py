@@ -1,7 +1,4 @@
-"""What a scene is meant to be before anybody is placed: road, event and the action it calls for.
-
-Source: [ours].
-"""
+"""Plans of scenes before anybody is placed: road, event and the action it calls for [ours]."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ _CALLS: dict[Action, tuple[tuple[Event, tuple[RoadType, ...]], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a scene is meant to be before anybody is placed."""
+    """Road, event and wanted action of a scene before anybody is placed."""
 
     road_type: RoadType
     event: Event

@@ -2,34 +2,23 @@
 
 Five road types, twelve events, three towns and five kinds of weather. A scene is drawn so that its
 best action is spread evenly over the six: the action is drawn first, then an event that calls for
-it, and a scene whose exact look ahead disagrees is drawn again.
-
-Source: [ours].
+it, and a scene whose exact look ahead disagrees is drawn again. [ours]
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from highway_env.road.lane import LineType, StraightLane
 from highway_env.road.road import Road, RoadNetwork
 
-from drivekd.world.frame import TOWNS, Frame, Pose, Strip, Thing, Town, Turn, Weather
+from drivekd.world.frame import TOWNS, Frame, Pose, Strip, Thing, Town, Weather
 from drivekd.world.placement import Traffic, populate
 from drivekd.world.plan import LANE_WIDTH, Plan
-from drivekd.world.traffic import (
-    ACTIONS,
-    SIZES,
-    Action,
-    Ego,
-    Future,
-    Mover,
-    Outcome,
-    look_ahead,
-)
+from drivekd.world.traffic import ACTIONS, SIZES, Action, Ego, Future, Mover, Outcome, look_ahead
 
 Split = Literal["train", "val", "demo", "transfer", "test", "student"]
 
@@ -51,32 +40,21 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A frame together with everything that is known about it.
+    """A frame together with everything that is known about it."""
 
-    Attributes:
-        frame: what can be seen.
-        road_type: highway, street, intersection, merge or roundabout.
-        event: what is special about it (`red_light`, `crossing`, …).
-        outcomes: exact look ahead for each action.
-        futures: per thing id, what it does while the ego keeps its speed.
-        best: the action of least cost, and by how much it beats the second.
-        cause: the kind of thing that makes the ego act, or "nothing".
-        cause_id: the id of that thing, 0 for nothing.
-    """
-
-    frame: Frame
-    road_type: str
-    event: str
-    outcomes: dict[Action, Outcome]
-    futures: dict[int, Future]
-    best: Action
+    frame: Frame  # what can be seen
+    road_type: str  # highway, street, intersection, merge or roundabout
+    event: str  # what is special about it (`red_light`, `crossing`, …)
+    outcomes: dict[Action, Outcome]  # exact look ahead for each action
+    futures: dict[int, Future]  # per thing id, what it does while the ego keeps its speed
+    best: Action  # the action of least cost, and by how much it beats the second
     margin: float
-    cause: str
-    cause_id: int
+    cause: str  # the kind of thing that makes the ego act, or "nothing"
+    cause_id: int  # the id of that thing, 0 for nothing
 
 
 def cost(outcome: Outcome, action: Action, plan: Plan) -> float:
-    """What an action costs, least is best [ours]: safety first, then caution, progress, comfort."""
+    """Cost of an action, least is best [ours]: safety first, then caution, progress, comfort."""
     if outcome.left_lane:
         return 50.0
     total = 100.0 * (outcome.collision != 0) + 60.0 * outcome.ran_red
@@ -90,7 +68,7 @@ def cost(outcome: Outcome, action: Action, plan: Plan) -> float:
 
 
 def _network(lanes: int, width: float, limit: float) -> RoadNetwork:
-    """A straight road of parallel lanes, lane 0 leftmost, centred so that lane 0 has y = 0 [m]."""
+    """Build a straight road of parallel lanes, lane 0 leftmost, at y = 0 [m]."""
     network = RoadNetwork()
     for i in range(lanes):
         lane = StraightLane(
@@ -114,11 +92,7 @@ def _town_and_weather(split: Split, seed: int, rng: np.random.Generator) -> tupl
 
 
 def split_of(seed: int) -> Split:
-    """The split that a seed belongs to.
-
-    Raises:
-        ValueError: for a seed outside every split.
-    """
+    """Return the split of a seed; ValueError for a seed outside every split."""
     for name, first in SPLITS.items():
         if first <= seed < first + SPLIT_SIZE:
             return name
@@ -129,12 +103,8 @@ def split_of(seed: int) -> Split:
 def make_scene(seed: int) -> Scene:
     """Draw the scene of a seed; the same seed gives the same scene.
 
-    Returns:
-        the scene whose best action is the one drawn for this seed, or after a few attempts the
-        last one drawn (its `best` is right all the same).
-
-    Raises:
-        ValueError: for a seed outside every split.
+    Its best action is the one drawn for this seed; after a few attempts the last scene drawn counts
+    (its `best` is right all the same). ValueError for a seed outside every split.
     """
     split = split_of(seed)
     rng = np.random.default_rng([seed, 17])
@@ -211,7 +181,7 @@ def _futures(now: Road, end: Road, plan: Plan) -> dict[int, Future]:
 
 
 def _things(road: Road, traffic: Traffic) -> tuple[Thing, ...]:
-    """Everything that is drawn: road users, then what stands beside the road."""
+    """Return everything that is drawn: road users, then what is beside the road."""
     things = []
     for v in road.vehicles[1:]:
         length, width, height = SIZES[v.kind]
@@ -236,7 +206,7 @@ def _things(road: Road, traffic: Traffic) -> tuple[Thing, ...]:
 
 
 def _strips(plan: Plan, traffic: Traffic) -> tuple[Strip, ...]:
-    """The road surface in the frame's axes (y to the left)."""
+    """Return the road surface in the frame's axes (y to the left)."""
     strips = list(traffic.roads)
     for i in range(-plan.oncoming, plan.lanes):
         first, last = i == -plan.oncoming, i == plan.lanes - 1
@@ -249,22 +219,6 @@ def _strips(plan: Plan, traffic: Traffic) -> tuple[Strip, ...]:
             )
         )
     return tuple(strips)
-
-
-def mirror(frame: Frame) -> Frame:
-    """The same frame seen in a mirror: left and right change places."""
-    flip: dict[Turn | None, Turn | None] = {"left": "right", "right": "left", None: None}
-    return replace(
-        frame,
-        ego=replace(frame.ego, y=-frame.ego.y, heading=-frame.ego.heading),
-        things=tuple(
-            replace(t, y=-t.y, heading=-t.heading, turn=flip[t.turn]) for t in frame.things
-        ),
-        roads=tuple(
-            replace(s, points=tuple((x, -y) for x, y in s.points), left=s.right, right=s.left)
-            for s in frame.roads
-        ),
-    )
 
 
 def distance(frame: Frame, thing: Thing) -> float:

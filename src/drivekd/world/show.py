@@ -1,7 +1,4 @@
-"""A contact sheet of a world data set: pictures with what is asked about, questions and answers.
-
-Source: [ours].
-"""
+"""A contact sheet of a world data set: marked pictures, questions and answers [ours]."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ Draw = ImageDraw.ImageDraw
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A thing that questions of a scene name, and the letter that stands for it on the sheet."""
+    """A thing that questions of a scene name, and its letter on the sheet."""
 
     letter: str
     colour: str
@@ -50,7 +47,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One scene as it is put on the sheet."""
+    """One scene on the sheet."""
 
     scene: str
     truth: dict[str, Any]
@@ -70,18 +67,9 @@ class Word:
 
 
 def show(folder: Path, out: Path, scenes: int = 6) -> Path:
-    """Draw the first scenes of a world data set: six pictures each, and what is asked about them.
+    """Draw the first scenes of a world data set into a PNG file, and return its path.
 
-    Args:
-        folder: written by `drivekd world make`.
-        out: the PNG file to write.
-        scenes: how many scenes; fewer where the folder holds fewer.
-
-    Returns:
-        `out`.
-
-    Raises:
-        ValueError: the folder holds no world, or `scenes` is below 1.
+    ValueError: the folder holds no finished world, or `scenes` is below 1.
     """
     if scenes < 1:
         raise ValueError(f"expected at least 1 scene to show, got {scenes}")
@@ -128,7 +116,7 @@ def _card(folder: Path, scene: str, rows: list[dict[str, Any]]) -> Card:
 
 
 def _question(row: dict[str, Any]) -> str:
-    """The question without the pictures that stand before it."""
+    """Return the question without the pictures before it."""
     return str(row["messages"][0]["content"]).rpartition("<image>\n")[2]
 
 

@@ -1,7 +1,4 @@
-"""What the cameras see: visible pixels, tags and the content of each image cell, from id maps.
-
-Source: [ours].
-"""
+"""What the cameras see: visible pixels, tags and contents of image cells, from id maps [ours]."""
 
 from __future__ import annotations
 
@@ -27,22 +24,14 @@ _DISTANCE_EDGES = (8.0, 16.0)  # [m]
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A thing in the camera that shows most of it.
+    """A thing in the camera that shows most of it."""
 
-    Attributes:
-        thing: what is seen.
-        camera: the camera.
-        u: column of a pixel on the thing, near the middle of what is visible, from 0 to 1.
-        v: its row, from 0 (top) to 1.
-        pixels: how many show the thing.
-        box: left, top, right and bottom border of these pixels, from 0 to 1.
-    """
-
-    thing: Thing
-    camera: str
-    u: float
-    v: float
-    pixels: int
+    thing: Thing  # what is seen
+    camera: str  # the camera
+    u: float  # column of a pixel on the thing, near the middle of what is visible, from 0 to 1
+    v: float  # its row, from 0 (top) to 1
+    pixels: int  # how many show the thing
+    #: left, top, right and bottom border of these pixels, from 0 to 1
     box: tuple[float, float, float, float]
 
     @property
@@ -57,11 +46,9 @@ class Sighting:
 
 
 def sightings(frame: Frame, ids: Mapping[str, NDArray[np.uint8]]) -> tuple[Sighting, ...]:
-    """Every thing that is large enough in some camera, in the frame's order.
+    """Return every thing that is large enough in some camera, in the frame's order.
 
-    Args:
-        frame: what was drawn.
-        ids: per camera, the id of the thing at each pixel [H, W].
+    `ids` holds per camera the id of the thing at each pixel [H, W].
     """
     best: dict[int, Sighting] = {}
     by_id = {t.id: t for t in frame.things}
@@ -106,14 +93,14 @@ def rear_visible(frame: Frame, thing: Thing) -> bool:
 
 
 def status(thing: Thing) -> str:
-    """What the thing's lamps say."""
+    """Read the thing's lamps."""
     if thing.braking:
         return "braking"
     return f"turning {thing.turn}" if thing.turn else "going ahead"
 
 
 def distance_band(frame: Frame, thing: Thing) -> str:
-    """near, middle or far."""
+    """Return near, middle or far."""
     return DISTANCES[int(np.searchsorted(_DISTANCE_EDGES, distance(frame, thing)))]
 
 
@@ -128,16 +115,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 def cells(frame: Frame, ids: Sequence[NDArray[np.uint8]]) -> NDArray[np.int8]:
-    """What fills each cell of each camera: 1-based indices into `ATTRIBUTES`, 0 for nothing.
+    """Label what fills each cell of each camera: 1-based indices into `ATTRIBUTES`, 0 for nothing.
 
-    Args:
-        frame: what was drawn.
-        ids: id maps [H, W] in the order of `CAMERAS`.
-
-    Returns:
-        labels [cameras, GRID, GRID, attributes] of the thing with most pixels in each cell, where
-        it covers at least 7 % of the cell; a traffic light's pixels count thrice, and 2.5 % are
-        enough for it.
+    Labels [cameras, GRID, GRID, attributes] are of the thing with most pixels in each cell, where
+    it covers at least 7 % of the cell; a traffic light's pixels count thrice, and 2.5 % are enough
+    for it. `ids` are id maps [H, W] in the order of `CAMERAS`.
     """
     labels = np.zeros((len(ids), GRID, GRID, len(ATTRIBUTES)), dtype=np.int8)
     by_id = {t.id: t for t in frame.things}

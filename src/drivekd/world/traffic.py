@@ -1,14 +1,12 @@
-"""Who moves on the embedded world's roads, and what happens next.
+"""Who moves on the embedded world's roads, and what happens next [ours].
 
 The driver models are highway-env's: IDM for following (Treiber, Hennecke and Helbing 2000), its
 steering control for lane changes, and the kinematic bicycle model (Polack et al. 2017). Who changes
-lane is decided when a scene is drawn, so that the indicators tell it: highway-env's own choice of
+lane is decided when a scene is drawn, so that the indicators show it: highway-env's own choice of
 lane (MOBIL; Kesting, Treiber and Helbing 2007) is switched off. This module adds road users that
 highway-env lacks (pedestrians, cones, traffic off the ego's road) and the six-way look ahead from
 which every answer about planning is taken. highway-env's y axis points to the right; `Frame`'s
 points to the left.
-
-Source: [ours].
 """
 
 from __future__ import annotations
@@ -88,14 +86,10 @@ class Driver(IDMVehicle):
 
     @property
     def turn(self) -> Turn | None:
-        """The indicator that blinks, if any."""
         return self.intent if self.intent in ("left", "right") else None
 
     def acceleration(
-        self,
-        ego_vehicle: Any,
-        front_vehicle: Any = None,
-        rear_vehicle: Any = None,
+        self, ego_vehicle: Any, front_vehicle: Any = None, rear_vehicle: Any = None
     ) -> float:
         """IDM, with a comfortable constant brake for drivers that slow on purpose [m/s²]."""
         following = super().acceleration(ego_vehicle, front_vehicle, rear_vehicle)
@@ -160,25 +154,18 @@ class Ego(ControlledVehicle):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one action leads to within the horizon.
+    """What one action leads to within the horizon."""
 
-    Attributes:
-        collision: the id of what the ego vehicle collides with, 0 for nothing; whoever runs into
-            its back is at fault for that and does not count.
-        gap: the smallest distance between the ego's bumper and anything ahead in its path [m],
-            infinite where nothing is.
-        time_to_collision: the smallest one within the horizon, capped at 10 [s].
-        ran_red: whether the ego crossed a stop line at red.
-        progress: distance driven along the road [m].
-        left_lane: whether the action asked for a lane that is not there.
-    """
-
+    #: the id of what the ego vehicle collides with, 0 for nothing; whoever runs into its back is at
+    #: fault for that and does not count
     collision: int
+    #: the smallest distance between the ego's bumper and anything ahead in its path [m], infinite
+    #: where nothing is
     gap: float
-    time_to_collision: float
-    ran_red: bool
-    progress: float
-    left_lane: bool
+    time_to_collision: float  # the smallest one within the horizon, capped at 10 [s]
+    ran_red: bool  # whether the ego crossed a stop line at red
+    progress: float  # distance driven along the road [m]
+    left_lane: bool  # whether the action asked for a lane that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +201,8 @@ def _at_fault(ego: Ego, other: Vehicle) -> bool:
 def look_ahead(road: Road, action: Action, stop_line: float | None) -> tuple[Outcome, Road]:
     """Roll the world forward under one action on a copy; the road that is given does not change.
 
-    Args:
-        road: the ego is its first vehicle, the others are `Driver`s and `Mover`s.
-        action: what the ego does from now on.
-        stop_line: longitudinal position of a stop line at red [m], None where there is none.
-
-    Returns:
-        the outcome, and the road at the end of the horizon.
+    Returns the outcome and the road at the end of the horizon. The ego is the road's first vehicle,
+    the others are `Driver`s and `Mover`s; `stop_line` is the place of one at red [m].
     """
     fixed = (road.network, *road.network.lanes_list())  # the same in every future
     road = copy.deepcopy(road, {id(part): part for part in fixed})

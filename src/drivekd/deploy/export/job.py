@@ -23,27 +23,16 @@ NOTE = "export.json"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One export.
+    """One export."""
 
-    Attributes:
-        model: folder, hub id or `world:NAME`.
-        out: the folder to be written, from the root.
-        format: its layout.
-        scheme: how the decoder is rounded, None for not at all.
-        own: type of the source's weights.
-        dtype: type of the export's.
-        adapter: what is added to the weights.
-        device: where it runs.
-    """
-
-    model: str
-    out: Path
-    format: Layout
-    scheme: Scheme | None
-    own: torch.dtype
-    dtype: torch.dtype
-    adapter: Path | None
-    device: str
+    model: str  # folder, hub id or `world:NAME`
+    out: Path  # the folder to be written, from the root
+    format: Layout  # its layout
+    scheme: Scheme | None  # how the decoder is rounded, None for not at all
+    own: torch.dtype  # type of the source's weights
+    dtype: torch.dtype  # type of the export's
+    adapter: Path | None  # what is added to the weights
+    device: str  # where it runs
 
     @property
     def exact(self) -> bool:

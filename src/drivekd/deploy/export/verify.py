@@ -34,19 +34,12 @@ NEW_TOKENS = 16  # longest answer
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two models' greedy answers are the same.
+    """How far two models' greedy answers are the same."""
 
-    Attributes:
-        questions: how many were asked.
-        equal: how many got the same answer, token for token.
-        tokens: of the first model's tokens, how many come before the first other one.
-        of: how many tokens the first model's answers have.
-    """
-
-    questions: int
-    equal: int
-    tokens: int
-    of: int
+    questions: int  # how many were asked
+    equal: int  # how many got the same answer, token for token
+    tokens: int  # of the first model's tokens, how many come before the first other one
+    of: int  # how many tokens the first model's answers have
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -25,17 +25,12 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What an answer in a file depends on, so that nothing else is continued.
+    """What an answer in a file depends on, so that nothing else is continued."""
 
-    Attributes:
-        alike: what all rows have in common: the model and how it is asked.
-        pictures: digest of the pictures shown, by sample id.
-        prompts: digest of the messages sent, by sample id.
-    """
-
+    #: what all rows have in common: the model and how it is asked
     alike: Mapping[str, str | int | float]
-    pictures: Mapping[str, str]
-    prompts: Mapping[str, str]
+    pictures: Mapping[str, str]  # digest of the pictures shown, by sample id
+    prompts: Mapping[str, str]  # digest of the messages sent, by sample id
 
     def of(self, sample_id: str) -> dict[str, str | int | float]:
         """What a row holds beside its answer; only what is alike for a sample not asked."""

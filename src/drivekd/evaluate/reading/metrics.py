@@ -122,17 +122,11 @@ def match_tags(named: Sequence[Tag], expected: Sequence[Tag], threshold: float =
 
 @dataclass(frozen=True, slots=True)
 class TagScores:
-    """How well replies name the objects of their references.
+    """How well replies name the objects of their references."""
 
-    Attributes:
-        overall: counts of all tags together.
-        cameras: counts by camera, those that a reply made up included.
-        questions: whose reference has tags; no other is counted.
-    """
-
-    overall: TagMatch
-    cameras: Mapping[str, TagMatch]
-    questions: int
+    overall: TagMatch  # counts of all tags together
+    cameras: Mapping[str, TagMatch]  # counts by camera, those that a reply made up included
+    questions: int  # whose reference has tags; no other is counted
 
 
 def tag_scores(pairs: Iterable[tuple[str, str]], threshold: float = 0.05) -> TagScores:

@@ -27,19 +27,12 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Overlap of n replies with one reference each.
+    """Overlap of n replies with one reference each."""
 
-    Attributes:
-        bleu: BLEU-1 … BLEU-4 of all replies together, 0 … 100.
-        rouge_l: mean ROUGE-L, 0 … 100.
-        cider_d: mean CIDEr-D, 0 … 10.
-        n: replies.
-    """
-
-    bleu: tuple[float, ...]
-    rouge_l: float
-    cider_d: float
-    n: int
+    bleu: tuple[float, ...]  # BLEU-1 … BLEU-4 of all replies together, 0 … 100
+    rouge_l: float  # mean ROUGE-L, 0 … 100
+    cider_d: float  # mean CIDEr-D, 0 … 10
+    n: int  # replies
 
 
 def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:

@@ -1,11 +1,9 @@
-"""Six camera pictures of a frame, and which thing is seen at each pixel.
+"""Six camera pictures of a frame, and which thing is seen at each pixel [ours].
 
-Panda3D's software renderer draws every frame twice into one buffer: in colour at twice the size of
-the tile (then averaged, so that small things keep their colour), and in flat id colours at the
-tile's own size. World axes serve as Panda's: both are right-handed with z up; only the cameras,
-which look along +y there and along +x here, are turned.
-
-Source: [ours].
+Panda3D's software renderer draws every frame twice into one buffer: in colour (small pictures at
+twice their size, then averaged, so that small things keep their colour), and in flat id colours at
+the picture's own size. World axes serve as Panda's: both are right-handed with z up; only the
+cameras, which look along +y there and along +x here, are turned.
 """
 
 from __future__ import annotations
@@ -18,13 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drivekd.data.sample import CAMERAS
 from drivekd.world.drawing import mesh, weather
-from drivekd.world.drawing.rig import CAMERAS, HEIGHT, RIG, badge, project, size_of, stamp
+from drivekd.world.drawing.rig import HEIGHT, RIG, badge, refuse_size, stamp
 from drivekd.world.drawing.scenery import pieces, scenery
 from drivekd.world.frame import Frame, Thing
-
-__all__ = ["CAMERAS", "MissingLibraryError", "Renderer", "View", "close", "open_renderer",
-           "project", "render", "stamp"]  # fmt: skip
 
 _SETTINGS = """
 load-display p3tinydisplay
@@ -43,7 +39,7 @@ class MissingLibraryError(OSError):
 
 @dataclass(frozen=True)
 class View:
-    """What one camera sees.
+    """One camera's picture.
 
     rgb: uint8 [H, W, 3]; ids: uint8 [H, W], the id of the thing at each pixel, 0 where none is.
     """
@@ -57,11 +53,10 @@ class View:
 class Renderer:
     """Panda's state: one buffer, twelve cameras and the shapes built so far."""
 
-    width: int
-    height: int
-    supersample: int
+    size: int  # of a square picture [px]
+    fine: int  # colour pixels per picture pixel and side
     engine: Any
-    buffer: Any
+    buffer: Any  # kept alive
     texture: Any
     root: Any
     heads: list[Any]
@@ -74,22 +69,15 @@ class Renderer:
         self.heads.clear()
 
 
-def open_renderer(size: int | tuple[int, int] = 96, *, supersample: int | None = None) -> Renderer:
-    """A renderer for pictures of this size [px], one number or (width, height).
-
-    Args:
-        size: of each camera's picture.
-        supersample: colour pixels per picture pixel and side: 1, 2 or 4 (default 2 up to 128 px,
-            1 above).
+def open_renderer(size: int = 96) -> Renderer:
+    """Open a renderer for square pictures of this size [px].
 
     Raises:
         MissingLibraryError: libX11 is not installed.
-        ValueError: the size or the supersampling is out of bounds.
+        ValueError: the size is out of bounds.
     """
-    width, height = size_of(size)
-    fine = supersample or (2 if max(width, height) <= 128 else 1)
-    if fine not in (1, 2, 4):
-        raise ValueError(f"supersample: expected 1, 2 or 4, got {supersample!r}")
+    refuse_size(size)
+    fine = 2 if size <= 128 else 1
     try:
         ctypes.CDLL("libX11.so.6")
     except OSError:
@@ -106,22 +94,17 @@ def open_renderer(size: int | tuple[int, int] = 96, *, supersample: int | None =
     kind = core.FrameBufferProperties()
     kind.setRgbaBits(8, 8, 8, 8)
     kind.setDepthBits(24)
-    area = core.WindowProperties.size(width * fine * 6, height * (fine + 1))
+    area = core.WindowProperties.size(size * fine * 6, size * (fine + 1))
     buffer = engine.makeOutput(pipe, "world", 0, kind, area, core.GraphicsPipe.BFRefuseWindow)
     texture = core.Texture("world")
     buffer.addRenderTexture(texture, core.GraphicsOutput.RTMCopyRam)
     root = core.NodePath("world")
     heads = _cameras(core, buffer, root, fine)
-    return Renderer(width, height, fine, engine, buffer, texture, root, heads)
-
-
-def close(renderer: Renderer) -> None:
-    """Same as `renderer.close()`."""
-    renderer.close()
+    return Renderer(size, fine, engine, buffer, texture, root, heads)
 
 
 def _cameras(core: Any, buffer: Any, root: Any, fine: int) -> list[Any]:
-    """Two cameras for each mount: colour in the buffer's lower part, ids above it."""
+    """Make two cameras for each mount: colour in the buffer's lower part, ids above it."""
     # The colour strip fills the buffer's width; the id strip is 1 / fine as wide and high.
     split = fine / (fine + 1)
     heads = []
@@ -164,8 +147,7 @@ def _flatten(core: Any, node: Any) -> None:
 def render(renderer: Renderer, frame: Frame) -> tuple[View, ...]:
     """Draw a frame: one view for each camera, in the order of CAMERAS.
 
-    Raises:
-        ValueError: ids of things are out of 1 to 250 or repeated, or the renderer is closed.
+    ValueError: ids of things are out of 1 to 250 or repeated, or the renderer is closed.
     """
     from panda3d import core
 
@@ -229,7 +211,7 @@ def _node(
     colours: NDArray[np.float32],
     corners: NDArray[np.uint16],
 ) -> Any:
-    """A Panda node of coloured triangles, filled from arrays without a call per vertex."""
+    """Fill a Panda node with coloured triangles from arrays, without a call per vertex."""
     packed = np.empty(len(points), np.dtype([("at", "<f4", 3), ("rgba", "u1", 4)]))
     packed["at"] = points
     packed["rgba"][:, :3] = np.clip(colours + 0.5, 0, 255)
@@ -249,28 +231,28 @@ def _node(
 
 
 def _read(renderer: Renderer) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The colour tiles [6, H, W, 3] and the id tiles [6, H, W] of the buffer."""
-    fine, width, height = renderer.supersample, renderer.width, renderer.height
+    """Return the colour tiles [6, H, W, 3] and the id tiles [6, H, W] of the buffer."""
+    fine, size = renderer.fine, renderer.size
     packed = np.frombuffer(renderer.texture.getRamImage(), np.uint32)  # one number a pixel: BGRA
-    image = packed.reshape(height * (fine + 1), width * fine * 6)[::-1]  # rows from the top
-    colour = image[height:]
-    for _ in range(fine.bit_length() - 1):
+    image = packed.reshape(size * (fine + 1), size * fine * 6)[::-1]  # rows from the top
+    colour = image[size:]
+    if fine == 2:
         rows = _mean(colour[::2], colour[1::2])
         colour = _mean(rows[:, ::2], rows[:, 1::2])
-    tiles = np.ascontiguousarray(colour).view(np.uint8).reshape(height, 6, width, 4)[..., 2::-1]
-    spelt = image[:height, : width * 6]
+    tiles = np.ascontiguousarray(colour).view(np.uint8).reshape(size, 6, size, 4)[..., 2::-1]
+    spelt = image[:size, : size * 6]
     ids = ((spelt >> 16) & 0xF0 | (spelt >> 12) & 0xF) * ((spelt & 0xFF) > 0)
-    ids = np.moveaxis(ids.reshape(height, 6, width), 1, 0)
+    ids = np.moveaxis(ids.reshape(size, 6, size), 1, 0)
     return np.ascontiguousarray(np.moveaxis(tiles, 1, 0)), ids.astype(np.uint8)
 
 
 def _mean(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Mean of four bytes at once, rounded down; thirty times faster than numpy's mean."""
+    """Average four bytes at once, rounded down; thirty times faster than numpy's mean."""
     return (one & other) + (((one ^ other) & np.uint32(0xFEFEFEFE)) >> np.uint32(1))
 
 
 def _finish(frame: Frame, colour: NDArray[np.uint8], ids: NDArray[np.uint8]) -> tuple[View, ...]:
-    """Haze on things, rain, badges."""
+    """Add haze on things, rain and badges."""
     # the software renderer blends a pixel in millions where two edges meet: an id of nobody
     ids[~np.isin(ids, [t.id for t in frame.things])] = 0
     weather.veil(frame, colour, ids)
@@ -279,7 +261,7 @@ def _finish(frame: Frame, colour: NDArray[np.uint8], ids: NDArray[np.uint8]) -> 
     views = []
     for name, rgb, seen in zip(CAMERAS, colour, ids, strict=True):
         stamp(rgb, name)
-        mark = badge(name, rgb.shape[1], rgb.shape[0])
-        seen[: mark.shape[0], : mark.shape[1]] = 0
+        side = len(badge(name, len(rgb)))
+        seen[:side, :side] = 0
         views.append(View(name, np.ascontiguousarray(rgb), np.ascontiguousarray(seen)))
     return tuple(views)

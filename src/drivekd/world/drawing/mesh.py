@@ -1,10 +1,8 @@
-"""Shapes of the things on the road, as triangles in a unit box.
+"""Shapes of the things on the road, as triangles in a unit box [ours].
 
 A shape fills x -0.5 (rear) to 0.5 (front), y -0.5 (right) to 0.5 (left) and z 0 to 1; the renderer
 stretches it to the thing's length, width and height. Lamps are far larger than real ones: at 96 px
 a real lamp is one pixel, and one frame shows braking and turning by lamps alone.
-
-Source: [ours].
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ _QUAD = np.array([(0, 1, 2), (0, 2, 3)])
 
 
 def build(parts: Sequence[Part]) -> Mesh:
-    """All parts as one mesh; boxes have no underside."""
+    """Join parts into one mesh; boxes have no underside."""
     corners = np.array([_corners(part) for part in parts], np.float32)  # [p, 8, 3]
     points = corners[:, _SIDES].reshape(-1, 3)
     colours = np.array([_side_colours(part) for part in parts], np.float32)  # [p, 5, 3]
@@ -86,13 +84,13 @@ def build(parts: Sequence[Part]) -> Mesh:
 
 
 def quads(count: int) -> NDArray[np.uint16]:
-    """Triangles uint16 [2 * count, 3] of quads whose corners lie one after the other."""
+    """Return triangles uint16 [2 * count, 3] of quads whose corners follow each other."""
     corners: NDArray[np.uint16] = np.arange(count * 4, dtype=np.uint16).reshape(count, 4)
     return corners[:, _QUAD].reshape(-1, 3)
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
-    """Several meshes as one."""
+    """Join several meshes into one."""
     starts = np.cumsum([0, *(len(mesh.points) for mesh in meshes)])
     return Mesh(
         np.concatenate([mesh.points for mesh in meshes]),
@@ -130,7 +128,7 @@ def thing_mesh(thing: Thing) -> Mesh:
 
 
 def _brake_band(low: float, high: float) -> list[Part]:
-    """Lit: the whole width of the rear, with a hot core, framed: a red car must show it too."""
+    """Light the whole width of the rear, with a hot core, framed: a red car must show it too."""
     middle, half = (low + high) / 2, (high - low) * 0.17
     core = (-0.5, -0.47, -0.47, 0.47)
     return [
@@ -141,7 +139,7 @@ def _brake_band(low: float, high: float) -> list[Part]:
 
 
 def _tail(low: float, high: float) -> list[Part]:
-    """Unlit: dark red at both corners, paint between them."""
+    """Paint unlit lamps: dark red at both corners, paint between them."""
     return [
         Part((-0.498, -0.47, y0, y1), low, high, TAIL) for y0, y1 in ((-0.48, -0.2), (0.2, 0.48))
     ]
@@ -157,7 +155,7 @@ _WHEELS: dict[str, tuple[tuple[float, ...], float, float]] = {
 
 
 def _treads(kind: str) -> list[Part]:
-    """Wheels from the front and the rear; `_discs` draws their sides."""
+    """Build wheels as seen from the front and the rear; `_discs` draws their sides."""
     places, size, tall = _WHEELS[kind]
     return [
         Part((x - size * 0.7, x + size * 0.7, y0, y1), 0, tall * 0.85, TYRE)
@@ -227,7 +225,7 @@ _LAMPS = {
 
 
 def _lamps(thing: Thing) -> list[Part]:
-    """Tail or brake lamps, head lamps, and columns of amber at the turning side."""
+    """Build tail or brake lamps, head lamps, and columns of amber at the turning side."""
     (band, tip), (head, brow), (foot, crown) = _LAMPS[thing.kind]
     parts = [
         Part((0.48, 0.5, y0, y1), head, brow, HEAD, glow=True, faces=((2, DARK), (3, DARK)))
@@ -246,7 +244,7 @@ def _lamps(thing: Thing) -> list[Part]:
 
 
 def _discs(places: Sequence[float], size: float, tall: float, aside: float) -> Mesh:
-    """Wheels seen from both sides: eight corners around, lighter hubs, at plus and minus aside."""
+    """Build wheels as seen from both sides: eight corners around, lighter hubs, at ± aside."""
     turn = np.arange(8) * np.pi / 4
     rim = np.stack([np.cos(turn) * size, 0 * turn, np.sin(turn) * tall / 2 + tall / 2], 1)
     hub = (rim - (0, 0, tall / 2)) * 0.45 + (0, 0, tall / 2)
@@ -308,7 +306,7 @@ def _cone() -> list[Part]:
 
 
 def _light(thing: Thing) -> list[Part]:
-    """A mast with a box whose lamps fill the side that faces the drivers (the rear)."""
+    """Build a mast with a box whose lamps fill the side that faces the drivers (the rear)."""
     red = (255, 20, 20) if thing.light == "red" else (54, 16, 16)
     hood = ((2, DARK), (3, DARK), (4, DARK))
     green = (0, 255, 90) if thing.light == "green" else (12, 46, 24)

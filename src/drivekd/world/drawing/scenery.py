@@ -1,10 +1,8 @@
-"""What stands still and is never asked about: sky, ground, roads, markings, buildings.
+"""Scenery that no question names: sky, ground, roads, markings, buildings [ours].
 
 Built anew for every frame as a few large arrays: cheaper than keeping nodes, and haze can be mixed
 into the colours by distance. Everything hangs on the world's plane, not on the ego, so that a
-sequence of frames shows a town that stands still.
-
-Source: [ours].
+sequence of frames shows a town that does not move.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ class Line:
 
 
 def scenery(frame: Frame) -> Scenery:
-    """All surroundings of one frame, hazed and lit."""
+    """Build all surroundings of one frame, hazed and lit."""
     lines = [_line(strip) for strip in frame.roads]
     flat = [_ground(frame), _roads(frame, lines), _markings(frame, lines), _shadows(frame)]
     solid = _buildings(frame, lines)
@@ -81,7 +79,7 @@ def _air(frame: Frame, layer: Layer) -> Layer:
 
 
 def _sky(frame: Frame) -> Layer:
-    """A ring of panels around the ego from just below the horizon up, shaded to the zenith."""
+    """Build a ring of panels around the ego from the horizon up, shaded to the zenith."""
     dome = _dome()
     low, high = np.array(weather.horizon(frame)), np.array(weather.sky(frame))
     colours = low + (high - low) * dome[:, 3:]
@@ -107,7 +105,7 @@ def _dome() -> Array:
 
 
 def _ground(frame: Frame) -> Layer:
-    """Tiles around the ego, each a little darker or lighter by its place in the world."""
+    """Lay tiles around the ego, each a little darker or lighter by its place in the world."""
     reach = math.ceil(REACH / TILE)
     across = np.arange(-reach, reach)
     columns, rows = np.meshgrid(
@@ -123,7 +121,7 @@ def _ground(frame: Frame) -> Layer:
 
 
 def hashed(column: NDArray[np.int64], row: NDArray[np.int64], salt: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each cell of the world's plane, always the same."""
+    """Return a number in [0, 1) for each cell of the world's plane, always the same."""
     mixed = (column * 374761393 + row * 668265263 + salt * 974711) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 13)) * 1274126177) & 0xFFFFFFFF
     return np.asarray((mixed ^ (mixed >> 16)) % 4096 / 4096.0)
@@ -143,7 +141,7 @@ def _line(strip: Strip) -> Line:
 
 
 def _ribbon(frame: Frame, line: Line, right: float, left: float, every: int = 1) -> Array:
-    """Quads [q, 4, 3] between two distances to the left of a line; every n-th piece of it only."""
+    """Cut quads [q, 4, 3] between two distances to the left of a line; every n-th piece only."""
     near = np.hypot(*(line.points - (frame.ego.x, frame.ego.y)).T) < REACH
     first = np.flatnonzero(near[:-1] & near[1:])
     if every > 1:
@@ -184,7 +182,7 @@ def _markings(frame: Frame, lines: list[Line]) -> Layer:
 
 
 def _shadows(frame: Frame) -> Layer:
-    """A dark patch below every thing, so that it is seen to stand on the road."""
+    """Put a dark patch below every thing, so that it seems to touch the road."""
     road = weather.PALETTES[frame.town].road
     pieces = [np.zeros((0, 4, 3), np.float32)]
     for thing in frame.things:
@@ -199,7 +197,7 @@ def _shadows(frame: Frame) -> Layer:
 
 
 def _sites(frame: Frame, lines: list[Line]) -> NDArray[np.float64]:
-    """Where buildings stand: [n, 5] x, y, heading, and two numbers in [0, 1) for their looks."""
+    """Choose places of buildings: [n, 5] x, y, heading, and two numbers in [0, 1) for the looks."""
     if not lines:
         return np.zeros((0, 5))
     road = np.concatenate([line.points[::2] for line in lines])
@@ -226,13 +224,13 @@ def _sites(frame: Frame, lines: list[Line]) -> NDArray[np.float64]:
 
 
 def _thinned(spots: Array, heading: Array, cell: float) -> tuple[Array, Array]:
-    """The first of the spots [n, 2] in each square cell [m] of the world's plane."""
+    """Keep the first of the spots [n, 2] in each square cell [m] of the world's plane."""
     _, first = np.unique(np.floor(spots / cell), axis=0, return_index=True)
     return spots[first], heading[first]
 
 
 def _buildings(frame: Frame, lines: list[Line]) -> Layer:
-    """Houses along the roads in the town's style."""
+    """Build houses along the roads in the town's style."""
     layers = [_painted([], (0, 0, 0))]
     shapes = {}
     for x, y, heading, look, tall in _sites(frame, lines):
@@ -288,7 +286,7 @@ _SIZES = {"amber": (14, 13, 7.5), "birch": (11, 10, 4.5), "cobalt": (13, 13, 26)
 
 
 def pieces(layer: Layer) -> Iterator[tuple[Array, Array, NDArray[np.uint16]]]:
-    """Points, colours and triangles of a layer, in parts that 16-bit corners can count."""
+    """Split a layer into points, colours and triangles that 16-bit corners can count."""
     for start in range(0, len(layer.points), MOST):
         points = layer.points[start : start + MOST]
         yield points, layer.colours[start : start + MOST], quads(len(points) // 4)

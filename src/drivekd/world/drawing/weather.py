@@ -1,10 +1,8 @@
-"""Towns' palettes, and what weather does to colours and finished pictures.
+"""Towns' palettes, and what weather does to colours and finished pictures [ours].
 
 Light is mixed into the colours of vertices, haze into scenery by its distance and into things by
 their number in the id picture; rain is drawn over the finished picture. Nothing depends on more
 than the frame itself, so the same frame gives the same bytes.
-
-Source: [ours].
 """
 
 from __future__ import annotations
@@ -83,19 +81,19 @@ AIRS: dict[Weather, Air] = {
 
 
 def horizon(frame: Frame) -> tuple[float, float, float]:
-    """Colour of the haze at the horizon, from 0 to 255."""
+    """Return the colour of the haze at the horizon, from 0 to 255."""
     return AIRS[frame.weather].haze or PALETTES[frame.town].horizon
 
 
 def sky(frame: Frame) -> tuple[float, float, float]:
-    """Colour of the sky overhead, from 0 to 255."""
+    """Return the colour of the sky overhead, from 0 to 255."""
     return AIRS[frame.weather].sky or PALETTES[frame.town].sky
 
 
 def light(
     colours: NDArray[np.float32], glow: NDArray[np.bool_], weather: Weather
 ) -> NDArray[np.float32]:
-    """Colours [n, 3] of things under this weather's light; glowing ones keep theirs."""
+    """Light the colours [n, 3] of things under this weather; glowing ones keep theirs."""
     factor = np.where(glow[:, None], 1.0, np.array(AIRS[weather].things))
     lit: NDArray[np.float32] = (colours * factor).astype(np.float32)
     return lit
@@ -104,7 +102,7 @@ def light(
 def haze(
     frame: Frame, colours: NDArray[np.float32], distance: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Scenery colours [n, 3] faded into the horizon by their distance [n] in metres."""
+    """Fade scenery colours [n, 3] into the horizon by their distance [n] in metres."""
     lost = 1 - np.exp(-distance / AIRS[frame.weather].reach)[:, None]
     target = np.array(horizon(frame), np.float32)
     mixed: NDArray[np.float32] = (colours + (target - colours) * lost).astype(np.float32)
@@ -112,13 +110,7 @@ def haze(
 
 
 def veil(frame: Frame, tiles: NDArray[np.uint8], ids: NDArray[np.uint8]) -> None:
-    """Haze over things by their distance, in place.
-
-    Args:
-        frame: what the pictures show.
-        tiles: pictures [cameras, H, W, 3].
-        ids: the thing seen at each pixel [cameras, H, W].
-    """
+    """Haze things in pictures [cameras, H, W, 3] by their distance, in place; ids as in `View`."""
     air = AIRS[frame.weather]
     lost = np.zeros(256, np.float32)
     for thing in frame.things:
@@ -131,7 +123,7 @@ def veil(frame: Frame, tiles: NDArray[np.uint8], ids: NDArray[np.uint8]) -> None
 
 
 def draw_rain(frame: Frame, tiles: NDArray[np.uint8]) -> None:
-    """Bright slanted streaks over pictures [cameras, H, W, 3], in place, drawn from the seed."""
+    """Draw bright slanted streaks over pictures [cameras, H, W, 3], in place, from the seed."""
     count, height, width = tiles.shape[:3]
     generator = np.random.default_rng((frame.seed & 0xFFFFFFFF, 0x7A1))
     drops = 26 * count

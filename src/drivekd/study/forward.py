@@ -35,34 +35,24 @@ Array = NDArray[np.float64]
 class Seen:
     """What is kept of one sample; L layers, width d, V visual tokens.
 
-    Text positions are all that are no visual token; a sample's own ones stand behind the images:
-    question, answer and template. Those in front are the same in every wording of a question.
-
+    Text positions are all that are no visual token; a sample's own ones are those behind the
+    images: question, answer and template. Those in front are the same in all wordings.
     State 0 is the embedding, state L the one behind the last norm; block l leaves state l.
-
-    Attributes:
-        adjacent: similarity of states l and l+1, l = 0 … L−1 [L].
-        vision_text: similarity of image and text positions in every state [L+1]; None without
-            images.
-        hidden: feature of the text positions behind every block [L, d].
-        own_hidden: the same of the own ones.
-        grid: attention profile of the text positions, averaged over images, on one image's grid
-            [L, rows · columns]; None without images.
-        own_attention: profile of the own ones on the visual tokens [L, V].
-        asking: the same of those before the answer: the question, and the template around it.
-        share: attention of text positions that goes to images [L].
-        margins: of the answer's tokens.
     """
 
-    adjacent: Array
+    adjacent: Array  # similarity of states l and l+1, l = 0 … L−1 [L]
+    #: similarity of image and text positions in every state [L+1]; None without images
     vision_text: Array | None
-    hidden: Array
-    own_hidden: Array
+    hidden: Array  # feature of the text positions behind every block [L, d]
+    own_hidden: Array  # the same of the own ones
+    #: attention profile of the text positions, averaged over images, on one image's grid [L, rows ·
+    #: columns]; None without images
     grid: Array | None
-    own_attention: Array | None
+    own_attention: Array | None  # profile of the own ones on the visual tokens [L, V]
+    #: the same of those before the answer: the question, and the template around it
     asking: Array | None
-    share: Array | None
-    margins: Array
+    share: Array | None  # attention of text positions that goes to images [L]
+    margins: Array  # of the answer's tokens
 
 
 @torch.no_grad()
@@ -74,7 +64,7 @@ def read_row(
     reading: Reading = "usual",
     grid: tuple[int, int] | None = None,
 ) -> list[Seen]:
-    """Run samples that share one row through a teacher once and keep what the panels need.
+    """Run samples that share one row through a frozen teacher once and keep what the panels need.
 
     Every layer's states and text→vision attention are reduced as soon as they exist, so memory
     beyond the forward pass is one state and one layer's text rows.
@@ -86,15 +76,8 @@ def read_row(
     mean over text positions, `token_wise` of unit states. Attention profile [ours]: rows of text
     positions, head-averaged, on the visual tokens, averaged over the rows; `token_wise`: every row
     first scaled to sum to 1 over the visual tokens, rows that see none left out. See `Seen` for
-    which positions a feature or profile is of.
-
-    Args:
-        vlm: a teacher prepared by `drivekd.distill.teachers.teacher.freeze`.
-        encoded: samples with the same prefix and images, or a single one.
-        features: visual tokens already computed.
-        reading: see `Reading`.
-        grid: rows and columns that images' profiles are brought to before they are averaged; by
-            default the first image's own.
+    which positions a feature or profile is of. Images' profiles are brought to the rows and columns
+    of `grid` (by default the first image's own) before they are averaged.
 
     Raises:
         ValueError: states or attention are not finite; the samples are named.
@@ -118,10 +101,9 @@ def read_row(
 def read_margins(
     vlm: Vlm, encoded: Sequence[Encoded], features: FeatureCache | None = None
 ) -> list[Array]:
-    """Margins of the answers' tokens alone, of samples that share one row.
+    """Return the margins of the answers' tokens alone, of samples that share one row.
 
-    Raises:
-        ValueError: one is not finite; the samples are named.
+    ValueError: one is not finite; the samples are named.
     """
     batch = collate(vlm, encoded, pack=True)
     return _margins(vlm, forward(vlm, batch, features), batch, encoded)
@@ -186,31 +168,23 @@ def _weights(batch: Batch, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, 
 
 
 def _asked(encoded: Encoded) -> int:
-    """How many tokens stand between a sample's images and its answer."""
+    """Count the tokens between a sample's images and its answer."""
     answer = (encoded.labels != IGNORE).nonzero()
     return int(answer[0] if len(answer) else len(encoded.labels)) - encoded.prefix
 
 
 @dataclass(eq=False)
 class _Watch:
-    """Reduces one state after the other; keeps the last one whole, to compare the next with.
+    """Reduces one state after the other; keeps the last one, to compare the next with."""
 
-    Attributes:
-        text: weights of each sample's text positions [s, n].
-        vision: of the image positions [v, n].
-        own: of each sample's own text [s, n].
-        asking: of its own text before the answer [s, n].
-        reading: how tokens become features.
-        means: of every state, those of text [s, d] above those of images [v, d] and of own text.
-        adjacent: similarity of every state with the one before [s].
-    """
-
-    text: Tensor
-    vision: Tensor
-    own: Tensor
-    asking: Tensor
-    reading: Reading
+    text: Tensor  # weights of each sample's text positions [s, n]
+    vision: Tensor  # of the image positions [v, n]
+    own: Tensor  # of each sample's own text [s, n]
+    asking: Tensor  # of its own text before the answer [s, n]
+    reading: Reading  # how tokens become features
+    #: of every state, those of text [s, d] above those of images [v, d] and of own text
     means: list[Tensor] = field(default_factory=list)
+    #: similarity of every state with the one before [s]
     adjacent: list[Tensor] = field(default_factory=list)
     _last: tuple[Tensor, Tensor] | None = None
 
@@ -227,7 +201,7 @@ class _Watch:
         self._last = states, norms
 
     def _similarity(self, new: Tensor, norms: Tensor, old: Tensor, old_norms: Tensor) -> Tensor:
-        """Of two states, of each sample [s]: mean over text and image positions by their number."""
+        """Similarity of two states, of each sample [s]: mean over text and image positions."""
         share = self._text_share()
         if self.reading == "pooled":
             pair = [means[: -len(self.own)] for means in self.means[-2:]]
@@ -255,7 +229,7 @@ def _apart(
     encoded: Sequence[Encoded],
     grid: tuple[int, int] | None,
 ) -> list[Seen]:
-    """Everything to the host at once, a sample each."""
+    """Bring everything to the host at once, and take the samples apart."""
     count = len(encoded)
     means = torch.stack(watch.means)
     text, vision, own = means[:, :count], means[:, count:-count], means[:, -count:]

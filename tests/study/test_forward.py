@@ -21,8 +21,8 @@ from drivekd.models.batch import IGNORE, collate, embed
 from drivekd.models.encode import encode
 from drivekd.models.vlm import Vlm, decoder_layers, language_model, lm_head
 from drivekd.study.curves import unit
+from drivekd.study.forward import Reading, read_margins, read_row
 from drivekd.study.panels import panels
-from drivekd.study.reading import Reading, read_margins, read_row
 
 LAYERS = 4
 READINGS: tuple[Reading, ...] = ("usual", "token_wise", "pooled")
@@ -203,7 +203,7 @@ def test_a_question_without_pictures_has_no_attention_to_them(samples: list[Samp
 
 
 def test_images_of_another_grid_are_brought_to_one() -> None:
-    from drivekd.study.reading import _on_grid
+    from drivekd.study.forward import _on_grid
 
     large = np.arange(16.0).reshape(1, 16)
     small = np.array([[1.0, 2.0, 3.0, 4.0]])
@@ -222,7 +222,7 @@ def test_states_that_are_not_finite_name_the_samples(samples: list[Sample]) -> N
 
 
 def test_logits_that_are_not_finite_name_the_samples(samples: list[Sample]) -> None:
-    from drivekd.study.reading import read_margins
+    from drivekd.study.forward import read_margins
 
     vlm = freeze(teacher())
     head: Any = vlm.model.get_submodule("lm_head")

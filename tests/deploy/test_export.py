@@ -307,4 +307,4 @@ def test_quantising_asks_for_its_library(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_agreement_counts_answers_and_tokens() -> None:
     counted = agreement([[1, 2, 3], [4, 5], [6]], [[1, 2, 9], [4, 5], []])
-    assert counted.as_dict() == {"questions": 3, "equal": 1, "tokens": 4, "of": 6}
+    assert counted == {"questions": 3, "equal": 1, "tokens": 4, "of": 6}

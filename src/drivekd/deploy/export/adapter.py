@@ -19,16 +19,12 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def merge(vlm: Vlm, folder: Path) -> Vlm:
-    """A model with W + (lora_alpha / r) B A in place of W; the one that was given is used up.
+    """Put W + (lora_alpha / r) B A in place of W; the model that was given is used up.
 
-    The sum is made in the model's own type: load it in float32.
+    The sum is made in the model's own type: load it in float32. `folder` holds peft's
+    `adapter_config.json` and `adapter_model.safetensors`.
 
-    Args:
-        vlm: what the adapter was trained on.
-        folder: with peft's `adapter_config.json` and `adapter_model.safetensors`.
-
-    Raises:
-        ValueError: as `tensors`, or the adapter is of another model.
+    ValueError: as `tensors`, or the adapter is of another model.
     """
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
@@ -45,10 +41,9 @@ def merge(vlm: Vlm, folder: Path) -> Vlm:
 
 
 def tensors(folder: Path) -> set[str]:
-    """Names of the tensors in an adapter's file.
+    """Return the names of the tensors in an adapter's file.
 
-    Raises:
-        ValueError: no such files, damaged ones, or another kind of adapter than LoRA.
+    ValueError: no such files, damaged ones, or another kind of adapter than LoRA.
     """
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():

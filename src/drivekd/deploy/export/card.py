@@ -13,19 +13,16 @@ HEADING = "## Export"
 
 
 def text(card: str | None, facts: Mapping[str, Any], folder: Path) -> str:
-    """The card of an export.
+    """Write the card of an export from its source's, None where that has none.
 
-    Args:
-        card: of the model that was exported, None where it has none.
-        facts: what `export.json` says.
-        folder: that the export gets.
+    `facts` are those of `export.json`; `folder` is the one that the export gets.
     """
     card = _new_card(facts, folder) if card is None else _without_section(card)
     return f"{card.rstrip()}\n\n{HEADING}\n\n{_section(facts, folder)}\n"
 
 
 def _new_card(facts: Mapping[str, Any], folder: Path) -> str:
-    """The head of a card; a model of the hub is named in the way that the hub links."""
+    """Write the head of a card; a model of the hub is named in the way that the hub links."""
     meta = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if re.fullmatch(r"[\w.-]+/[\w.-]+", facts["source"]) and not Path(facts["source"]).exists():
         meta = {"base_model": facts["source"], **meta}
@@ -34,7 +31,7 @@ def _new_card(facts: Mapping[str, Any], folder: Path) -> str:
 
 
 def _without_section(card: str) -> str:
-    """A card without the section of an earlier export."""
+    """Cut the section of an earlier export out of a card."""
     return re.sub(rf"(?ms)^{HEADING}\n.*?(?=^## |\Z)", "", card)
 
 
@@ -71,7 +68,7 @@ def _quantised(facts: Mapping[str, Any]) -> str:
 
 
 def checked(facts: Mapping[str, Any]) -> str:
-    """What reading the folder back has shown."""
+    """Say what reading the folder back has shown."""
     check = facts["check"]
     if check is None:
         return "no"

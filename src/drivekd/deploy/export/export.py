@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +69,26 @@ def export(
         OSError: the folder cannot be written.
         RuntimeError: what was written is not what was exported; nothing is left of it.
     """
-    asked = job(model, out, format, quantise, dtype, adapter, device)
-    vlm = _loaded(asked)
-    with _writing(asked.out) as draft, tempfile.TemporaryDirectory() as rest:
-        expected = _expected(vlm, Path(rest)) if verify and format == "hf" else _Expected()
-        facts = _facts(asked, vlm)
-        _cast(vlm, asked.dtype)
+    request = job(model, out, format, quantise, dtype, adapter, device)
+    vlm = _loaded(request)
+    with _writing(request.out) as draft, tempfile.TemporaryDirectory() as rest:
+        samples = questions(Path(rest)) if verify and format == "hf" else []
+        answers = replies(vlm, samples)
+        facts = _facts(request, vlm)
+        _cast(vlm, request.dtype)
         if format == "hf":
-            facts |= _write_hf(asked, vlm, draft)
+            facts |= _write_hf(request, vlm, draft)
         else:
-            _write_chat(asked, vlm, draft)
+            _write_chat(request, vlm, draft)
         facts["weights_mb"]["export"] = _megabytes(f.stat().st_size for f in _files(draft))
         if verify:
-            facts["check"] = _checked(asked, vlm, draft, expected)
-        _describe(asked, facts, draft)
+            facts["check"] = _checked(request, vlm, draft, samples, answers)
+        _describe(request, facts, draft)
     return facts
 
 
 def summary(facts: dict[str, Any]) -> str:
-    """What was exported, in a few lines for people."""
+    """Say what was exported, in a few lines for people."""
     before, after = (facts["weights_mb"][each] for each in ("source", "export"))
     how = facts["quantise"] or "not quantised"
     return (
@@ -101,7 +101,7 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def _loaded(job: Job) -> Vlm:
-    """The source with its adapter, in its own type."""
+    """Load the source with its adapter, in its own type."""
     wide = job.own if job.adapter is None else torch.float32  # the sum is rounded once, at the end
     vlm = vlms.load(job.model, device=job.device, dtype=wide, max_image_tokens=_AS_IN_FILE)
     if job.adapter is not None:
@@ -112,10 +112,9 @@ def _loaded(job: Job) -> Vlm:
 
 @torch.no_grad()
 def _cast(vlm: Vlm, dtype: torch.dtype) -> None:
-    """Weights in another type; buffers that are not saved stay exact, as transformers has them.
+    """Cast weights to another type; buffers that are not saved stay exact, as in transformers.
 
-    Raises:
-        ValueError: a number is too large for it, or none.
+    ValueError: a number is too large for the type, or none.
     """
     for name, parameter in vlm.model.named_parameters():
         parameter.data = parameter.data.to(dtype)
@@ -126,19 +125,6 @@ def _cast(vlm: Vlm, dtype: torch.dtype) -> None:
             )
     for part in (vlm.model.config, vlm.model.config.text_config, vlm.model.config.vision_config):
         part.dtype = dtype
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """Questions and what the source answers."""
-
-    samples: Sequence[Sample] = ()
-    answers: Sequence[Sequence[int]] = field(default_factory=list)
-
-
-def _expected(vlm: Vlm, folder: Path) -> _Expected:
-    samples = questions(folder)
-    return _Expected(samples, replies(vlm, samples))
 
 
 def _facts(job: Job, vlm: Vlm) -> dict[str, Any]:
@@ -165,7 +151,7 @@ def _facts(job: Job, vlm: Vlm) -> dict[str, Any]:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[Path]:
-    """A place to fill, and one line where the disk is full."""
+    """Give a place to fill, and one line where the disk is full."""
     try:
         with atomic_folder(out) as draft:
             yield draft
@@ -198,7 +184,7 @@ def _write_chat(job: Job, vlm: Vlm, draft: Path) -> None:
 
 
 def _weights(vlm: Vlm) -> dict[str, Tensor]:
-    """A model's tensors by name, one of each that are tied."""
+    """Return a model's tensors by name, one of each that are tied."""
     weights = vlm.model.state_dict()
     if vlm.model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
@@ -206,7 +192,7 @@ def _weights(vlm: Vlm) -> dict[str, Tensor]:
 
 
 def _describe(job: Job, facts: dict[str, Any], draft: Path) -> None:
-    """The card and the note, beside the weights."""
+    """Write the card and the note, beside the weights."""
     source = Path(vlms.locate(job.model)) / "README.md"
     text = source.read_text(encoding="utf-8") if source.is_file() else None
     (draft / "README.md").write_text(card.text(text, facts, job.out), encoding="utf-8")
@@ -224,30 +210,25 @@ def _megabytes(sizes: Iterable[int]) -> float:
 # ----------------------------------------------------------------------------------- the check
 
 
-def _checked(job: Job, vlm: Vlm, draft: Path, expected: _Expected) -> dict[str, int]:
-    """Read a written folder back.
-
-    Raises:
-        RuntimeError: it is not what was exported.
-    """
+def _checked(
+    job: Job, vlm: Vlm, draft: Path, samples: Sequence[Sample], answers: Sequence[Sequence[int]]
+) -> dict[str, int]:
+    """Read a written folder back; RuntimeError: it is not what was exported."""
     if job.format == "internvl-chat":
-        found = from_chat({k: v for file in _files(draft) for k, v in load_file(file).items()})
-        _insist(same(_weights(vlm), found), job, "its tensors are not those of the model")
-        return {"round_trip": len(found)}
+        tensors = from_chat({k: v for file in _files(draft) for k, v in load_file(file).items()})
+        _insist(same(_weights(vlm), tensors), job, "its tensors are not those of the model")
+        return {"round_trip": len(tensors)}
     read = plainly_loaded(draft, vlm.family, job.device)
     weights = _weights(vlm)
     if job.scheme is not None:
         weights = untouched(vlm, read, weights)
-    found = {name: value for name, value in _weights(read).items() if name in weights}
-    _insist(same(weights, found), job, "its tensors are not those of the model")
-    given = agreement(expected.answers, replies(read, expected.samples))
-    _insist(
-        given.equal == given.questions or not job.exact,
-        job,
-        f"{given.questions - given.equal} of {given.questions} greedy answers differ from the "
-        "source's, although no number was changed",
-    )
-    return given.as_dict()
+    tensors = {name: value for name, value in _weights(read).items() if name in weights}
+    _insist(same(weights, tensors), job, "its tensors are not those of the model")
+    given = agreement(answers, replies(read, samples))
+    differ = given["questions"] - given["equal"]
+    what = f"{differ} of {given['questions']} greedy answers differ from the source's"
+    _insist(not differ or not job.exact, job, f"{what}, although no number was changed")
+    return given
 
 
 def _insist(right: bool, job: Job, what: str) -> None:

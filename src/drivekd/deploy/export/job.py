@@ -1,4 +1,4 @@
-"""What an export was asked for, complete and checked before any weights are read."""
+"""Requests for an export, complete and checked before any weights are read."""
 
 from __future__ import annotations
 
@@ -49,11 +49,7 @@ def job(
     adapter: Path | None,
     device: str,
 ) -> Job:
-    """Check a request.
-
-    Raises:
-        ValueError: it cannot be met.
-    """
+    """Check a request; ValueError: it cannot be met."""
     if format not in get_args(Layout):
         raise ValueError(f"format {format!r} is unknown; expected one of {_listed(Layout)}")
     if dtype is not None and dtype not in get_args(Dtype):
@@ -145,7 +141,7 @@ def _refuse_unreadable(model: str) -> None:
 
 
 def _own_dtype(config: Any, model: str) -> torch.dtype:
-    """The type that a configuration gives for its weights."""
+    """Read the type that a configuration gives for its weights."""
     named = str(getattr(config, "dtype", None)).removeprefix("torch.")
     if named not in get_args(Dtype):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 Some servers read only the second, `InternVLChatModel`. Both hold the same numbers: most tensors
 have another name, and query, key and value of the vision tower are one tensor, stacked in this
-order. One table says both directions, so that the way back undoes the way there, to the bit.
+order. One table gives both directions, so that the way back undoes the way there, to the bit.
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ from torch import Tensor
 
 #: transformers' name ↔ the other one; each part in braces stands for the same text on both sides.
 NAMES: tuple[tuple[str, str], ...] = (
-    (
-        "model.vision_tower.embeddings.cls_token",
-        "vision_model.embeddings.class_embedding",
-    ),
-    (
-        "model.vision_tower.embeddings.position_embeddings",
-        "vision_model.embeddings.position_embedding",
-    ),
-    (
-        "model.vision_tower.embeddings.patch_embeddings.projection.{leaf}",
-        "vision_model.embeddings.patch_embedding.{leaf}",
+    *(
+        (f"model.vision_tower.embeddings.{ours}", f"vision_model.embeddings.{theirs}")
+        for ours, theirs in (
+            ("cls_token", "class_embedding"),
+            ("position_embeddings", "position_embedding"),
+            ("patch_embeddings.projection.{leaf}", "patch_embedding.{leaf}"),
+        )
     ),
     *(
-        (
-            f"model.vision_tower.encoder.layer.{{n}}.{ours}",
-            f"vision_model.encoder.layers.{{n}}.{theirs}",
-        )
-        for ours, theirs in (
+        (f"model.vision_tower.encoder.layer.{{n}}.{a}", f"vision_model.encoder.layers.{{n}}.{b}")
+        for a, b in (
             ("attention.projection_layer.{leaf}", "attn.proj.{leaf}"),
             ("attention.q_norm.{leaf}", "attn.q_norm.{leaf}"),
             ("attention.k_norm.{leaf}", "attn.k_norm.{leaf}"),
@@ -59,10 +52,9 @@ _PARTS = {"n": r"\d+", "k": "[12]", "leaf": "weight|bias", "rest": ".+"}
 
 
 def to_chat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by transformers' names → by those of `InternVLChatModel`.
+    """Rename weights from transformers' names to those of `InternVLChatModel`.
 
-    Raises:
-        ValueError: a tensor has no place there.
+    ValueError: a tensor has no place there.
     """
     renamed: dict[str, Tensor] = {}
     stacks: dict[str, dict[str, Tensor]] = {}
@@ -80,11 +72,7 @@ def to_chat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_chat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: weights by the names of `InternVLChatModel` → by transformers'.
-
-    Raises:
-        ValueError: a tensor is unknown.
-    """
+    """Rename weights back to transformers' names; ValueError: a tensor is unknown."""
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
         stack = _STACK.fullmatch(name)
@@ -99,7 +87,7 @@ def from_chat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(name: str, side: int) -> str:
-    """A name of one side of the table (0: transformers') as that of the other side."""
+    """Translate a name of one side of the table (0: transformers') to the other side."""
     for row in NAMES:
         found = re.fullmatch(_pattern(row[side]), name)
         if found is not None:
@@ -127,11 +115,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def refuse_unlike(config: Any, source: str) -> None:
-    """Refuse what the code on the hub cannot compute.
-
-    Raises:
-        ValueError: naming the first thing that differs.
-    """
+    """Refuse what the code on the hub cannot compute, by a ValueError naming the first thing."""
     if config.model_type != "internvl":
         raise ValueError(
             f"model {source!r}: format internvl-chat is of InternVL only, this is "
@@ -164,7 +148,7 @@ _CODE = {
 
 
 def chat_config(config: Any, dtype: str) -> dict[str, Any]:
-    """`config.json` of `InternVLChatModel`: one tile per picture, as the model was trained."""
+    """Write `config.json` of `InternVLChatModel`: one tile per picture, as in training."""
     tied = bool(config.tie_word_embeddings)
     return {
         "architectures": ["InternVLChatModel"],
@@ -188,7 +172,7 @@ def chat_config(config: Any, dtype: str) -> dict[str, Any]:
 
 
 def _text(text: dict[str, Any], tied: bool, dtype: str) -> dict[str, Any]:
-    """The decoder's part; that code reads the positions' base where transformers 4 had it."""
+    """Write the decoder's part; that code reads the positions' base where transformers 4 had it."""
     rope = dict(text.get("rope_parameters") or {})
     text |= {"architectures": [_DECODERS[text["model_type"]]], "torch_dtype": dtype}
     text |= {"tie_word_embeddings": tied, "rope_theta": rope.pop("rope_theta", 10_000.0)}

@@ -24,11 +24,7 @@ SCHEMES: tuple[Scheme, ...] = ("int8", "nf4")
 
 
 def refuse_unready(scheme: str) -> None:
-    """Refuse an unknown scheme, or one whose library is not installed.
-
-    Raises:
-        ValueError: saying which, and what to install.
-    """
+    """Refuse an unknown scheme, or one whose library is not installed, by a ValueError."""
     if scheme not in SCHEMES:
         raise ValueError(f"quantise {scheme!r} is unknown; expected one of {', '.join(SCHEMES)}")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -38,21 +34,16 @@ def refuse_unready(scheme: str) -> None:
 
 
 def kept(vlm: Vlm) -> tuple[str, ...]:
-    """The modules whose weights are not rounded."""
+    """Name the modules whose weights are not rounded."""
     return (*vlm.family.vision, "lm_head")
 
 
 def quantised(
     vlm: Vlm, folder: Path, scheme: Scheme, dtype: torch.dtype, device: str = "cpu"
 ) -> Vlm:
-    """A model read from a folder with the linear layers of its decoder rounded.
+    """Read a model from a folder of plain weights with its decoder's linear layers rounded.
 
-    Args:
-        vlm: what is in the folder.
-        folder: of plain weights.
-        scheme: how to round.
-        dtype: of everything else, and of the sums.
-        device: where it runs.
+    `dtype` is that of everything else, and of the sums.
     """
     from transformers import BitsAndBytesConfig
 
@@ -77,16 +68,15 @@ def quantised(
 
 
 def rounded_layers(vlm: Vlm) -> list[str]:
-    """Names of the layers whose weights are integers."""
+    """Name the layers whose weights are integers."""
     named = vlm.model.named_parameters()
     return [n.removesuffix(".weight") for n, p in named if p.dtype in (torch.int8, torch.uint8)]
 
 
 def untouched(vlm: Vlm, rounded: Vlm, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a plain model's weights that quantising must not have changed.
+    """Return those of a plain model's weights that quantising must not have changed.
 
-    Raises:
-        RuntimeError: a layer that is to be kept was rounded.
+    RuntimeError: a layer that is to be kept was rounded.
     """
     names = {f"{name}.weight" for name in rounded_layers(rounded)}
     spoilt = sorted(n for n in names if n.startswith(tuple(f"{part}." for part in kept(vlm))))

@@ -1,9 +1,9 @@
-"""Whether an exported folder, read by plain transformers, still answers as the model did."""
+"""Verification of an exported folder: does it answer in plain transformers as the model did?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from drivekd.data.cameras import prompt
 from drivekd.data.sample import Message, Sample
 from drivekd.models.encode import encode
 from drivekd.models.images import pixels
@@ -32,36 +33,23 @@ _SIZE = (160, 96)  # of a picture [px]
 NEW_TOKENS = 16  # longest answer
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How far two models' greedy answers are the same."""
-
-    questions: int  # how many were asked
-    equal: int  # how many got the same answer, token for token
-    tokens: int  # of the first model's tokens, how many come before the first other one
-    of: int  # how many tokens the first model's answers have
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-
 def questions(folder: Path) -> list[Sample]:
-    """Six questions about two pictures of coloured noise, which are written into a folder."""
+    """Make six questions about two pictures of coloured noise, which are written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     images, random = {}, np.random.default_rng(20260128)
     for camera in _CAMERAS:
         coarse = random.integers(0, 256, (6, 10, 3), dtype=np.uint8)
         images[camera] = folder / f"{camera}.png"
         Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC).save(images[camera])
-    shown = "".join(f"{camera}: <image>\n" for camera in _CAMERAS)
+    asked = [Message("user", prompt(question, _CAMERAS)) for question in _QUESTIONS]
     return [
-        Sample(f"check-{n}", (Message("user", shown + text),), images, source="drivekd export")
-        for n, text in enumerate(_QUESTIONS)
+        Sample(f"check-{n}", (message,), images, source="drivekd export")
+        for n, message in enumerate(asked)
     ]
 
 
 def plainly_loaded(folder: Path, family: Family, device: str = "cpu") -> Vlm:
-    """A folder as any user of transformers reads it, with nothing of ours in between.
+    """Read a folder as any user of transformers does, with nothing of ours in between.
 
     `AutoProcessor` needs torchvision for its video part, so the image processor is read by name.
     """
@@ -76,7 +64,7 @@ def plainly_loaded(folder: Path, family: Family, device: str = "cpu") -> Vlm:
 
 @torch.no_grad()
 def replies(vlm: Vlm, samples: Sequence[Sample]) -> list[list[int]]:
-    """Greedy answers by `model.generate`, one question at a time: the new tokens of each."""
+    """Answer greedily by `model.generate`, one question at a time: the new tokens of each."""
     given: list[list[int]] = []
     model: Any = vlm.model
     for sample in samples:
@@ -100,18 +88,20 @@ def replies(vlm: Vlm, samples: Sequence[Sample]) -> list[list[int]]:
     return given
 
 
-def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> Agreement:
-    """Compare the answers of two models to the same questions."""
-    same = [_shared(one, other) for one, other in zip(first, second, strict=True)]
-    equal = sum(list(one) == list(other) for one, other in zip(first, second, strict=True))
-    return Agreement(len(first), equal, sum(same), sum(map(len, first)))
+def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict[str, int]:
+    """Compare the answers of two models to the same questions.
+
+    Counted are `questions`, those whose answers are `equal` token for token, and how many `tokens`
+    `of` the first model's come before the first difference.
+    """
+    pairs = [(list(one), list(other)) for one, other in zip(first, second, strict=True)]
+    return {
+        "questions": len(pairs),
+        "equal": sum(one == other for one, other in pairs),
+        "tokens": sum(len([*takewhile(_same, zip(*pair, strict=False))]) for pair in pairs),
+        "of": sum(len(one) for one, _ in pairs),
+    }
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens stand before the first difference."""
-    count = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
+def _same(tokens: tuple[int, int]) -> bool:
+    return tokens[0] == tokens[1]

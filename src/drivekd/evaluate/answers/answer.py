@@ -1,4 +1,4 @@
-"""An answer of a model beside what was expected, and what it was shown."""
+"""Answers of a model beside what was expected, and what it was shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAGS = re.compile(r"<\s*[A-Za-z]+\d*\s*,[^<>]*>|<r\d+>")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said to one question in one run, and whether that is right."""
+    """A model's reply to one question in one run, and whether it is right."""
 
     id: str
     capability: str | None
@@ -37,7 +37,7 @@ class Answer:
 
 
 def answer_of(sample: Sample, reply: str, run: int = 0) -> Answer:
-    """Puts a reply beside what was expected."""
+    """Put a reply beside what was expected."""
     expected = sample.answer or ""
     return Answer(
         id=sample.id,
@@ -58,8 +58,7 @@ def is_correct(reply: str, expected: str, options: Mapping[str, str] | None = No
     Multiple choice: the same option is read from both. Yes or no: the same is read. Object tags:
     all tags match one to one and the words around them are the same. Otherwise: exact match.
 
-    Raises:
-        ValueError: the expected answer is empty, or names no option of those given.
+    ValueError: the expected answer is empty, or names no option of those given.
     """
     if options:
         wanted = read_option(expected, options)
@@ -82,13 +81,12 @@ def is_correct(reply: str, expected: str, options: Mapping[str, str] | None = No
 
 
 def options_given(sample: Sample) -> dict[str, str]:
-    """The options that a sample states beside its question or in it, {} for none.
+    """Return the options that a sample states beside its question or in it, {} for none.
 
-    Those in a question (`A. Going ahead. B. Turn left.`) count where they are told apart and the
+    Those in a question (`A. Going ahead. B. Turn left.`) count where their letters differ and the
     answer takes one of them: other questions may have such letters, too.
 
-    Raises:
-        ValueError: those beside it are no letters with their texts.
+    ValueError: those beside it are no letters with their texts.
     """
     options = sample.meta.get("options")
     if not options:
@@ -110,10 +108,9 @@ def options_given(sample: Sample) -> dict[str, str]:
 
 
 def other_scenes(samples: Sequence[Sample]) -> dict[Path, Path]:
-    """Gives every picture a stand-in: the same camera in the next scene that has it.
+    """Give every picture a stand-in: the same camera in the next scene that has it.
 
-    Raises:
-        ValueError: no other scene has that camera.
+    ValueError: no other scene has that camera.
     """
     by_scene: dict[str, dict[str, Path]] = {}
     pictures: dict[Path, tuple[str, str]] = {}
@@ -159,7 +156,7 @@ def shown(samples: Sequence[Sample], other: Mapping[Path, Path]) -> dict[str, st
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short name for the weights: the same folder may hold another model tomorrow.
+    """Name the weights shortly: the same folder may hold another model tomorrow.
 
     Hashes every name and shape and about 4,096 evenly spaced entries of each tensor, so that a
     large model takes no longer than a small one.

@@ -33,19 +33,18 @@ class Mark:
     prompts: Mapping[str, str]  # digest of the messages sent, by sample id
 
     def of(self, sample_id: str) -> dict[str, str | int | float]:
-        """What a row holds beside its answer; only what is alike for a sample not asked."""
+        """Return what a row holds beside its answer; only what is alike for an unknown sample."""
         own = {"pictures": self.pictures, "prompt": self.prompts}
         known = {name: by_id[sample_id] for name, by_id in own.items() if sample_id in by_id}
         return {**self.alike, **known}
 
 
 def resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[Key, Answer]:
-    """The answers to these samples that a file already holds, after which more can be appended.
+    """Read the answers to these samples that a file holds, after which more can be appended.
 
-    Replies are taken from the file, what is said of them from the samples: it may have changed.
+    Replies are taken from the file, the rest from the samples, which may have changed.
 
-    Raises:
-        ValueError: the file holds answers of another mark or data set, or a line is no answer.
+    ValueError: the file holds answers of another mark or data set, or a line is no answer.
     """
     if not out.exists():
         return {}
@@ -64,11 +63,7 @@ def resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[Key, Answer
 
 
 def append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
-    """Add answers to a file; all are on disk when this returns, none where it raises.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Add answers to a file; all are on disk when this returns, none where it raises OSError."""
     text = "".join(_line({**asdict(answer), **mark.of(answer.id)}) for answer in new)
     with writing(out), out.open("ab", buffering=0) as file:
         end, rest = file.seek(0, os.SEEK_END), memoryview(text.encode())
@@ -84,10 +79,9 @@ def append(out: Path, new: Sequence[Answer], mark: Mark) -> None:
 def write_answers(
     samples: Sequence[Sample], answers: Sequence[Answer], out: Path, whose: str
 ) -> None:
-    """Write answers that no model is asked for, in their order, in place of those of the same kind.
+    """Write answers that no model gave, in their order, in place of those of the same kind.
 
-    Raises:
-        ValueError: the file holds answers of something else.
+    ValueError: the file holds answers of something else.
     """
     mark = Mark({"model": whose}, {}, {})
     resume(out, samples, mark)
@@ -156,7 +150,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _rewrite(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Leave whole rows only, each once."""
+    """Leave complete rows only, each once."""
     text = "".join(_line(row) for row in rows)
     if text != out.read_text(encoding="utf-8", errors="backslashreplace"):
         with atomic_file(out, sync=True) as draft:

@@ -20,11 +20,7 @@ _KINDS = {"perception": "perception", "reasoning": "prediction", "planning": "pl
 
 
 def read_predictions(samples: Sequence[Sample]) -> list[Answer]:
-    """The replies that the rows of a data file carry.
-
-    Raises:
-        ValueError: a row has no `pred`, or one that is no text.
-    """
+    """Read the replies that the rows of a data file carry; ValueError: a row has no text `pred`."""
     for sample in samples:
         if not isinstance(sample.meta.get("pred"), str):
             raise ValueError(
@@ -37,13 +33,9 @@ def read_predictions(samples: Sequence[Sample]) -> list[Answer]:
 def write_predictions(
     samples: Sequence[Sample], answers: Sequence[Answer], root: Path, path: Path
 ) -> None:
-    """Write one run's answers as rows of the public evaluator.
+    """Write one run's answers, in the order of the samples, as rows of the public evaluator.
 
-    Args:
-        samples: the questions.
-        answers: one per sample, in their order.
-        root: folder that the rows' image paths start from, where an image lies below it.
-        path: the file; it is written as a whole or not at all.
+    The rows' image paths start from `root`, where an image is below it.
     """
     rows = [_row(s, a.reply, root) for s, a in zip(samples, answers, strict=True)]
     write_json(path, rows)

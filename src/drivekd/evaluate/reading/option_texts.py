@@ -1,4 +1,4 @@
-"""Which offered option a reply names by its text alone, without its letter."""
+"""Options that a reply names by their text alone, without their letter."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Word = tuple[str, int]
 
 
 def option_named(text: str, options: Mapping[str, str]) -> str | None:
-    """The only option whose text stands in a reply, None for none or more.
+    """Return the only option whose text is in a reply, None for none or more.
 
-    Compared are words and punctuation, whatever their case; where no option is found so, words
+    Compared are words and punctuation, whatever their case; where no option is read so, words
     without their endings ("turning left" for "turn left"); then also without articles, "it is" and
     punctuation, each word once ("ego vehicle is going straight, driving slowly"). A longer option
     hides those inside it ("not moving" hides "moving"), and a negated text is no vote.
@@ -55,7 +55,7 @@ def _stems(words: Sequence[Word]) -> list[Word]:
 
 
 def _gist(words: Sequence[Word]) -> list[Word]:
-    """Stems that mean something, each where it stands first."""
+    """Keep stems that mean something, each at its first place."""
     firsts: dict[str, int] = {}
     for stem, start in _stems([w for w in words if w[0] not in _SMALL and w[0][0].isalnum()]):
         firsts.setdefault(stem, start)
@@ -63,19 +63,13 @@ def _gist(words: Sequence[Word]) -> list[Word]:
 
 
 def _stem(word: str) -> str:
-    """The word without -ing, -ed, -es, -s or -e, and one of two equal letters before it."""
+    """Cut -ing, -ed, -es, -s or -e, and one of two equal letters before it."""
     stem = re.sub(r"(?<=\w\w)(?:ing|ed|es|s|e)$", "", word) if word.isalpha() else word
     return re.sub(r"([^aeiouls])\1$", r"\1", stem) if stem != word else word
 
 
 def _named(text: str, said: Sequence[Word], offered: Mapping[str, Sequence[Word]]) -> set[str]:
-    """The options that are part of what is said, longest first; a hit inside a longer one is none.
-
-    Args:
-        text: the reply, in which words begin where they say.
-        said: its words.
-        offered: the words of each option.
-    """
+    """Name the options that are part of what is said; a hit inside a longer one is none."""
     named, taken = set[str](), list[tuple[int, int]]()
     for key in sorted(offered, key=lambda k: -len(offered[k])):
         wanted = [word for word, _ in offered[key]]
@@ -91,5 +85,5 @@ def _named(text: str, said: Sequence[Word], offered: Mapping[str, Sequence[Word]
 
 
 def _refused(text: str, start: int) -> bool:
-    """Whether the words before a place turn down what stands there."""
+    """Whether the words before a place turn down what follows."""
     return _REFUSAL.search(text[max(0, start - 200) : start]) is not None

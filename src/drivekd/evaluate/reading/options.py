@@ -1,4 +1,4 @@
-"""Reads the option, or the yes or no, that a free reply takes.
+"""The option, or the yes or no, that a free reply takes.
 
 Everything here is deterministic and knows no model. A reply that cannot be read is None, never a
 guess.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Literal
 
 from drivekd.evaluate.reading.option_texts import option_named
@@ -139,8 +140,8 @@ _TURN = re.compile(
 )
 
 
-def read_option(reply: str, options: Mapping[str, str]) -> str | None:
-    """Returns the letter of the offered option that a reply takes, None if it cannot be read.
+def read_option(reply: str, options: Mapping[str, str] | Sequence[str]) -> str | None:
+    """Return the letter of the offered option that a reply takes, None if it cannot be read.
 
     In this order [ours]: the last explicit declaration ("Final: {B. …}", "the answer is B", "I
     choose (B)", "B is correct", "so it is B"; one that names no offered option, or two, makes the
@@ -149,13 +150,12 @@ def read_option(reply: str, options: Mapping[str, str]) -> str | None:
     The article in "a red car" is no option A, what is negated ("not B", "not moving") is no vote,
     and a reply that lists several options without declaring one is unreadable.
 
-    Args:
-        reply: what the model said.
-        options: letter to text, as offered; letters may be of either case.
+    Options are texts by their letters, of either case, or a list of texts, lettered from A on.
 
-    Raises:
-        ValueError: no options, or a key that is not one letter or digit.
+    ValueError: no options, or a key that is not one letter or digit.
     """
+    if not isinstance(options, Mapping):
+        options = dict(zip(ascii_uppercase, options, strict=False))
     letters = _letters(options)
     text = _plain(reply)
     first_turn = _NEXT_TURN.split(text, maxsplit=1)[0]
@@ -163,7 +163,7 @@ def read_option(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def yes_no(reply: str) -> YesNo | None:
-    """Reads yes or no: a declared one, else the first word, else the only one said in the text."""
+    """Read yes or no: a declared one, else the first word, else the only one said in the text."""
     text = _NEITHER.sub("", _plain(reply).casefold())
     declared = [
         word
@@ -192,7 +192,7 @@ def _opening(text: str) -> YesNo | None:
 
 
 def _plain(reply: str) -> str:
-    """The reply without markup, quotes and thinking; its marked answer as "Answer: …"."""
+    """Strip markup, quotes and thinking; a marked answer becomes "Answer: …"."""
     text = unicodedata.normalize("NFKC", reply).replace("’", "'")
     text = _THINKING.sub("", text)
     text = _ANSWER_MARK.sub(" Answer: ", _WRAPPING.sub("", text))
@@ -201,7 +201,7 @@ def _plain(reply: str) -> str:
 
 
 def _letters(options: Mapping[str, str]) -> dict[str, str]:
-    """Upper-case letter to the key it stands for."""
+    """Map upper-case letters to their keys."""
     bad = [key for key in options if len(key) != 1 or not key.isalnum()]
     if not options or bad or len({key.upper() for key in options}) < len(options):
         raise ValueError(
@@ -230,7 +230,7 @@ def _read(text: str, letters: Mapping[str, str], options: Mapping[str, str]) -> 
 def _last_declared(
     text: str, letters: Mapping[str, str], options: Mapping[str, str]
 ) -> str | Literal["nothing"] | None:
-    """The option declared last; None for one that is off the menu or for two at once."""
+    """Return the option declared last; None for one that is off the menu or for two at once."""
     places = [match for pattern in (_CUE, _HINT, _VERDICT) for match in pattern.finditer(text)]
     next_cue = len(text)
     for place in sorted(places, key=re.Match.end, reverse=True):
@@ -260,7 +260,7 @@ def _negated(before: str) -> bool:
 def _declared(
     clause: str, letters: Mapping[str, str], options: Mapping[str, str]
 ) -> str | Literal["nothing"] | None:
-    """What the words after a cue take; "nothing" where they declare no option at all."""
+    """Read what the words after a cue take; "nothing" where they declare no option at all."""
     rest = clause[_end(_FILLER.match(clause)) :]
     refused = re.match(r"(?:not|neither)\b(.*)", rest, re.IGNORECASE | re.DOTALL)
     if refused:
@@ -291,7 +291,7 @@ def _is_word(label: re.Match[str], text: str) -> bool:
 
 
 def _second(after: str, letter: str) -> str | None:
-    """The other label of "B or C", "A and B", "A/B", "A, B"; "?" where it is broken off."""
+    """Find the other label of "B or C", "A and B", "A/B", "A, B"; "?" where it is broken off."""
     if re.match(r"\s*(?:\bor|/)\s*$", after):
         return "?"
     bracketed = _SECOND_BRACKET.search(after)
@@ -309,7 +309,7 @@ def _second(after: str, letter: str) -> str | None:
 
 
 def _labels(text: str, letters: Mapping[str, str]) -> set[str]:
-    """Offered letters that open a line, plus others that those lines name as labels."""
+    """Collect offered letters that open a line, plus others that those lines name as labels."""
     found: set[str] = set()
     for line in text.splitlines():
         if _LETTERS_ONLY.fullmatch(line):

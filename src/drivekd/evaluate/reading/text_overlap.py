@@ -1,4 +1,4 @@
-"""How much of the reference's wording free replies repeat: BLEU, ROUGE-L and CIDEr-D.
+"""Overlap of free replies with the reference's wording: BLEU, ROUGE-L and CIDEr-D.
 
 They measure wording, not truth: "turn left" and "turn right" overlap by half. BLEU is sacrebleu's,
 cased and with its tokens ("13a"). ROUGE-L and CIDEr-D see words in lower case without punctuation;
@@ -36,10 +36,9 @@ class Overlap:
 
 
 def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:
-    """Scores replies against the reference of the same place.
+    """Score replies against the reference of the same place.
 
-    Raises:
-        ValueError: no replies, not as many references, or a reference without a word.
+    ValueError: no replies, not as many references, or a reference without a word.
     """
     if len(replies) != len(references) or not replies:
         raise ValueError(
@@ -61,7 +60,7 @@ def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; 0.4678 and CAM_FRONT are single."""
+    """Split a text into lower-case words without punctuation; 0.4678 and CAM_FRONT are single."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).replace("’", "'").lower())
 
 
@@ -69,11 +68,8 @@ def bleu(replies: Sequence[str], *references: Sequence[str]) -> tuple[float, ...
     """BLEU-1 … BLEU-4 of a corpus, 0 … 100 (Papineni et al. 2002, by sacrebleu).
 
     BLEU-k = BP · exp(mean of ln p₁ … ln p_k), with counts clipped and summed over the corpus, and
-    exponential smoothing of a p_n without a match. Where no reply has k tokens, BLEU-k is 0.
-
-    Args:
-        replies: at least one.
-        references: one or more sequences, each with a reference per reply.
+    exponential smoothing of a p_n without a match. Where no reply has k tokens, BLEU-k is 0. There
+    are one or more sequences of references, each with a reference per reply.
     """
     # a command that scores no text does not load it
     from sacrebleu.metrics.bleu import BLEU
@@ -94,15 +90,10 @@ def bleu(replies: Sequence[str], *references: Sequence[str]) -> tuple[float, ...
 
 
 def rouge_l(reply: Sequence[str], reference: Sequence[str], beta: float = BETA) -> float:
-    """ROUGE-L of one reply, 0 … 1 (Lin 2004, its sentence-level form).
+    """ROUGE-L of one reply's words, 0 … 1 (Lin 2004, its sentence-level form).
 
     F = (1 + β²)·P·R / (R + β²·P), where P and R are the longest common subsequence as a share of
     the reply and of the reference. β = 1.2 is the convention of image captions (coco-caption).
-
-    Args:
-        reply: its words.
-        reference: its words.
-        beta: weight of recall.
     """
     common = _longest_common(reply, reference)
     if not common:
@@ -127,7 +118,7 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def cider_d(replies: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of every reply, 0 … 10 (Vedantam et al. 2015).
+    """CIDEr-D of every reply's words, 0 … 10 (Vedantam et al. 2015).
 
     10 · mean over n = 1 … 4 of Σ_ω min(c_ω, s_ω)·s_ω / (‖c‖·‖s‖) · exp(−(l_c − l_s)² / 2σ²). c and
     s are the tf-idf of the reply's and the reference's n-grams ω, l their lengths in words, σ = 6.
@@ -138,10 +129,6 @@ def cider_d(replies: Sequence[Sequence[str]], references: Sequence[Sequence[str]
     the set say alike weighs little: n-grams in all of them weigh nothing, so that a set of one
     question, or of equal references, scores 0. A text of fewer than 4 words has no 4-grams and
     cannot reach 10. The score depends on the set: compare models on the same questions.
-
-    Args:
-        replies: words of each.
-        references: words of each.
     """
     n, grams = len(references), [_grams(reference) for reference in references]
     held = Counter(gram for each in grams for counts in each for gram in counts)

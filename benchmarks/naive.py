@@ -1,11 +1,12 @@
 """One optimizer step as the public release takes it: the twin that benchmarks/step.py times.
 
 The same update as `drivekd.distill.train.step` for one sample a step. What it does not do is what
-ours does: it keeps the attention of every head and layer of the student and of each teacher
-(eager attention), runs every teacher to its last layer and head, walks the retained graph once
-for each loss, and projects lists of gradients, one clone of all parameters for each loss and
-stage. Nothing else is slow on purpose: the means over heads are made once, the losses are
-`mse_loss` on the entries that count, the optimizer is ours.
+ours does: it keeps the attention of every head and layer of the student (eager attention), runs
+every teacher to its last layer and head and holds its attention in the same way until its loss is
+made, walks the retained graph once for each loss, and projects lists of gradients, one clone of all
+parameters for each loss and stage. Nothing else is slow or large on purpose: one teacher's maps are
+freed before the next teacher runs, the means over heads are made once, the losses are `mse_loss` on
+the entries that count, the optimizer is ours.
 """
 
 from __future__ import annotations
@@ -59,10 +60,8 @@ def step(run: Naive, window: Window) -> None:
     plan = run.plan
     ((index,),) = window.batches
     batch = batch_of(plan, [index])
-    with torch.no_grad():
-        goals = {name: run_model(*each, batch)[1] for name, each in run.teachers.items()}
     logits, maps = run_model(plan.student, plan.features, batch)
-    losses = [answer_loss(logits, batch), *attention_losses(plan, batch, maps, goals)]
+    losses = [answer_loss(logits, batch), *attention_losses(run, batch, maps)]
     gradients = [gradient(loss, plan.parameters) for loss in losses]
     order = projection_order(plan.recipe.seed, (window.step, 0), len(gradients) - 1)
     for parameter, update in zip(plan.parameters, agp(gradients, order), strict=True):
@@ -94,10 +93,9 @@ def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits[0, :-1].float(), batch.labels[0, 1:])
 
 
-def attention_losses(
-    plan: Plan, batch: Batch, maps: Sequence[Tensor], goals: Mapping[str, Sequence[Tensor]]
-) -> list[Tensor]:
-    """λ_t Π[c,t] L_t of every capability."""
+def attention_losses(run: Naive, batch: Batch, maps: Sequence[Tensor]) -> list[Tensor]:
+    """λ_t Π[c,t] L_t of every capability, one live teacher after the other."""
+    plan = run.plan
     text, image = (~batch.is_image[0]).nonzero()[:, 0], batch.is_image[0].nonzero()[:, 0]
     shares = plan.recipe.mixing[str(batch.samples[0].capability)]
     weights = plan.recipe.weighting.fixed
@@ -105,7 +103,8 @@ def attention_losses(
     losses = []
     for term in plan.terms:
         name = term.capability
-        teacher = [map_.mean(dim=1) for map_ in goals[name]]
+        with torch.no_grad():
+            teacher = [map_.mean(dim=1) for map_ in run_model(*run.teachers[name], batch)[1]]
         losses.append(weights[name] * shares[name] * term_loss(term, student, teacher, text, image))
     return losses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,23 @@ def test_the_naive_twin_takes_our_update(bench, sample, steps):
     run = ours(bench, "exact_live", sample, steps)
     assert_same(run.update, twin(bench, sample, steps), 1e-4)
     assert run.totals["grad/conflict_rate"][0] > 0  # stage 1 fired
+
+
+def test_the_naive_twin_frees_one_teachers_maps_before_the_next(bench, sample, monkeypatch):
+    run = bench.naive.prepare(bench.make_plan("naive", bench.SIZES["XS"], sample))
+    plain, maps = bench.naive.run_model, []
+
+    def watched(vlm, *rest):
+        assert not [kept for kept in maps if kept() is not None], "another teacher's maps are held"
+        logits, attention = plain(vlm, *rest)
+        if vlm is not run.plan.student:
+            maps.extend(map(weakref.ref, attention))
+        return logits, attention
+
+    monkeypatch.setattr(bench.naive, "run_model", watched)
+    (window,) = windows(run.plan.order, 0, 1)
+    bench.naive.step(run, window)
+    assert len(maps) == 3 * bench.SIZES["XS"].teacher.layers
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -28,15 +28,15 @@ from drivekd.models.encode import encode
 from drivekd.recipe import Recipe, parse
 from drivekd.study.gap import Gap, gap
 
+#: layers and signal of each capability [paper]
 PAPER = {
     "perception": ("first", "text_to_vision"),
     "reasoning": ("1..penultimate", "full"),
     "planning": ("penultimate", "text_to_vision"),
 }
-"""Layers and signal of each capability [paper]."""
 
+#: probes of each teacher, their steps, and the most questions of a capability that are measured
 SEEDS, STEPS, MEASURED = 3, 60, 60
-"""Probes of each teacher, their steps, and the most questions of a capability that are measured."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,9 @@ def _probed(probes: Probes, candidate: str) -> tuple[Gap, list[Gap]]:
 
 def _recipe(probes: Probes, candidate: str, folder: Path, seed: int) -> Recipe:
     taught = {sample.capability for sample in probes.trained}
+    proportional = {"grouping": "proportional"}
     capabilities = {
-        name: {
-            "teacher": candidate,
-            "student_layers": layers,
-            "signal": signal,
-            "grouping": "proportional",
-        }
+        name: {"teacher": candidate, "student_layers": layers, "signal": signal} | proportional
         for name, (layers, signal) in PAPER.items()
         if name in taught
     }

@@ -1,4 +1,4 @@
-"""The pre-study's curves and bands from sums per scene: mathematics without model or file."""
+"""Curves and bands of the pre-study from sums per scene: mathematics without model or file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import NDArray
 
-LEVEL = 95.0
-"""Of the bands [percent]."""
-
-BINS = 10
-"""Of an answer's positions: the paper's panel has ten."""
+LEVEL = 95.0  # of the bands [percent]
+BINS = 10  # of an answer's positions: the paper's panel has ten
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Curve:
 
     @property
     def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Lower and upper end of the 95 % band; None where one scene cannot tell how they vary."""
+        """Return the ends of the 95 % band; None where one scene cannot show how they vary."""
         if self.scenes < 2:
             return None
         low, high = np.full((2, self.draws.shape[1]), np.nan)
@@ -43,7 +40,7 @@ class Curve:
 
 
 def band(values: Float[ndarray, " D"]) -> tuple[float, float]:
-    """The middle 95 % of draws; those in which nothing was seen do not count."""
+    """Return the middle 95 % of draws; those in which nothing was seen do not count."""
     seen = values[np.isfinite(values)]
     if not len(seen):
         return np.nan, np.nan
@@ -52,7 +49,7 @@ def band(values: Float[ndarray, " D"]) -> tuple[float, float]:
 
 
 def draw_weights(scenes: int, draws: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """How often each scene is drawn: a row of ones (the data as it is), then bootstrap draws.
+    """Count how often each scene is drawn: a row of ones (the data as it is), then bootstrap draws.
 
     Every draw takes as many scenes as there are, with replacement; its weights w_s sum to their
     number. [ours: the paper has no bands]
@@ -106,7 +103,7 @@ def dispersion(vectors: Float[ndarray, "k L d"]) -> Float[ndarray, " L"]:
 
 
 def unit(vectors: Float[ndarray, "*any d"]) -> Float[ndarray, "*any d"]:
-    """Vectors of length 1 in the same directions; zero vectors stay zero."""
+    """Scale vectors to length 1; zero vectors stay zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1.0)
 

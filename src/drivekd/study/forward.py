@@ -20,14 +20,12 @@ from drivekd.models.encode import IGNORE, Encoded
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm, decoder_layers, lm_head
 
+#: answer positions whose logits exist at a time: 40 MB over a vocabulary of 150,000
 POSITIONS_AT_ONCE = 64
-"""Answer positions whose logits exist at a time: 40 MB over a vocabulary of 150,000."""
-
 #: How single tokens become one number or vector where the paper's text is unknown. `usual`:
 #: adjacent similarity token by token, everything else of means [ours, METHOD]; `token_wise`: every
 #: token counts the same, by its unit vector; `pooled`: means throughout.
 Reading = Literal["usual", "token_wise", "pooled"]
-
 Array = NDArray[np.float64]
 
 

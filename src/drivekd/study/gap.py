@@ -19,11 +19,8 @@ from drivekd.models.features import FeatureCache
 from drivekd.models.generate import evaluating
 from drivekd.models.vlm import Vlm
 
-AT_ONCE = 8
-"""Samples of one forward pass."""
-
-Gap = dict[str, NDArray[np.float64]]
-"""Capability to the distance at each layer of the student."""
+AT_ONCE = 8  # samples of one forward pass
+Gap = dict[str, NDArray[np.float64]]  # capability to the distance at each layer of the student
 
 
 def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:

@@ -20,11 +20,9 @@ from drivekd.study.curves import bins, dispersion, unit
 from drivekd.study.forward import Array, Reading, Seen, read_margins, read_row
 from drivekd.study.sums import Sums
 
-SAMPLES_AT_ONCE = 16
-"""Samples with the same pictures whose features exist at a time."""
-
+SAMPLES_AT_ONCE = 16  # samples with the same pictures whose features exist at a time
+#: tokens of a row behind its pictures: a longer row costs more attention than it saves
 OWN_TOKENS = 1024
-"""Tokens of a row behind its pictures: a longer row costs more attention than it saves."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From sums to the four panels: curves with bands, what lacks data, and the advice."""
+"""The four panels from sums: curves with bands, what lacks data, and the advice."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from drivekd.study.curves import Curve, band
 from drivekd.study.recommend import Advice, advise
 from drivekd.study.sums import Sums, mean_curve, pair_curve
 
-DRAWS = 1000
-"""Bootstrap draws of scenes."""
-
-FEWEST = 2
-"""Samples that a curve needs."""
+DRAWS = 1000  # bootstrap draws of scenes
+FEWEST = 2  # samples that a curve needs
 
 
 @dataclass(frozen=True)
 class Panels:
-    """What a study found."""
+    """The curves, gaps and advice of a study."""
 
     #: by name: `adjacent`, `vision_text`, `share`, `intra/attention/CAPABILITY`,
     #: `intra/hidden/CAPABILITY`, `dispersion/attention/all` (and per capability),
@@ -39,13 +36,9 @@ class Panels:
 
 
 def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:
-    """All curves of a study.
+    """Make all curves of a study from its sums.
 
-    Args:
-        sums: of everything that was read.
-        depth: the teacher's layers.
-        seed: of the bootstrap; every curve of the same scenes gets the same draws.
-        draws: of the bootstrap.
+    `depth` counts the teacher's layers; every curve of the same scenes gets the same draws.
     """
     curves = {
         name: (pair_curve if name.startswith("intra/") else mean_curve)(
@@ -82,12 +75,12 @@ def panels(sums: Sums, depth: int, seed: int, draws: int = DRAWS) -> Panels:
 
 
 def _draws_of(name: str) -> str:
-    """The random stream of a curve: general questions are about scenes of their own."""
+    """Name the random stream of a curve: general questions are about scenes of their own."""
     return "bootstrap of general" if name == "margin/general" else "bootstrap"
 
 
 def _capabilities(sums: Sums) -> list[str]:
-    """The three known ones, then what else the data has."""
+    """List the three known ones, then what else the data has."""
     return list(dict.fromkeys([*CAPABILITIES, *sorted(sums.named("intra/hidden/"))]))
 
 
@@ -104,7 +97,7 @@ def _difference(larger: Curve, smaller: Curve) -> tuple[float, float | None, flo
 
 
 def _lacks(sums: Sums, capabilities: list[str]) -> dict[str, tuple[str, ...]]:
-    """What each panel has too little data for."""
+    """Say what each panel has too little data for."""
 
     def few(what: str, name: str) -> list[str]:
         have = sums.count(name)
@@ -138,7 +131,7 @@ def _one_token(group: str, sums: Sums) -> list[str]:
 
 
 def as_json(found: Panels) -> dict[str, Any]:
-    """Curves, what is lacking and differences as plain numbers."""
+    """Return curves, what is lacking and differences as plain numbers."""
     return {
         "curves": {name: curve_json(curve) for name, curve in found.curves.items()},
         "lacks": {panel: list(said) for panel, said in found.lacks.items()},
@@ -147,7 +140,7 @@ def as_json(found: Panels) -> dict[str, Any]:
 
 
 def curve_json(curve: Curve) -> dict[str, Any]:
-    """A curve as plain numbers; a place without data is null."""
+    """Return a curve as plain numbers; a place without data is null."""
     ends = curve.band or (None, None)
     low, high = (None if end is None else _numbers(end) for end in ends)
     return {

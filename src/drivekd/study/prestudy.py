@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +33,7 @@ from drivekd.study.stability import Steadiness
 from drivekd.study.stability_file import write
 from drivekd.study.sums import Sums
 
-GENERAL_PICTURES = 40
-"""Drawn where no file of general questions is given; four questions each."""
+GENERAL_PICTURES = 40  # drawn where no file of general questions is given; four questions each
 
 
 def run(
@@ -78,7 +78,8 @@ def run(
     pupil = (student, teachers.depth(student)) if student else None
     steadiness = None if drop is None else Steadiness(drop)
     with _held(out, teacher):
-        others = list(read(general, format)) if general else _drawn(out, seed)
+        drawn = partial(draw_general, out / "general", GENERAL_PICTURES, seed)
+        others = list(read(general, format)) if general else drawn()
         vlm = teachers.freeze(vlms.load(teacher, device=device, dtype=getattr(torch, dtype)))
         about = _about(vlm, data, samples, reading, seed)
         found = panels(_read(vlm, samples, others, reading, steadiness), about["layers"], seed)
@@ -161,10 +162,6 @@ def _read(
             "another --device, or fewer samples (--max-samples)"
         ) from error
     return sums
-
-
-def _drawn(out: Path, seed: int) -> list[Sample]:
-    return draw_general(out / "general", GENERAL_PICTURES, seed)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""From curves to layers and a signal per capability, by rules that are written down and tested.
+"""Rules from curves to layers and a signal per capability.
 
 docs/prestudy.md has the rules in words. All thresholds are ours; with them the rules make of the
 curves that the paper publishes the choice that the paper makes.
@@ -17,31 +17,19 @@ from numpy.typing import NDArray
 
 from drivekd.study.curves import Curve
 
+#: a layer takes part if it pays images at least so much of what the layer that looks most does
 LOOKS = 0.1
-"""A layer takes part if it pays images at least so much of what the layer that looks most does."""
-
+#: a capability is even over the layers if its consistency stays within so much of its highest
 ALIKE = 0.05
-"""A capability is even over the layers if its consistency stays within so much of its highest."""
-
-HIGH = 0.9
-"""… and nowhere below this."""
-
-CLEAR = 0.03
-"""So far a layer must stand out, or a peak above the valleys on both sides."""
-
+HIGH = 0.9  # … and nowhere below this
+CLEAR = 0.03  # so far a layer must stand out, or a peak above the valleys on both sides
+#: … and so far below the highest layer it may lie: a peak in the noise below says nothing
 NEAR = 0.15
-"""… and so far below the highest layer it may lie: a peak in the noise below says nothing."""
-
+#: attention that differs by more over paraphrases (mean 1 − cos) is left for steadier states;
+#: the limit that the paper's summary names for a signal that may be unreliable
 UNSTEADY = 0.3
-"""Attention that differs by more over paraphrases (mean 1 − cos) is left for steadier states; the
-limit that the paper's summary names for a signal that may be unreliable."""
-
-SURE = 0.8
-"""In so many of the bootstrap draws the rules must choose the same layers."""
-
-SCENES = 5
-"""Draws of fewer scenes say little."""
-
+SURE = 0.8  # in so many of the bootstrap draws the rules must choose the same layers
+SCENES = 5  # draws of fewer scenes say little
 Signal = Literal["text_to_vision", "full", "hidden"]
 Shape = Literal["even", "peak", "highest"]
 
@@ -77,7 +65,7 @@ class Advice:
 def find(
     curve: Float[ndarray, " L"], takes_part: Bool[ndarray, " L"] | None = None
 ) -> Found | None:
-    """The layers that one consistency curve speaks for [ours].
+    """Find the layers that one consistency curve speaks for [ours].
 
     1. even: over the layers up to the penultimate one that take part, at least half of them,
        highest − lowest ≤ ALIKE and lowest ≥ HIGH. [paper: reasoning, high everywhere]
@@ -117,7 +105,7 @@ def _prominence(curve: NDArray[np.float64], at: int) -> float:
 
 
 def _valley(side: NDArray[np.float64], height: float) -> float:
-    """The lowest point on the way outwards, as far as nothing is higher."""
+    """Return the lowest point on the way outwards, as far as nothing is higher."""
     higher = np.nonzero(side > height)[0]
     return float(side[: higher[0] if len(higher) else None].min())
 
@@ -133,7 +121,7 @@ def looks_at_images(share: Float[ndarray, " L"]) -> Bool[ndarray, " L"]:
 
 
 def paper_choice(capability: str, depth: int) -> tuple[Signal, tuple[int, ...]] | None:
-    """The paper's signal and layers for a capability on a model of this depth; None for others."""
+    """Return the paper's signal and layers for a capability at this depth; None for others."""
     inner = tuple(range(1, max(2, depth)))
     known: dict[str, tuple[Signal, tuple[int, ...]]] = {
         "perception": ("text_to_vision", (1,)),
@@ -151,22 +139,19 @@ def advise(
     dispersions: tuple[float, float] | None,
     depth: int,
 ) -> Advice | None:
-    """Layers and signal for one capability, with reason, margin and doubts [ours].
+    """Choose layers and signal for one capability, with reason, margin and doubts [ours].
 
     The signal is attention, as in the paper, unless it differs by more than UNSTEADY over
-    paraphrases and hidden states differ less.
+    paraphrases and hidden states differ less. None where there is too little data and the paper has
+    no choice either.
 
     Args:
         capability: its name.
         attention: consistency of its attention profiles in blocks 1 … L, with draws.
         hidden: the same of hidden states.
         share: of attention that goes to images.
-        dispersions: over paraphrases, of attention and of hidden states, mean over the layers; None
-            where they were not measured.
+        dispersions: over paraphrases, of attention and of hidden states, mean over the layers.
         depth: L.
-
-    Returns:
-        None where there is too little data and the paper has no choice either.
     """
     states = dispersions is not None and dispersions[0] > max(UNSTEADY, dispersions[1])
     curve = hidden if states else attention

@@ -1,6 +1,6 @@
-"""Whether a teacher looks at the same places however a question is worded, and what that is worth.
+"""Stability of a teacher's attention over wordings of a question, and what that is worth.
 
-Asked for by a next check of the paper's summary: where a rewording lowers the cosine of attention
+A next check of the paper's summary asks for it: where a rewording lowers the cosine of attention
 maps by more than 0.3, the signal may be unreliable. All else is ours; docs/prestudy.md has the
 rules in words.
 """
@@ -25,27 +25,16 @@ from drivekd.study.panels import DRAWS, FEWEST
 from drivekd.study.recommend import SCENES
 from drivekd.study.sums import Sums, mean_curve
 
-DROP = 0.3
-"""A cosine that falls by more is a drop [summary of the paper]."""
-
-WORDINGS = 3
-"""Of a question, the one as it stands included: fewer are not compared."""
-
-WORST = 6
-"""Cases that are kept for the picture."""
-
+DROP = 0.3  # a cosine that falls by more is a drop [summary of the paper]
+WORDINGS = 3  # of a question, the one as it stands included: fewer are not compared
+WORST = 6  # cases that are kept for the picture
+#: shares of questions with a drop: up to the first all is well, above the second it is not
 RARE, OFTEN = 0.05, 0.25
-"""Shares of questions with a drop: up to the first all is well, above the second it is not."""
-
+#: of the change that another question makes, a rewording must spare so much, or so little
 MUCH, LITTLE = 0.5, 0.1
-"""Of the change that another question makes, a rewording must spare so much, or so little."""
-
-MOVES = 0.1
-"""Maps whose cosine falls by less over wordings are nearly the same whatever is asked."""
-
+MOVES = 0.1  # maps whose cosine falls by less over wordings are nearly the same whatever is asked
 Rows = Literal["question", "all"]
 Word = Literal["use", "use with care", "do not use"]
-
 ROWS: tuple[Rows, ...] = ("question", "all")
 WORDS: tuple[Word, ...] = ("use", "use with care", "do not use")
 
@@ -74,7 +63,7 @@ class Steadiness:
     worst: dict[tuple[str, int], list[Case]] = field(default_factory=dict)
 
     def add(self, asked: Sequence[Asked]) -> None:
-        """Takes in questions about the same pictures."""
+        """Take in questions about the same pictures."""
         seen = [each for each in asked if each.seen[0].asking is not None]
         for rows in ROWS if seen else ():
             units = [unit(np.stack([_profile(s, rows) for s in each.seen])) for each in seen]
@@ -88,7 +77,7 @@ class Steadiness:
                     self._add(rows, each, units[i], between[i, others])
 
     def _add(self, rows: Rows, asked: Asked, units: Array, others: Array) -> None:
-        """One question: unit profiles [k, L, V], cosines to other questions [others, L]."""
+        """Add one question: unit profiles [k, L, V], cosines to other questions [others, L]."""
         scene, group = scene_of(asked.sample), f"{rows}/{asked.sample.capability}"
         pairs = list(combinations(range(len(units)), 2))
         cosines = np.stack([(units[i] * units[j]).sum(axis=1) for i, j in pairs])
@@ -109,17 +98,8 @@ class Steadiness:
         numbers = tuple(sorted((*pair, third)))
         maps = np.stack([_profile(asked.seen[i], "question")[layer] for i in numbers])
         words = tuple(asked.wordings[i] for i in numbers)
-        case = Case(
-            asked.sample,
-            layer + 1,
-            cosine,
-            pair,
-            numbers,
-            words,
-            maps.astype(np.float32),
-            asked.grids,
-        )
-        kept.append(case)
+        maps = maps.astype(np.float32)
+        kept.append(Case(asked.sample, layer + 1, cosine, pair, numbers, words, maps, asked.grids))
         kept.sort(key=lambda each: each.cosine)
         del kept[WORST:]
 
@@ -131,7 +111,7 @@ def _profile(seen: Seen, rows: Rows) -> Array:
 
 
 def curves(sums: Sums, seed: int, draws: int = DRAWS) -> dict[str, Curve]:
-    """Layer by layer, with bootstrap draws over scenes, by `NAME/ROWS/CAPABILITY`.
+    """Make curves over layers, with bootstrap draws over scenes, by `NAME/ROWS/CAPABILITY`.
 
     `cosine`: mean over pairs of wordings. `beyond`: share of questions of which two wordings are
     farther apart than the drop. `other`: mean cosine to other questions about the same pictures
@@ -171,7 +151,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of a teacher in one capability."""
+    """The verdict of the rules on a teacher in one capability."""
 
     capability: str  # its name
     verdict: Word  # use, use with care, or do not use
@@ -219,18 +199,8 @@ def judge(
     by_chance = None if other is None else _figure(other, scenes)
     ahead = None if spared is None else _figure(spared, scenes)
     word, reasons = _word(steady, drops, ahead, scenes, drop)
-    return Verdict(
-        capability,
-        word,
-        tuple(layers),
-        found[f"cosine/{group}"].n,
-        scenes,
-        steady,
-        drops,
-        by_chance,
-        ahead,
-        reasons,
-    )
+    n, figures = found[f"cosine/{group}"].n, (steady, drops, by_chance, ahead)
+    return Verdict(capability, word, tuple(layers), n, scenes, *figures, reasons)
 
 
 def _figure(draws: Array, scenes: int) -> Figure:

@@ -1,4 +1,4 @@
-"""What the pre-study keeps while it reads: sums per scene, never the features of single samples."""
+"""Sums per scene that the pre-study keeps while it reads, never the features of single samples."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Sums:
     of: dict[str, Total] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Total:
-        """The quantity of this name, empty where nothing was added yet."""
+        """Return the quantity of this name, empty where nothing was added yet."""
         return self.of.setdefault(name, Total())
 
     def count(self, name: str) -> int:
-        """Samples of a quantity."""
+        """Count the samples of a quantity."""
         return self.of[name].n if name in self.of else 0
 
     def named(self, start: str) -> list[str]:
-        """Names that begin so, without that beginning."""
+        """List names that begin so, without that beginning."""
         return [name.removeprefix(start) for name in self.of if name.startswith(start)]
 
 
 def mean_curve(total: Total, draws: int, random: Callable[[], np.random.Generator]) -> Curve:
-    """The mean over samples at every place, with bootstrap draws over scenes."""
+    """Mean over samples at every place, with bootstrap draws over scenes."""
     sums = np.stack(list(total.sums.values()))
     counts = np.stack([np.broadcast_to(c, sums.shape[1:]) for c in total.counts.values()])
     weights = draw_weights(len(sums), draws, random())
@@ -57,7 +57,7 @@ def mean_curve(total: Total, draws: int, random: Callable[[], np.random.Generato
 
 
 def pair_curve(total: Total, draws: int, random: Callable[[], np.random.Generator]) -> Curve:
-    """The mean cosine over pairs of samples in every layer, with bootstrap draws over scenes.
+    """Mean cosine over pairs of samples in every layer, with bootstrap draws over scenes.
 
     The values that were added are unit vectors [layers, width]. Every layer sees the same draws.
     """

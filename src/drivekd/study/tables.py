@@ -17,7 +17,6 @@ from rich.table import Table
 from drivekd.data.sample import CAPABILITIES
 
 Content = Mapping[str, Any]
-
 PANELS = {"a": "similarity", "b": "consistency", "c": "dispersion", "d": "answer margin"}
 
 

@@ -11,7 +11,6 @@ Town = Literal["amber", "birch", "cobalt"]
 Weather = Literal["day", "dusk", "night", "rain", "fog"]
 Turn = Literal["left", "right"]
 Light = Literal["red", "green"]
-
 KINDS: tuple[Kind, ...] = ("car", "truck", "bus", "cyclist", "pedestrian", "cone", "light")
 COLOURS: tuple[Colour, ...] = ("red", "blue", "green", "yellow", "white", "black", "orange")
 TOWNS: tuple[Town, ...] = ("amber", "birch", "cobalt")

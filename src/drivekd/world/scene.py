@@ -21,7 +21,6 @@ from drivekd.world.plan import LANE_WIDTH, Plan
 from drivekd.world.traffic import ACTIONS, SIZES, Action, Ego, Future, Mover, Outcome, look_ahead
 
 Split = Literal["train", "val", "demo", "transfer", "test", "student"]
-
 #: first seed of each split; a split never reaches the next one's
 SPLITS: dict[Split, int] = {
     "train": 0,

@@ -34,11 +34,9 @@ ACTIONS: tuple[Action, ...] = (
     "lane right",
 )
 Intent = Literal["keep", "brake", "left", "right"]
-
 STEP = 0.25  # [s]
 HORIZON = 4.0  # [s]
 SPEED_CHANGE = 4.0  # [m/s] what "accelerate" and "slow down" aim for
-
 #: length, width, height [m]
 SIZES: dict[Kind, tuple[float, float, float]] = {
     "car": (4.4, 1.9, 1.6),

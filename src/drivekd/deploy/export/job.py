@@ -16,9 +16,8 @@ from drivekd.models.offload import refuse_absent
 
 Layout = Literal["hf", "internvl-chat"]
 Dtype = Literal["bfloat16", "float32", "float16"]
-
+#: of an exported folder, what was exported and how; only a folder that has it is replaced
 NOTE = "export.json"
-"""Of an exported folder, what was exported and how; only a folder that has it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Literal
 from drivekd.evaluate.reading.option_texts import option_named
 
 YesNo = Literal["yes", "no"]
-
 #: no clause around a declaration is longer [characters]
 _CLAUSE = 400
 

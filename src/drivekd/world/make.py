@@ -24,7 +24,7 @@ from drivekd.data.sample import CAMERAS
 from drivekd.files.lock import locked
 from drivekd.files.progress import track
 from drivekd.files.workers import side_by_side
-from drivekd.files.writing import filling, whole
+from drivekd.files.writing import atomic_file, filling
 from drivekd.world.drawing.camera import Renderer, open_renderer, render
 from drivekd.world.drawing.rig import refuse_size
 from drivekd.world.questions import WORDINGS, Question, ask, ask_about_cells
@@ -109,7 +109,7 @@ def _claim(job: Job, split: str) -> None:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.writelines(pieces)
 
 

@@ -24,7 +24,6 @@ class Curve:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The estimate."""
         row: NDArray[np.float64] = self.draws[0]
         return row
 

@@ -86,8 +86,8 @@ def read_row(
     sees = bool(batch.images[0])
     watch = _Watch(*_weights(batch, encoded), reading)
     rows = text_rows(batch)
-    asked = dict.fromkeys(range(len(layers)), rows) if sees else {}
-    with attention.capture(layers, asked) as maps, _reducing(layers, watch, maps, batch, rows):
+    captured = dict.fromkeys(range(len(layers)), rows) if sees else {}
+    with attention.capture(layers, captured) as maps, _reducing(layers, watch, maps, batch, rows):
         hidden = forward(vlm, batch, features)
     watch.state(hidden)
     margins = _margins(vlm, hidden, batch, encoded)
@@ -128,8 +128,8 @@ def _reducing(
 
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     for number, layer in enumerate(layers):
-        found: Any = layer.self_attn
-        hooks.append(found.register_forward_hook(behind(number)))
+        inner: Any = layer.self_attn
+        hooks.append(inner.register_forward_hook(behind(number)))
     try:
         yield
     finally:
@@ -144,8 +144,8 @@ def _profile(seen: Tensor, of_rows: Tensor, reading: Reading) -> Tensor:
     if reading != "token_wise":
         return torch.cat([share, of_rows @ seen], dim=1)
     looks = of_rows * (total.T > 0)
-    each = seen / total.clamp_min(torch.finfo(seen.dtype).tiny)
-    return torch.cat([share, looks / looks.sum(dim=1, keepdim=True) @ each], dim=1)
+    scaled = seen / total.clamp_min(torch.finfo(seen.dtype).tiny)
+    return torch.cat([share, looks / looks.sum(dim=1, keepdim=True) @ scaled], dim=1)
 
 
 def _weights(batch: Batch, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,13 +156,13 @@ def _weights(batch: Batch, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, 
     """
     text, vision = batch.members & ~batch.is_image, batch.is_image
     place = torch.arange(text.shape[1], device=text.device)
-    own = text & (place >= encoded[0].prefix)
-    asked = torch.tensor([_asked(each) for each in encoded], device=text.device)
+    after = text & (place >= encoded[0].prefix)
+    before = torch.tensor([_asked(part) for part in encoded], device=text.device)
     start = torch.tensor([start for _, start in batch.places], device=text.device)
-    asking = own & (place < (start + asked)[:, None])
-    found = (text, vision[vision.any(dim=1)], own, asking)
-    text, vision, own, asking = (each / each.sum(dim=1, keepdim=True) for each in found)
-    return text, vision, own, asking
+    asking = after & (place < (start + before)[:, None])
+    parts = (text, vision[vision.any(dim=1)], after, asking)
+    text, vision, after, asking = (part / part.sum(dim=1, keepdim=True) for part in parts)
+    return text, vision, after, asking
 
 
 def _asked(encoded: Encoded) -> int:
@@ -206,8 +206,8 @@ class _Watch:
             now, before = (self._all(means, share) for means in pair)
             return cosine_similarity(now, before, dim=1)
         # One product per position, without a copy of the states.
-        each = torch.einsum("nd,nd->n", new, old) / (norms * old_norms)
-        return self._all(torch.cat([self.text, self.vision]) @ each[:, None], share)[:, 0]
+        cosine = torch.einsum("nd,nd->n", new, old) / (norms * old_norms)
+        return self._all(torch.cat([self.text, self.vision]) @ cosine[:, None], share)[:, 0]
 
     def _text_share(self) -> Tensor:
         """Which part of each sample's positions is text [s, 1]."""
@@ -230,28 +230,28 @@ def _apart(
     """Bring everything to the host at once, and take the samples apart."""
     count = len(encoded)
     means = torch.stack(watch.means)
-    text, vision, own = means[:, :count], means[:, count:-count], means[:, -count:]
+    text, vision, after = means[:, :count], means[:, count:-count], means[:, -count:]
     pairs = (text * vision).sum(dim=2)
     if watch.reading != "token_wise":
         pairs = cosine_similarity(text, vision.expand_as(text), dim=2) if vision.numel() else pairs
     adjacent, hidden = _host(torch.stack(watch.adjacent)), _host(text[1:])
-    own_hidden, alike = _host(own[1:]), _host(pairs)
-    found = None if profiles is None else _host(profiles).reshape(len(hidden), 3, count, -1)
-    parts = [adjacent, hidden, own_hidden, alike, *([] if found is None else [found])]
+    own_hidden, alike = _host(after[1:]), _host(pairs)
+    looks = None if profiles is None else _host(profiles).reshape(len(hidden), 3, count, -1)
+    parts = [adjacent, hidden, own_hidden, alike, *([] if looks is None else [looks])]
     _refuse_infinite(encoded, *parts)
     return [
         Seen(
             adjacent=adjacent[:, s],
-            vision_text=alike[:, s] if found is not None else None,
+            vision_text=alike[:, s] if looks is not None else None,
             hidden=hidden[:, s],
             own_hidden=own_hidden[:, s],
-            grid=None if found is None else _on_grid(found[:, 0, s, 1:], each.grids, grid),
-            own_attention=None if found is None else found[:, 1, s, 1:],
-            asking=None if found is None else found[:, 2, s, 1:],
-            share=None if found is None else found[:, 0, s, 0],
+            grid=None if looks is None else _on_grid(looks[:, 0, s, 1:], sample.grids, grid),
+            own_attention=None if looks is None else looks[:, 1, s, 1:],
+            asking=None if looks is None else looks[:, 2, s, 1:],
+            share=None if looks is None else looks[:, 0, s, 0],
             margins=margins[s],
         )
-        for s, each in enumerate(encoded)
+        for s, sample in enumerate(encoded)
     ]
 
 
@@ -261,7 +261,7 @@ def _host(values: Tensor) -> Array:
 
 def _refuse_infinite(encoded: Sequence[Encoded], *parts: Array) -> None:
     if not all(np.isfinite(part).all() for part in parts):
-        names = ", ".join(repr(each.sample.id) for each in encoded[:5])
+        names = ", ".join(repr(sample.sample.id) for sample in encoded[:5])
         raise ValueError(
             "pre-study: the teacher's states, attention or logits are not finite on samples "
             f"{names}; check its weights, or read it with --dtype float32"
@@ -295,8 +295,8 @@ def _margins(vlm: Vlm, hidden: Tensor, batch: Batch, encoded: Sequence[Encoded])
     sample, row, position = answer_positions(batch)
     apart = torch.bincount(sample, minlength=len(batch.samples)).tolist()
     states = hidden[row, position - 1]
-    found = [_gap(lm_head(vlm)(part)) for part in states.split(POSITIONS_AT_ONCE) if len(part)]
-    gaps = _host(torch.cat(found)) if found else np.zeros(0)
+    parts = [_gap(lm_head(vlm)(part)) for part in states.split(POSITIONS_AT_ONCE) if len(part)]
+    gaps = _host(torch.cat(parts)) if parts else np.zeros(0)
     _refuse_infinite(encoded, gaps)
     return [part[:-1] for part in np.split(gaps, np.cumsum(apart)[:-1])]
 

@@ -35,29 +35,29 @@ def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:
     theirs = list(range(len(vlms.decoder_layers(vlm))))
     matches = group_layers(list(range(depth)), theirs, "proportional")
     term = Term("all", "text_to_vision", matches, "mse", reachable=False, temperature=1.0)
-    asked = Teacher(vlm, (term,), FeatureCache(latest=True))
+    frozen = Teacher(vlm, (term,), FeatureCache(latest=True))
     sums: dict[str, NDArray[np.float64]] = {}
     attention.install(student.model)
     with evaluating(student.model):
         for start in range(0, len(encoded), AT_ONCE):
             part = encoded[start : start + AT_ONCE]
-            found = _squares(student, asked, collate(student, part, pack=False))
-            for each, squares in zip(part, found, strict=True):
-                name = each.sample.capability or "none"
-                sums[name] = sums.get(name, np.zeros((2, depth))) + squares
+            squares = _squares(student, frozen, collate(student, part, pack=False))
+            for sample, square in zip(part, squares, strict=True):
+                name = sample.sample.capability or "none"
+                sums[name] = sums.get(name, np.zeros((2, depth))) + square
     return {name: parts[0] / parts[1] for name, parts in sums.items()}
 
 
 @torch.no_grad()
-def _squares(student: Vlm, asked: Teacher, batch: Batch) -> NDArray[np.float64]:
+def _squares(student: Vlm, frozen: Teacher, batch: Batch) -> NDArray[np.float64]:
     """Compute both sums of each sample and layer: [B, 2, L]."""
     rows = teacher.text_rows(batch)
-    goals = teacher.targets([asked], batch, rows)["all"].maps
+    goals = teacher.targets([frozen], batch, rows)["all"].maps
     layers = vlms.decoder_layers(student)
     with attention.capture(layers, dict.fromkeys(goals, rows)) as maps:
-        forward(student, batch, asked.features)
+        forward(student, batch, frozen.features)
     mask = text_to_vision_mask(batch.is_image, batch.valid)[:, rows].double()
-    found = [
+    parts = [
         torch.stack(
             [
                 ((maps[layer].double() - goals[layer].double()).square() * mask).sum((1, 2)),
@@ -67,5 +67,5 @@ def _squares(student: Vlm, asked: Teacher, batch: Batch) -> NDArray[np.float64]:
         )
         for layer in sorted(goals)
     ]
-    stacked: NDArray[np.float64] = torch.stack(found, dim=2).cpu().numpy()
+    stacked: NDArray[np.float64] = torch.stack(parts, dim=2).cpu().numpy()
     return stacked

@@ -46,25 +46,21 @@ def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iter
     rows = group_rows([tuple(sample.images.values()) for sample in samples])
     ordered = [samples[i] for row in rows for i in row]
     for chunk in _chunks(track(ordered, len(ordered), "reading the teacher")):
-        wordings = [[_encoded(vlm, each) for each in paraphrased(sample)] for sample in chunk]
-        flat = [each for several in wordings for each in several]
-        grid = grid or next((each.grids[0] for each in flat if each.grids), None)
+        questions: list[Asked] = []
+        versions = [[_encoded(vlm, words) for words in paraphrased(sample)] for sample in chunk]
+        flat = [encoded for wordings in versions for encoded in wordings]
+        grid = grid or next((encoded.grids[0] for encoded in flat if encoded.grids), None)
         seen: dict[int, Seen] = {}
         for row in _rows(flat):
-            found = read_row(
-                vlm, [flat[i] for i in row], features=features, reading=reading, grid=grid
-            )
-            seen |= zip(row, found, strict=True)
+            samples_of_row = [flat[i] for i in row]
+            read = read_row(vlm, samples_of_row, features=features, reading=reading, grid=grid)
+            seen |= zip(row, read, strict=True)
         order = iter(range(len(flat)))
-        yield [
-            Asked(
-                sample,
-                tuple(each.sample.question for each in several),
-                several[0].grids,
-                tuple(seen[next(order)] for _ in several),
-            )
-            for sample, several in zip(chunk, wordings, strict=True)
-        ]
+        for sample, wordings in zip(chunk, versions, strict=True):
+            words = tuple(encoded.sample.question for encoded in wordings)
+            passes = tuple(seen[next(order)] for _ in wordings)
+            questions.append(Asked(sample, words, wordings[0].grids, passes))
+        yield questions
 
 
 def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
@@ -73,9 +69,9 @@ def measure_margins(vlm: Vlm, samples: Sequence[Sample], sums: Sums) -> None:
     for chunk in _chunks(track(samples, len(samples), "reading general questions")):
         flat = [_encoded(vlm, sample) for sample in chunk]
         for row in _rows(flat):
-            found = read_margins(vlm, [flat[i] for i in row], features)
-            for i, margins in zip(row, found, strict=True):
-                _add_margins(sums, "general", chunk[i], margins)
+            margins = read_margins(vlm, [flat[i] for i in row], features)
+            for i, values in zip(row, margins, strict=True):
+                _add_margins(sums, "general", chunk[i], values)
 
 
 def add(sums: Sums, asked: Asked) -> None:
@@ -97,9 +93,9 @@ def add(sums: Sums, asked: Asked) -> None:
 
 def _add_dispersion(sums: Sums, scene: str, group: str, wordings: Sequence[Seen]) -> None:
     """Add the dispersion of own positions: text before the question is equal in every wording."""
-    hidden = np.stack([each.own_hidden for each in wordings])
+    hidden = np.stack([wording.own_hidden for wording in wordings])
     sums[f"dispersion/hidden/{group}"].add(scene, dispersion(hidden))
-    profiles = [each.own_attention for each in wordings if each.own_attention is not None]
+    profiles = [wording.own_attention for wording in wordings if wording.own_attention is not None]
     if profiles:
         sums[f"dispersion/attention/{group}"].add(scene, dispersion(np.stack(profiles)))
 
@@ -110,15 +106,15 @@ def _add_margins(sums: Sums, group: str, sample: Sample, margins: Array) -> None
 
 
 def _encoded(vlm: Vlm, sample: Sample) -> Encoded:
-    found = encode(vlm, sample, add_answer=sample.answer is not None)
-    length = len(found.input_ids)
+    encoded = encode(vlm, sample, add_answer=sample.answer is not None)
+    length = len(encoded.input_ids)
     limit = int(vlm.model.config.get_text_config().max_position_embeddings)
     if length > limit:
         raise ValueError(
             f"{sample.source}: sample {sample.id!r} is longer ({length} tokens, visual ones "
             f"included) than the max_position_embeddings of {vlm.source} ({limit}); leave it out"
         )
-    return found
+    return encoded
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -140,6 +136,6 @@ def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
     keys = [tuple(e.input_ids[: e.prefix].tolist()) or i for i, e in enumerate(encoded)]
     for group in group_rows(keys):
         prefix = encoded[group[0]].prefix
-        own = [len(encoded[i].input_ids) - prefix for i in group]
-        for part in split(own, prefix, prefix + OWN_TOKENS):
+        lengths = [len(encoded[i].input_ids) - prefix for i in group]
+        for part in split(lengths, prefix, prefix + OWN_TOKENS):
             yield list(group[part])

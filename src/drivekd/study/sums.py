@@ -40,11 +40,9 @@ class Sums:
         return self.of.setdefault(name, Total())
 
     def count(self, name: str) -> int:
-        """Count the samples of a quantity."""
         return self.of[name].n if name in self.of else 0
 
     def named(self, start: str) -> list[str]:
-        """List names that begin so, without that beginning."""
         return [name.removeprefix(start) for name in self.of if name.startswith(start)]
 
 

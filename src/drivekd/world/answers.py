@@ -7,7 +7,7 @@ names, or None where the scene offers no such question.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,18 +15,17 @@ from drivekd.world.scene import Scene, distance
 from drivekd.world.sight import Sighting, rear_visible, status
 from drivekd.world.traffic import Action
 
-Found = tuple[str, tuple[Sighting, ...]] | None
-Finder = Callable[[Scene, Sequence[Sighting], np.random.Generator], Found]
+Answered = tuple[str, tuple[Sighting, ...]] | None
+Share = Mapping[str, float]
+Finder = Callable[[Scene, Sequence[Sighting], np.random.Generator], Answered]
 
 _DRIVERS = ("car", "truck", "bus", "cyclist")
 _ROAD_USERS = (*_DRIVERS, "pedestrian")
 
 
 def _draw(
-    groups: dict[str, list[Sighting]],
-    rng: np.random.Generator,
-    share: dict[str, float] | None = None,
-) -> Found:
+    groups: dict[str, list[Sighting]], rng: np.random.Generator, share: Share | None = None
+) -> Answered:
     """Draw an answer first and then a thing with that answer, so that answers stay balanced.
 
     `groups` are things by the answer to the question about them; `share` thins frequent answers.
@@ -34,8 +33,7 @@ def _draw(
     if not groups:
         return None
     answer = sorted(groups)[int(rng.integers(len(groups)))]
-    things = groups[answer]
-    thing = things[int(rng.integers(len(things)))]
+    thing = groups[answer][int(rng.integers(len(groups[answer])))]
     return None if _thin(answer, share or {}, rng) is None else (answer, (thing,))
 
 
@@ -62,45 +60,45 @@ def _drivers_from_behind(scene: Scene, seen: Sequence[Sighting]) -> list[Sightin
     ]
 
 
-def _thin(found: str, share: dict[str, float], rng: np.random.Generator) -> Found:
+def _thin(answer: str, share: Share, rng: np.random.Generator) -> Answered:
     """Ask less often where the answer is a frequent one, so that guessing it does not pay."""
-    return (found, ()) if rng.random() < share.get(found, 1.0) else None
+    return (answer, ()) if rng.random() < share.get(answer, 1.0) else None
 
 
 # --- perception ---------------------------------------------------------------------------------
 
 
-def colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return _draw(
         _grouped(seen, lambda s: s.thing.colour if s.thing.kind in _ROAD_USERS else None), rng
     )
 
 
-def kind(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def kind(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return _draw(_grouped(seen, lambda s: s.thing.kind), rng)
 
 
-def status_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def status_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     groups = _grouped(_drivers_from_behind(scene, seen), lambda s: status(s.thing))
     return _draw(groups, rng, {"going ahead": 0.5})
 
 
-def weather(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def weather(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return scene.frame.weather, ()
 
 
-def road(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def road(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return scene.road_type, ()
 
 
-def light(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def light(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     lights = [s for s in seen if s.thing.kind == "light"]
     if lights:
         return lights[0].thing.light or "none", ()
     return _thin("none", {"none": 0.12}, rng)
 
 
-def lead_colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def lead_colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     """The colour of the vehicle in front, in the ego's own lane."""
     ego = scene.frame.ego
     ahead = [
@@ -125,13 +123,13 @@ def future(scene: Scene, thing_id: int) -> str | None:
     return "keep going" if after.speed_change > -1.0 and abs(after.sideways) < 0.8 else None
 
 
-def future_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def future_of(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     drivers = _drivers_from_behind(scene, seen)
     groups = _grouped(drivers, lambda s: future(scene, s.thing.id))
     return _draw(groups, rng, {"keep going": 0.5})
 
 
-def nearer(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def nearer(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     """The colour of the nearer one of two things, named in random order.
 
     Both are at the same height of their pictures, so that the height does not tell, and differ in
@@ -153,7 +151,7 @@ def nearer(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> 
     return near.thing.colour, (near, far) if rng.random() < 0.5 else (far, near)
 
 
-def cause(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def cause(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     shown = {s.thing.id for s in seen}
     if scene.cause_id and scene.cause_id not in shown:
         return None  # the pictures do not show the reason
@@ -173,11 +171,11 @@ def safe(scene: Scene, action: Action) -> bool | None:
     return True if outcome.time_to_collision > 2.0 and outcome.gap > 3.0 else None
 
 
-def action(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def action(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return (scene.best, ()) if scene.margin > 0.02 else None
 
 
-def safe_lane(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
+def safe_lane(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     """Name the lanes beside the ego that are safe: left, right, both or none."""
     left, right = scene.outcomes["lane left"], scene.outcomes["lane right"]
     if (not left.left_lane and safe(scene, "lane left") is None) or (
@@ -185,17 +183,15 @@ def safe_lane(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) 
     ):
         return None
     names = {(True, True): "both", (True, False): "left", (False, True): "right"}
-    found = bool(safe(scene, "lane left")), bool(safe(scene, "lane right"))
-    return _thin(names.get(found, "none"), {"none": 0.5}, rng)
+    both = bool(safe(scene, "lane left")), bool(safe(scene, "lane right"))
+    return _thin(names.get(both, "none"), {"none": 0.5}, rng)
 
 
 def may(action: Action, share_of_no: float) -> Finder:
     """A finder for whether an action is safe; `share_of_no` of the scenes where it is not."""
 
-    def find(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Found:
-        answer = safe(scene, action)
-        if answer is None:
-            return None
-        return _thin("yes" if answer else "no", {"no": share_of_no}, rng)
+    def find(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
+        answer = {True: "yes", False: "no", None: ""}[safe(scene, action)]
+        return _thin(answer, {"no": share_of_no}, rng) if answer else None
 
     return find

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["car", "truck", "bus", "cyclist", "pedestrian", "cone", "light"]
 Colour = Literal["red", "blue", "green", "yellow", "white", "black", "orange"]
@@ -11,9 +11,9 @@ Town = Literal["amber", "birch", "cobalt"]
 Weather = Literal["day", "dusk", "night", "rain", "fog"]
 Turn = Literal["left", "right"]
 Light = Literal["red", "green"]
-KINDS: tuple[Kind, ...] = ("car", "truck", "bus", "cyclist", "pedestrian", "cone", "light")
-COLOURS: tuple[Colour, ...] = ("red", "blue", "green", "yellow", "white", "black", "orange")
-TOWNS: tuple[Town, ...] = ("amber", "birch", "cobalt")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+TOWNS: tuple[Town, ...] = get_args(Town)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from highway_env.road.road import Road
@@ -16,7 +17,9 @@ from drivekd.world.plan import Event, Plan, RoadType
 from drivekd.world.traffic import SIZES, Driver, Ego, Intent, Mover
 
 _VEHICLES: tuple[Kind, ...] = ("car", "car", "truck", "bus")
+_BESIDE: tuple[Kind, ...] = ("pedestrian", "pedestrian", "cyclist", "car")
 _PAINTS: tuple[Colour, ...] = tuple(c for c in COLOURS if c != "orange")
+T = TypeVar("T")
 _APART = 0.3  # between any two footprints, at least [m]
 
 
@@ -49,10 +52,10 @@ class _Placer:
         return self.count
 
     def paint(self) -> Colour:
-        return _PAINTS[int(self.rng.integers(len(_PAINTS)))]
+        return _pick(self.rng, _PAINTS)
 
     def vehicle_kind(self) -> Kind:
-        return _VEHICLES[int(self.rng.integers(len(_VEHICLES)))]
+        return _pick(self.rng, _VEHICLES)
 
     def driver(self, lane: int, x: float, speed: float, intent: Intent, kind: Kind) -> Driver:
         y = self.road.network.get_lane(("a", "b", lane)).position(0, 0)[1]
@@ -66,13 +69,7 @@ class _Placer:
         return vehicle
 
     def mover(
-        self,
-        x: float,
-        y: float,
-        heading: float,
-        speed: float,
-        kind: Kind,
-        yaw_rate: float = 0.0,
+        self, x: float, y: float, heading: float, speed: float, kind: Kind, yaw_rate: float = 0.0
     ) -> Mover:
         mover = Mover(self.road, [x, y], heading, speed)
         mover.set_up(kind, "orange" if kind == "cone" else self.paint(), yaw_rate)
@@ -101,7 +98,6 @@ class _Placer:
         return thing
 
     def because(self, cause: str, number: int) -> None:
-        """Note what makes the ego act."""
         self.traffic.cause, self.traffic.cause_id = cause, number
 
     def reserve(self, lane: int, start: float, end: float) -> None:
@@ -126,6 +122,10 @@ class _Placer:
         near = any(on == lane and abs(at - x) < 10.0 for on, at in self.traffic.taken)
         kept = any(on == lane and a <= x <= b for on, a, b in self.traffic.reserved)
         return not near and not kept
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
 
 
 def _footprint(
@@ -230,7 +230,6 @@ def _walker(p: _Placer, y: float) -> None:
 
 
 def _cones(p: _Placer, y: float) -> None:
-    """Place three cones across the ego's lane."""
     x = float(p.rng.uniform(12, 16)) * (1.25 if p.plan.speed > 10 else 1.0)
     for i in (-1, 0, 1):
         cone = p.mover(x + 0.8 * i, y + 1.0 * i, 0.0, 0.0, "cone")
@@ -270,14 +269,12 @@ def _cut_in(p: _Placer, y: float) -> None:
 
 
 def _slow_leader(p: _Placer, y: float) -> None:
-    """Place a leader that goes on slowly."""
     kind, slow = p.vehicle_kind(), max(p.plan.speed - 4.2, 2.0)
     x = float(p.rng.uniform(12, 16)) * _farther(p.plan)
     _lead(p, x, slow, "keep", kind, "slow vehicle")
 
 
 def _hard_brake(p: _Placer, y: float) -> None:
-    """Place a leader that brakes."""
     kind, speed = p.vehicle_kind(), max(p.plan.speed - 1.0, 2.0)
     x = float(p.rng.uniform(12, 16)) * _farther(p.plan) + 4.0
     _lead(p, x, speed, "brake", kind, "braking vehicle")
@@ -362,10 +359,9 @@ def _passer(p: _Placer, lane: int, x: float, ahead: bool) -> None:
     for side, change in changes:
         if 0 <= lane + side < plan.lanes and p.room(lane + side, x):
             intents += [change, change]
-    intent = intents[int(rng.integers(len(intents)))]
-    if not p.fits(kind, x, lane * plan.lane_width):
-        return
-    p.driver(lane, x, 5.0 if cyclist and ahead else speed, intent, kind)
+    intent = _pick(rng, intents)
+    if p.fits(kind, x, lane * plan.lane_width):
+        p.driver(lane, x, 5.0 if cyclist and ahead else speed, intent, kind)
 
 
 def _oncoming(p: _Placer) -> None:
@@ -384,7 +380,7 @@ def _roadside(p: _Placer) -> None:
     for _ in range(int(rng.integers(1, 4))):
         side = -1 if rng.random() < 0.5 else 1
         edge = plan.right_edge if side == 1 else -(plan.oncoming + 0.5) * plan.lane_width
-        kind: Kind = ("pedestrian", "pedestrian", "cyclist", "car")[int(rng.integers(4))]
+        kind = _pick(rng, _BESIDE)
         x, y = float(rng.uniform(-16, 18)), edge + side * float(rng.uniform(1.4, 2.6))
         if p.fits(kind, x, y):
             p.beside(kind, x, y)

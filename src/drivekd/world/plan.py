@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,19 +12,9 @@ from drivekd.world.traffic import Action
 
 RoadType = Literal["highway", "street", "intersection", "merge", "roundabout"]
 Event = Literal[
-    "free",
-    "green_light",
-    "red_light",
-    "crossing",
-    "waiting",
-    "follow",
-    "slow_leader",
-    "hard_brake",
-    "cyclist",
-    "cones",
-    "cut_in",
-    "yield",
-]
+    "free", "green_light", "red_light", "crossing", "waiting", "follow",
+    "slow_leader", "hard_brake", "cyclist", "cones", "cut_in", "yield",
+]  # fmt: skip
 
 #: lane width per town [m]
 LANE_WIDTH: dict[Town, float] = {"amber": 3.4, "birch": 3.7, "cobalt": 4.0}
@@ -37,12 +27,19 @@ SPEEDS: dict[RoadType, tuple[float, float]] = {
     "roundabout": (8.0, 12.0),
 }
 _CITY: tuple[RoadType, ...] = ("street", "intersection")
-_ALL: tuple[RoadType, ...] = ("highway", "street", "intersection", "merge", "roundabout")
+_ALL: tuple[RoadType, ...] = get_args(RoadType)
+_ROUND: tuple[RoadType, ...] = (*_CITY, "roundabout")
+_PASS: tuple[tuple[Event, tuple[RoadType, ...]], ...] = (
+    ("slow_leader", _ALL),
+    ("cones", _ALL),
+    ("hard_brake", _ALL),
+    ("cyclist", _CITY),
+)
 #: which events make which action the best one, and where they happen; naming one twice makes it
 #: twice as likely
 _CALLS: dict[Action, tuple[tuple[Event, tuple[RoadType, ...]], ...]] = {
     "accelerate": (("free", _ALL), ("green_light", _CITY)),
-    "keep speed": (("follow", _ALL), ("waiting", (*_CITY, "roundabout")), ("follow", _ALL)),
+    "keep speed": (("follow", _ALL), ("waiting", _ROUND), ("follow", _ALL)),
     "slow down": (
         ("slow_leader", _ALL),
         ("hard_brake", _ALL),
@@ -51,22 +48,12 @@ _CALLS: dict[Action, tuple[tuple[Event, tuple[RoadType, ...]], ...]] = {
     ),
     "stop": (
         ("red_light", _CITY),
-        ("crossing", (*_CITY, "roundabout")),
+        ("crossing", _ROUND),
         ("yield", ("roundabout",)),
-        ("cones", ("street", "intersection", "roundabout")),
+        ("cones", _ROUND),
     ),
-    "lane left": (
-        ("slow_leader", _ALL),
-        ("cones", _ALL),
-        ("hard_brake", _ALL),
-        ("cyclist", _CITY),
-    ),
-    "lane right": (
-        ("slow_leader", _ALL),
-        ("cones", _ALL),
-        ("hard_brake", _ALL),
-        ("cyclist", _CITY),
-    ),
+    "lane left": _PASS,
+    "lane right": _PASS,
 }
 
 

@@ -158,9 +158,8 @@ def _assess(
 
 
 def _pose(ego: Ego) -> Pose:
-    return Pose(
-        float(ego.position[0]), -float(ego.position[1]), -float(ego.heading), float(ego.speed)
-    )
+    x, y = map(float, ego.position)
+    return Pose(x, -y, -float(ego.heading), float(ego.speed))
 
 
 def _futures(now: Road, end: Road, plan: Plan) -> dict[int, Future]:

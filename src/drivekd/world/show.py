@@ -91,7 +91,7 @@ def show(folder: Path, out: Path, scenes: int = 6) -> Path:
 
 
 def _cards(folder: Path, scenes: int) -> list[Card]:
-    """The first scenes in the order of the questions file."""
+    """Read the first scenes in the order of the questions file."""
     questions = folder / "questions.jsonl"
     if not questions.is_file():
         raise ValueError(
@@ -116,7 +116,6 @@ def _card(folder: Path, scene: str, rows: list[dict[str, Any]]) -> Card:
 
 
 def _question(row: dict[str, Any]) -> str:
-    """Return the question without the pictures before it."""
     return str(row["messages"][0]["content"]).rpartition("<image>\n")[2]
 
 
@@ -127,17 +126,16 @@ def _key(tag: re.Match[str]) -> str:
 
 def _mark(key: str, place: int, truth: dict[str, Any]) -> Mark:
     """The letter of a thing, and its box if the truth knows a sighting with this tag."""
-    found = _TAG.match("<c1," + key)
-    assert found is not None
-    camera, u, v = found[1], float(found[2]), float(found[3])
-    boxes = [
-        (s["box"][0], s["box"][1], s["box"][2], s["box"][3])
+    tag = _TAG.match("<c1," + key)
+    assert tag is not None
+    camera, u, v = tag[1], float(tag[2]), float(tag[3])
+    boxes = (
+        tuple(s["box"])
         for s in truth["sightings"]
         if s["camera"] == camera and abs(s["u"] - u) < 0.006 and abs(s["v"] - v) < 0.006
-    ]
-    colour = _MARKS[place % len(_MARKS)]
-    letter = chr(ord("A") + place % 26)
-    return Mark(letter, colour, f"<{key}", camera, u, v, boxes[0] if boxes else None)
+    )
+    colour, letter = _MARKS[place % len(_MARKS)], chr(ord("A") + place % 26)
+    return Mark(letter, colour, f"<{key}", camera, u, v, next(boxes, None))
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -145,13 +143,13 @@ def _mark(key: str, place: int, truth: dict[str, Any]) -> Mark:
 
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> Font:
-    """The DejaVu Sans of matplotlib DejaVu Sans, so that no font needs to be installed."""
+    """Load a font that comes with matplotlib, so that none needs to be installed."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
 def _height(card: Card) -> int:
-    """Of a card with the space below it [px]."""
+    """Height of a card with the space below it [px]."""
     scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     pictures = 2 * (TILE + _CAPTION + GAP)
     legend = _LINE * ((len(card.marks) + 1) // 2)
@@ -187,7 +185,7 @@ def _draw_title(draw: Draw, card: Card, top: int) -> None:
 
 
 def _draw_action(draw: Draw, truth: dict[str, Any], action: str, x: int, top: int) -> int:
-    """An action's chip: red for a collision or a red light, pale for a missing lane."""
+    """Draw an action's chip: red for a collision or a red light, pale for a missing lane."""
     outcome, best = truth["outcomes"][action], truth["best"] == action
     bad = outcome["collision"] or outcome["ran_red"]
     fill = "#e8e5de" if outcome["left_lane"] else "#f3c6bf" if bad else "#cfe8d5"
@@ -199,11 +197,11 @@ def _draw_action(draw: Draw, truth: dict[str, Any], action: str, x: int, top: in
 
 
 def _draw_picture(sheet: Image.Image, card: Card, camera: str, place: tuple[int, int]) -> None:
-    """One camera's picture with the boxes and letters of what is asked about."""
+    """Draw one camera's picture with the boxes and letters of the objects in its questions."""
     with Image.open(card.pictures[camera]) as stored:
         small = stored.convert("RGB")
-    whole = small.width <= TILE and TILE % small.width == 0
-    way = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    fits = small.width <= TILE and TILE % small.width == 0
+    way = Image.Resampling.NEAREST if fits else Image.Resampling.LANCZOS
     sheet.paste(small.resize((TILE, TILE), way), place)
     draw = ImageDraw.Draw(sheet)
     for mark in card.marks.values():
@@ -231,7 +229,7 @@ def _chip(draw: Draw, text: str, colour: str, x: float, y: float) -> None:
 
 
 def _draw_legend(draw: Draw, card: Card, top: int) -> None:
-    """The tags as questions spell them."""
+    """Draw the tags as questions spell them."""
     column = (3 * TILE + 2 * GAP) // 2
     for place, mark in enumerate(card.marks.values()):
         x, y = MARGIN + place % 2 * column, top + place // 2 * _LINE
@@ -241,7 +239,7 @@ def _draw_legend(draw: Draw, card: Card, top: int) -> None:
 
 
 def _draw_questions(draw: Draw, card: Card, left: int, top: int) -> int:
-    """All questions by capability; returns where they end [px]."""
+    """Draw all questions by capability, and return where they end [px]."""
     for capability in CAPABILITIES:
         rows = [row for row in card.rows if row["question_type"] == capability]
         if not rows:
@@ -271,7 +269,7 @@ def _words(row: dict[str, Any], marks: dict[str, Mark], ink: str) -> Iterator[Wo
 
 
 def _flow(draw: Draw, words: Sequence[Word], left: int, top: int) -> int:
-    """Set words in lines; returns the top of the line below [px]."""
+    """Set words in lines, and return the top of the line below [px]."""
     x = float(left)
     space = draw.textlength(" ", font=_font(15))
     for word in words:

@@ -93,7 +93,6 @@ def rear_visible(frame: Frame, thing: Thing) -> bool:
 
 
 def status(thing: Thing) -> str:
-    """Read the thing's lamps."""
     if thing.braking:
         return "braking"
     return f"turning {thing.turn}" if thing.turn else "going ahead"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from highway_env.road.road import Road
@@ -25,14 +25,7 @@ from numpy.typing import NDArray
 from drivekd.world.frame import Colour, Kind, Turn
 
 Action = Literal["keep speed", "accelerate", "slow down", "stop", "lane left", "lane right"]
-ACTIONS: tuple[Action, ...] = (
-    "keep speed",
-    "accelerate",
-    "slow down",
-    "stop",
-    "lane left",
-    "lane right",
-)
+ACTIONS: tuple[Action, ...] = get_args(Action)
 Intent = Literal["keep", "brake", "left", "right"]
 STEP = 0.25  # [s]
 HORIZON = 4.0  # [s]
@@ -79,7 +72,6 @@ class Driver(IDMVehicle):
 
     @property
     def braking(self) -> bool:
-        """Brake lamps are lit while the driver slows on purpose or stands."""
         return self.intent == "brake" or self.speed < 0.5
 
     @property
@@ -115,10 +107,9 @@ class Mover(Vehicle):
         return self
 
     def act(self, action: Any = None) -> None:
-        """Nothing to decide."""
+        """Decide nothing."""
 
     def step(self, dt: float) -> None:
-        """Go on for `dt` [s]."""
         self.position = self.position + self.velocity * dt
         self.heading += self.yaw_rate * dt
 

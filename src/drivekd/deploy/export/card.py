@@ -31,12 +31,11 @@ def _new_card(facts: Mapping[str, Any], folder: Path) -> str:
 
 
 def _without_section(card: str) -> str:
-    """Cut the section of an earlier export out of a card."""
     return re.sub(rf"(?ms)^{HEADING}\n.*?(?=^## |\Z)", "", card)
 
 
 def _section(facts: Mapping[str, Any], folder: Path) -> str:
-    before, after = (facts["weights_mb"][each] for each in ("source", "export"))
+    before, after = (facts["weights_mb"][side] for side in ("source", "export"))
     rows = [
         ("model", _code(facts["source"])),
         *([("adapter, added to its weights", _code(facts["adapter"]))] if facts["adapter"] else []),

@@ -89,7 +89,7 @@ def export(
 
 def summary(facts: dict[str, Any]) -> str:
     """Say what was exported, in a few lines for people."""
-    before, after = (facts["weights_mb"][each] for each in ("source", "export"))
+    before, after = (facts["weights_mb"][side] for side in ("source", "export"))
     how = facts["quantise"] or "not quantised"
     return (
         f"{facts['format']}, {facts['dtype']}, {how}: {after:.1f} MB of weights (the source: "
@@ -192,7 +192,6 @@ def _weights(vlm: Vlm) -> dict[str, Tensor]:
 
 
 def _describe(job: Job, facts: dict[str, Any], draft: Path) -> None:
-    """Write the card and the note, beside the weights."""
     source = Path(vlms.locate(job.model)) / "README.md"
     text = source.read_text(encoding="utf-8") if source.is_file() else None
     (draft / "README.md").write_text(card.text(text, facts, job.out), encoding="utf-8")

@@ -90,16 +90,16 @@ def _refuse_place(out: Path, model: str, adapter: Path | None) -> None:
                 f"adapter {adapter} lies in model {model!r}, whose weights are the sum already: "
                 "leave --adapter out, or name the model that the run started from"
             )
-    for kind, each in (("model", source), ("adapter", adapter and adapter.resolve())):
-        if each is not None and each.is_dir() and _nested(out, each):
+    for kind, folder in (("model", source), ("adapter", adapter and adapter.resolve())):
+        if folder is not None and folder.is_dir() and _nested(out, folder):
             raise ValueError(
-                f"--out {out} and the {kind} {each} lie one within the other: choose a folder "
+                f"--out {out} and the {kind} {folder} lie one within the other: choose a folder "
                 "beside it"
             )
     if out.is_file():
         raise ValueError(f"--out {out} is a file, and a folder is needed: choose another name")
-    own = all((out / name).is_file() for name in (NOTE, "config.json"))
-    if out.is_dir() and any(out.iterdir()) and not own:
+    replaceable = all((out / name).is_file() for name in (NOTE, "config.json"))
+    if out.is_dir() and any(out.iterdir()) and not replaceable:
         raise ValueError(
             f"--out {out} is not empty and no earlier export (it lacks {NOTE} or config.json): "
             "choose a new folder, or empty this one"

@@ -89,9 +89,9 @@ def from_chat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _renamed(name: str, side: int) -> str:
     """Translate a name of one side of the table (0: transformers') to the other side."""
     for row in NAMES:
-        found = re.fullmatch(_pattern(row[side]), name)
-        if found is not None:
-            return row[1 - side].format(**found.groupdict())
+        match = re.fullmatch(_pattern(row[side]), name)
+        if match is not None:
+            return row[1 - side].format(**match.groupdict())
     layout = ("transformers' InternVL", "InternVLChatModel")[side]
     raise ValueError(
         f"tensor {name!r} of {layout} has no place in the other layout; expected only the "

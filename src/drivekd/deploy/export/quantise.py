@@ -34,7 +34,6 @@ def refuse_unready(scheme: str) -> None:
 
 
 def kept(vlm: Vlm) -> tuple[str, ...]:
-    """Name the modules whose weights are not rounded."""
     return (*vlm.family.vision, "lm_head")
 
 
@@ -68,7 +67,6 @@ def quantised(
 
 
 def rounded_layers(vlm: Vlm) -> list[str]:
-    """Name the layers whose weights are integers."""
     named = vlm.model.named_parameters()
     return [n.removesuffix(".weight") for n, p in named if p.dtype in (torch.int8, torch.uint8)]
 

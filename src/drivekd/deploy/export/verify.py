@@ -41,10 +41,10 @@ def questions(folder: Path) -> list[Sample]:
         coarse = random.integers(0, 256, (6, 10, 3), dtype=np.uint8)
         images[camera] = folder / f"{camera}.png"
         Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC).save(images[camera])
-    asked = [Message("user", prompt(question, _CAMERAS)) for question in _QUESTIONS]
+    messages = [Message("user", prompt(question, _CAMERAS)) for question in _QUESTIONS]
     return [
         Sample(f"check-{n}", (message,), images, source="drivekd export")
-        for n, message in enumerate(asked)
+        for n, message in enumerate(messages)
     ]
 
 

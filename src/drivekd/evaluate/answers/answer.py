@@ -91,9 +91,9 @@ def options_given(sample: Sample) -> dict[str, str]:
     options = sample.meta.get("options")
     if not options:
         listed = options_of(sample.question)
-        found = dict(listed)
-        fits = 0 < len(found) == len(listed) and read_option(sample.answer or "", found)
-        return found if fits else {}
+        offered = dict(listed)
+        fits = 0 < len(offered) == len(listed) and read_option(sample.answer or "", offered)
+        return offered if fits else {}
     pairs = options.items() if isinstance(options, Mapping) else [("", options)]
     if not all(isinstance(word, str) for pair in pairs for word in pair):
         raise ValueError(

@@ -34,8 +34,8 @@ class Mark:
 
     def of(self, sample_id: str) -> dict[str, str | int | float]:
         """Return what a row holds beside its answer; only what is alike for an unknown sample."""
-        own = {"pictures": self.pictures, "prompt": self.prompts}
-        known = {name: by_id[sample_id] for name, by_id in own.items() if sample_id in by_id}
+        digests = {"pictures": self.pictures, "prompt": self.prompts}
+        known = {name: by_id[sample_id] for name, by_id in digests.items() if sample_id in by_id}
         return {**self.alike, **known}
 
 
@@ -48,12 +48,12 @@ def resume(out: Path, samples: Sequence[Sample], mark: Mark) -> dict[Key, Answer
     """
     if not out.exists():
         return {}
-    asked = {sample.id: sample for sample in samples}
+    by_id = {sample.id: sample for sample in samples}
     known: dict[Key, Answer] = {}
     kept: dict[Key, Mapping[str, Any]] = {}
     for row in _rows(out):
         answer = _answer(row, out)
-        key, sample = (answer.id, answer.run), asked.get(answer.id)
+        key, sample = (answer.id, answer.run), by_id.get(answer.id)
         _refuse_others(row, answer, sample, mark, out)
         if sample is not None:
             answer = known.setdefault(key, answer_of(sample, answer.reply, answer.run))
@@ -93,17 +93,18 @@ def write_answers(
 def _refuse_others(
     row: Mapping[str, Any], answer: Answer, sample: Sample | None, mark: Mark, out: Path
 ) -> None:
-    own = mark.of(answer.id)
+    expected = mark.of(answer.id)
     differs = ""
     if sample is not None and (answer.question, answer.expected) != (
         sample.question,
         sample.answer,
     ):
         differs = f"with another question or answer under the id {answer.id!r}"
-    elif missing := [key for key in own if key not in row]:
+    elif missing := [key for key in expected if key not in row]:
         differs = f"that do not say their {', '.join(missing)}, as earlier versions wrote them"
-    elif (other := next((key for key in own if row[key] != own[key]), None)) is not None:
-        differs = _DIFFERS.get(other, f"with {other} {row[other]!r}, asked for is {own[other]!r}")
+    elif (other := next((key for key in expected if row[key] != expected[key]), None)) is not None:
+        default = f"with {other} {row[other]!r}, expected {expected[other]!r}"
+        differs = _DIFFERS.get(other, default)
     if differs:
         raise ValueError(
             f"answers {out}: the file holds answers {differs}; write to another folder, or delete"

@@ -70,12 +70,10 @@ class TagMatch:
 
     @property
     def precision(self) -> float | None:
-        """Share of the named tags that were expected."""
         return self.matched / self.named if self.named else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the expected tags that were named."""
         return self.matched / self.expected if self.expected else None
 
     @property

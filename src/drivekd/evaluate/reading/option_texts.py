@@ -40,10 +40,10 @@ def option_named(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _words(text: str) -> list[Word]:
-    found = [(w[0].casefold(), w.start()) for w in _WORD.finditer(text)]
-    while found and not found[-1][0][0].isalnum():
-        found.pop()
-    return [(_DIGITS.get(word, word), start) for word, start in found]
+    words = [(w[0].casefold(), w.start()) for w in _WORD.finditer(text)]
+    while words and not words[-1][0][0].isalnum():
+        words.pop()
+    return [(_DIGITS.get(word, word), start) for word, start in words]
 
 
 def _plain(words: Sequence[Word]) -> list[Word]:

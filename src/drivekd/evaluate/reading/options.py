@@ -309,10 +309,10 @@ def _second(after: str, letter: str) -> str | None:
 
 def _labels(text: str, letters: Mapping[str, str]) -> set[str]:
     """Collect offered letters that open a line, plus others that those lines name as labels."""
-    found: set[str] = set()
+    labels: set[str] = set()
     for line in text.splitlines():
         if _LETTERS_ONLY.fullmatch(line):
-            found.update(c for c in line if c.isupper() or c in letters)
+            labels.update(c for c in line if c.isupper() or c in letters)
             continue
         opening = _LINE_LABEL.match(line)
         if opening is None or opening["letter"].upper() not in letters:
@@ -320,11 +320,11 @@ def _labels(text: str, letters: Mapping[str, str]) -> set[str]:
         after = line[opening.end() :]
         if _REFUSED.match(after) or (opening["bare"] is not None and not _bare(opening, after)):
             continue
-        found.add(opening["letter"].upper())
-        found.update(name for name in _INNER_LABEL.findall(after) if name in letters)
+        labels.add(opening["letter"].upper())
+        labels.update(name for name in _INNER_LABEL.findall(after) if name in letters)
         if second := _second(after, opening["letter"]):
-            found.add(second.upper())
-    return found
+            labels.add(second.upper())
+    return labels
 
 
 def _bare(opening: re.Match[str], after: str) -> bool:

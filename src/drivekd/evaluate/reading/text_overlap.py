@@ -46,16 +46,16 @@ def text_overlap(replies: Sequence[str], references: Sequence[str]) -> Overlap:
             f" {len(replies)} replies and {len(references)} references"
         )
     said, expected = [words(text) for text in replies], [words(text) for text in references]
-    empty = next((i for i, each in enumerate(expected) if not each), None)
+    empty = next((i for i, reference in enumerate(expected) if not reference), None)
     if empty is not None:
         raise ValueError(
             f"text overlap: reference {empty} is {references[empty]!r}, without a word to overlap"
             " with; drop this sample from the evaluation"
         )
-    each = [rouge_l(a, b) for a, b in zip(said, expected, strict=True)]
+    shares = [rouge_l(a, b) for a, b in zip(said, expected, strict=True)]
     n = len(replies)
     return Overlap(
-        bleu(replies, references), 100 * sum(each) / n, sum(cider_d(said, expected)) / n, n
+        bleu(replies, references), 100 * sum(shares) / n, sum(cider_d(said, expected)) / n, n
     )
 
 

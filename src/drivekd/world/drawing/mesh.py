@@ -110,9 +110,11 @@ def _corners(part: Part) -> list[tuple[float, float, float]]:
 
 
 def _side_colours(part: Part) -> list[tuple[float, ...]]:
-    own = dict(part.faces)
+    faces = dict(part.faces)
     shade = (1.0,) * 5 if part.glow else SHADE
-    return [tuple(value * shade[side] for value in own.get(side, part.colour)) for side in range(5)]
+    return [
+        tuple(value * shade[side] for value in faces.get(side, part.colour)) for side in range(5)
+    ]
 
 
 def thing_mesh(thing: Thing) -> Mesh:

@@ -172,8 +172,8 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
             self.file.write("".join(pieces)[:50])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def open_until_full(path: Path, mode: str = "r", *rest: Any) -> Any:
-        file = opened(path, mode, *rest)
+    def open_until_full(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        file = opened(path, mode, *rest, **named)
         if mode != "w":
             return file
         writes.append(path)
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     assert str(out) in str(refused.value)
     monkeypatch.undo()
     assert [path.name for path in (out / "truth").iterdir()] == ["0.json"]
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.partial"))
     make(out, 3, "train", workers=1)
     assert first(out, 3) == first(world, 3)
 

@@ -145,7 +145,7 @@ def test_dense_questions_of_an_empty_scene() -> None:
     empty = np.zeros((6, GRID, GRID, len(ATTRIBUTES)), np.int8)
     asked = ask_about_cells(empty, 24, np.random.default_rng(0))
     assert {q.answer for q in asked} == {NOTHING}
-    assert {q.attribute for q in asked} == {"kind"}
+    assert {q.template for q in asked} == {"cell_kind"}
 
 
 @pytest.mark.parametrize(

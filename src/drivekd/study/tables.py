@@ -54,7 +54,8 @@ def _text(*parts: Table | str) -> str:
     file = io.StringIO()
     console = Console(file=file, width=110)
     for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+        text = isinstance(part, str)
+        console.print(part, markup=not text, soft_wrap=text)
     return file.getvalue().rstrip()
 
 

@@ -1,1 +1,1 @@
-"""The embedded driving world: traffic, six cameras, questions with exact answers."""
+"""The embedded driving world [ours]: traffic, six cameras, questions with exact answers."""

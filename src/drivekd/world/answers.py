@@ -1,4 +1,4 @@
-"""Answers to each kind of question, read from a scene's ground truth [ours].
+"""Answers to each kind of question, read from a scene's ground truth.
 
 A finder gets a scene, what the cameras show of it, and a random generator that chooses where a
 scene offers several questions of a kind. It returns the answer and the things that the question

@@ -1,4 +1,4 @@
-"""A key frame of the world: where everything is, before anything is drawn or asked [ours]."""
+"""A key frame of the world: where everything is, before anything is drawn or asked."""
 
 from __future__ import annotations
 

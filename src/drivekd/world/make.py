@@ -1,4 +1,4 @@
-"""Data sets of the embedded world: pictures, questions and the ground truth beside them [ours].
+"""Data sets of the embedded world: pictures, questions and the ground truth beside them.
 
 Layout of the folder: `images/<seed>/<CAMERA>.png`, `truth/<seed>.json` (one per scene, written
 last, so that an interrupted run goes on where it stopped), `questions.jsonl` and `dense.jsonl`

@@ -1,4 +1,4 @@
-"""Road users as a scene begins: an event that calls for a wanted action, then bystanders [ours]."""
+"""Road users as a scene begins: an event that calls for a wanted action, then bystanders."""
 
 from __future__ import annotations
 

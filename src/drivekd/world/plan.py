@@ -1,4 +1,4 @@
-"""Plans of scenes before anybody is placed: road, event and the action it calls for [ours]."""
+"""Plans of scenes before anybody is placed: road, event and the action it calls for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of questions about a scene, and their wordings, in the manner of DriveBench [ours].
+"""Kinds of questions about a scene, and their wordings, in the manner of DriveBench.
 
 Every answer is short, exact and follows from the scene's ground truth (see `answers`). Which
 templates survive, and what a model that never sees the pictures scores on each, is in

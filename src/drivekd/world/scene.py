@@ -2,7 +2,7 @@
 
 Five road types, twelve events, three towns and five kinds of weather. A scene is drawn so that its
 best action is spread evenly over the six: the action is drawn first, then an event that calls for
-it, and a scene whose exact look ahead disagrees is drawn again. [ours]
+it, and a scene whose exact look ahead disagrees is drawn again.
 """
 
 from __future__ import annotations

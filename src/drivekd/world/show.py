@@ -1,4 +1,4 @@
-"""A contact sheet of a world data set: marked pictures, questions and answers [ours]."""
+"""A contact sheet of a world data set: marked pictures, questions and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cameras see: visible pixels, tags and contents of image cells, from id maps [ours]."""
+"""What the cameras see: visible pixels, tags and contents of image cells, from id maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who moves on the embedded world's roads, and what happens next [ours].
+"""Who moves on the embedded world's roads, and what happens next.
 
 The driver models are highway-env's: IDM for following (Treiber, Hennecke and Helbing 2000), its
 steering control for lane changes, and the kinematic bicycle model (Polack et al. 2017). Who changes

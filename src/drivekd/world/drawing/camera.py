@@ -1,4 +1,4 @@
-"""Six camera pictures of a frame, and which thing is seen at each pixel [ours].
+"""Six camera pictures of a frame, and which thing is seen at each pixel.
 
 Panda3D's software renderer draws every frame twice into one buffer: in colour (small pictures at
 twice their size, then averaged, so that small things keep their colour), and in flat id colours at

@@ -1,4 +1,4 @@
-"""Shapes of the things on the road, as triangles in a unit box [ours].
+"""Shapes of the things on the road, as triangles in a unit box.
 
 A shape fills x -0.5 (rear) to 0.5 (front), y -0.5 (right) to 0.5 (left) and z 0 to 1; the renderer
 stretches it to the thing's length, width and height. Lamps are far larger than real ones: at 96 px

@@ -1,4 +1,4 @@
-"""The rig of six cameras: where they look, and the badge that tells their pictures apart [ours]."""
+"""The rig of six cameras: where they look, and the badge that tells their pictures apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenery that no question names: sky, ground, roads, markings, buildings [ours].
+"""Scenery that no question names: sky, ground, roads, markings, buildings.
 
 Built anew for every frame as a few large arrays: cheaper than keeping nodes, and haze can be mixed
 into the colours by distance. Everything hangs on the world's plane, not on the ego, so that a

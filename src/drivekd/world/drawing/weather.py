@@ -1,4 +1,4 @@
-"""Towns' palettes, and what weather does to colours and finished pictures [ours].
+"""Towns' palettes, and what weather does to colours and finished pictures.
 
 Light is mixed into the colours of vertices, haze into scenery by its distance and into things by
 their number in the id picture; rain is drawn over the finished picture. Nothing depends on more

@@ -67,10 +67,10 @@ GRAIN = 2
 
 def row(number: int) -> dict[str, Any]:
     kind = number % len(ASKED)
-    capability, asked = ASKED[kind]
+    capability, text = ASKED[kind]
     answer = ANSWERS[kind][number // 6 % len(ANSWERS[kind])]
     turns = [
-        {"role": "user", "content": asked.format(number)},
+        {"role": "user", "content": text.format(number)},
         {"role": "assistant", "content": answer},
     ]
     place = {"scene": f"s{number // 500}", "frame": f"f{number // 50}"}
@@ -146,7 +146,7 @@ def write_pictures(folder: Path, count: int) -> tuple[Path, Path, int]:
         turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "x"}]
         rows = [{"messages": turns, "images": [image], "capability": "a"} for image in images]
         paths.append(folder / f"{name}.jsonl")
-        paths[-1].write_text("".join(json.dumps(each) + "\n" for each in rows))
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     names = [number for number in range(count) if number % len(files) < leaking]
     return paths[0], paths[1], len(names)
 
@@ -171,17 +171,17 @@ def distance(one: Hash, other: Hash) -> int:
 
 def known(source: Path | io.BytesIO) -> Hash:
     """The fingerprint of a picture that is known to have one."""
-    found = inspect(source)
-    assert isinstance(found, np.ndarray), found
-    return found
+    fingerprint = inspect(source)
+    assert isinstance(fingerprint, np.ndarray), fingerprint
+    return fingerprint
 
 
 def copies(path: Path) -> Iterator[Hash]:
     """Fingerprints of a picture that was saved again."""
     with Image.open(path) as stored:
-        whole = stored.convert("RGB")
-    half = whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.LANCZOS)
-    for image, quality in itertools.product((whole, half), (30, 50, 75, 95)):
+        full = stored.convert("RGB")
+    half = full.resize((full.width // 2, full.height // 2), Image.Resampling.LANCZOS)
+    for image, quality in itertools.product((full, half), (30, 50, 75, 95)):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
         yield known(buffer)
@@ -221,17 +221,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure is not None:
-        measure(asked.measure)
+    given = parser.parse_args()
+    if given.measure is not None:
+        measure(given.measure)
         return
     with tempfile.TemporaryDirectory() as folder:
-        content: dict[str, Any] = rows_figures(Path(folder), asked.rows)
-        content |= picture_figures(Path(folder), asked.pictures)
+        content: dict[str, Any] = rows_figures(Path(folder), given.rows)
+        content |= picture_figures(Path(folder), given.pictures)
     if real := os.environ.get("DRIVEKD_REAL_DATA"):
         content |= hash_figures(Path(real))
-    whole = (asked.rows, asked.pictures) == (ROWS, PICTURES)
-    write_result("data_check" if whole else "data_check_quick", content)
+    complete = (given.rows, given.pictures) == (ROWS, PICTURES)
+    write_result("data_check" if complete else "data_check_quick", content)
     print(json.dumps(content))
 
 

@@ -55,11 +55,11 @@ SMALL, LARGE = "InternVL3-1B-hf", "InternVL3-78B-hf"
 
 def paper() -> dict[str, tuple[float | None, ...]]:
     """The paper's figures of these sizes, in the order of `COLUMNS`, by the names used here."""
-    found = {row.model: row.figures for row in published.rows(None) if row.table == "main"}
+    figures = {row.model: row.figures for row in published.rows(None) if row.table == "main"}
     return {
-        name: tuple(found[model][column] for column in COLUMNS)
+        name: tuple(figures[model][column] for column in COLUMNS)
         for name in map(short, SIZES)
-        if (model := name.removesuffix("-hf").removesuffix("-Instruct")) in found
+        if (model := name.removesuffix("-hf").removesuffix("-Instruct")) in figures
     }
 
 
@@ -100,13 +100,13 @@ def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
     kept = folder / f"{settings.device}_{settings.dtype}_{short(name)}.json"
     key = {"commit": COMMIT, "settings": json.loads(json.dumps(asdict(settings)))}
     if kept.is_file():
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if found["key"] == key and not COMMIT.endswith("-dirty"):
+        content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if content["key"] == key and not COMMIT.endswith("-dirty"):
             print(f"{short(name)}: kept from an earlier run", flush=True)
-            return found
+            return content
     print(f"{short(name)}: measuring", flush=True)
     words = ["--config-only", name, "--device", settings.device, "--dtype", settings.dtype]
-    words += [word for each in settings.cameras for word in ("--cameras", str(each))]
+    words += [word for cameras in settings.cameras for word in ("--cameras", str(cameras))]
     words += ["--new-tokens", str(settings.new_tokens), "--warmup", "0"]
     words += ["--repeats", str(settings.repeats), "--budget", str(settings.budget)]
     command = [sys.executable, "-m", "drivekd", "bench", *words]
@@ -114,9 +114,9 @@ def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}")
-    found = {"key": key, **json.loads(done.stdout.splitlines()[-1])}
-    write_json(kept, found)
-    return found
+    content = {"key": key, **json.loads(done.stdout.splitlines()[-1])}
+    write_json(kept, content)
+    return content
 
 
 def fits(vlm: Vlm, settings: Settings) -> bool:
@@ -179,7 +179,7 @@ def computed(
 
 def row_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """The same of a size that was measured: the row of the most cameras."""
-    row = max(content["rows"], key=lambda each: each["cameras"])
+    row = max(content["rows"], key=lambda row: row["cameras"])
     used = row["peak"]["allocator"] or row["peak"]["process"]
     return {
         "parameters": content["parameters"],
@@ -203,14 +203,14 @@ def errors(
     rows: Mapping[str, Mapping[str, Any]], skeletons: Mapping[str, tuple[Vlm, Load]], s: Settings
 ) -> dict[str, dict[str, float]]:
     """Computed over measured, minus 1, with constants and rates of the other measured sizes."""
-    found = {}
+    off = {}
     for name, row in rows.items():
-        others = [each for other, each in rows.items() if other != name]
+        others = [row for other, row in rows.items() if other != name]
         if others:
             made = computed(*skeletons[name], s, rates_of(others), constants(others))
-            told = ("memory_gb", "ttft_s", "tokens_per_s")
-            found[name] = {key: round(made[key] / row[key] - 1, 4) for key in told}
-    return found
+            columns = ("memory_gb", "ttft_s", "tokens_per_s")
+            off[name] = {key: round(made[key] / row[key] - 1, 4) for key in columns}
+    return off
 
 
 def rates_of(rows: Sequence[Mapping[str, Any]]) -> Rates:
@@ -250,11 +250,11 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     theirs = paper()
     for name, row in rows.items():
-        told = ", ".join(f"{value:g}" for value in theirs.get(name, ())) or "–"
-        over = ", ".join(f"{row['over_floor'][each]:.2f}" for each in ("prefill", "decode"))
+        figures = ", ".join(f"{value:g}" for value in theirs.get(name, ())) or "–"
+        over = ", ".join(f"{row['over_floor'][part]:.2f}" for part in ("prefill", "decode"))
         lines.append(
             f"| {name} | {'measured' if row['measured'] else 'computed'} | {row['memory_gb']:.1f} "
-            f"| {row['tokens_per_s']:.3g} | {row['ttft_s']:.3g} | {over} | {told} |"
+            f"| {row['tokens_per_s']:.3g} | {row['ttft_s']:.3g} | {over} | {figures} |"
         )
     return "\n".join(lines)
 
@@ -265,7 +265,7 @@ def run(settings: Settings, sizes: Sequence[str], folder: Path) -> dict[str, Any
     Raises:
         RuntimeError: nothing fits, so nothing can be computed either, or a measurement failed.
     """
-    found: dict[str, dict[str, Any]] = {}
+    rows_measured: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as pictures:
         shells = {name: random_weights.shell(name) for name in sizes}
         bare = {
@@ -274,16 +274,17 @@ def run(settings: Settings, sizes: Sequence[str], folder: Path) -> dict[str, Any
         }
     for name, vlm in shells.items():
         if fits(vlm, settings):
-            found[short(name)] = row_of(measured(name, settings, folder))
-    if not found:
+            rows_measured[short(name)] = row_of(measured(name, settings, folder))
+    if not rows_measured:
         raise RuntimeError("no size fits this device: nothing was measured to compute from")
-    usual, reached = constants([*found.values()]), rates_of([*found.values()])
+    usual, reached = constants([*rows_measured.values()]), rates_of([*rows_measured.values()])
     rows = {
-        name: found.get(name) or computed(*bare[name], settings, reached, usual) for name in bare
+        name: rows_measured.get(name) or computed(*bare[name], settings, reached, usual)
+        for name in bare
     }
     return {
         "rows": rows,
-        "errors": errors(found, bare, settings),
+        "errors": errors(rows_measured, bare, settings),
         "constants": asdict(usual),
         "rates": asdict(reached),
         "ratios": ratios(rows),
@@ -314,13 +315,13 @@ def main() -> int:
     content = run(settings, sizes, Path("out") / "efficiency")
     rows = content["rows"]
     name = f"efficiency_{settings.device.partition(':')[0]}"
-    whole = settings == Settings(settings.device, _dtype(settings.device)) and sizes == SIZES
-    print(write_result(name if whole else f"{name}_quick", content))
+    complete = settings == Settings(settings.device, _dtype(settings.device)) and sizes == SIZES
+    print(write_result(name if complete else f"{name}_quick", content))
     print(table(rows))
     print(f"computed over measured, minus 1: {json.dumps(content['errors'])}")
     print(f"{LARGE} and {SMALL}: {json.dumps(content['ratios'])}")
-    told = ("memory_gb", "tokens_per_s", "ttft_s", "measured")
-    print(json.dumps({name: {key: row[key] for key in told} for name, row in rows.items()}))
+    columns = ("memory_gb", "tokens_per_s", "ttft_s", "measured")
+    print(json.dumps({name: {key: row[key] for key in columns} for name, row in rows.items()}))
     return 0
 
 

@@ -88,18 +88,16 @@ def written(settings: Settings, folder: Path) -> tuple[dict[str, dict[str, Any]]
     return facts, refused
 
 
-def scored(found: Sequence[Answer], plain: Sequence[Answer]) -> dict[str, Any]:
+def scored(given: Sequence[Answer], plain: Sequence[Answer]) -> dict[str, Any]:
     """Percent right, and how often the reply is that of the plain format."""
-    scores = score(found)
+    scores = score(given)
     assert scores.average is not None
-    equal = sum(one.reply == other.reply for one, other in zip(found, plain, strict=True))
+    equal = sum(one.reply == other.reply for one, other in zip(given, plain, strict=True))
     return {
         "average": round(scores.average.accuracy, 2),
         "interval": [scores.average.low, scores.average.high],
-        "capabilities": {
-            name: round(each.accuracy, 2) for name, each in scores.capabilities.items()
-        },
-        "equal": round(100 * equal / len(found), 2),
+        "capabilities": {name: round(row.accuracy, 2) for name, row in scores.capabilities.items()},
+        "equal": round(100 * equal / len(given), 2),
     }
 
 
@@ -128,7 +126,7 @@ def timed(models: Mapping[str, Vlm], samples: Sequence[Sample], settings: Settin
     for _ in track(range(1 + settings.rounds), label="timing"):
         for name, vlm in models.items():
             rates[name].append(rate(vlm, samples[: settings.timed], settings.tokens))
-    return {name: each[1:] for name, each in rates.items()}
+    return {name: values[1:] for name, values in rates.items()}
 
 
 def run(settings: Settings = FULL) -> dict[str, Any]:
@@ -144,10 +142,10 @@ def run(settings: Settings = FULL) -> dict[str, Any]:
             print(f"{name}:", flush=True)
             replies[name] = answers(vlm, samples)
         rates = timed(models, samples, settings)
-    found = {}
+    formats = {}
     for name, said in facts.items():
         ratios = [one / other for one, other in zip(rates[name], rates[PLAIN], strict=True)]
-        found[name] = {
+        formats[name] = {
             "mb": said["weights_mb"]["export"],
             "quantised_layers": said["quantised_layers"],
             "check": said["check"],
@@ -158,7 +156,7 @@ def run(settings: Settings = FULL) -> dict[str, Any]:
         }
     return {
         "questions": len(samples),
-        "formats": found,
+        "formats": formats,
         "refused": refused,
         "settings": asdict(settings),
     }

@@ -47,15 +47,15 @@ def main() -> None:
     answers = [
         answer_of(sample, "Slow down and stop, since a person crosses.") for sample in samples
     ]
-    found = {}
+    rates = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("asked", "kept"):
             started = time.perf_counter()
             verdicts = judge_answers(answers, samples, ScriptedJudge(script), Path(folder))
-            found[f"{name}_per_s"] = round(count / (time.perf_counter() - started), 1)
+            rates[f"{name}_per_s"] = round(count / (time.perf_counter() - started), 1)
             assert all(verdict.total == 100 for verdict in verdicts)
-    print(write_result("judge", {"verdicts": found | {"answers": count}}))
-    print(json.dumps(found | {"answers": count}))
+    print(write_result("judge", {"verdicts": rates | {"answers": count}}))
+    print(json.dumps(rates | {"answers": count}))
 
 
 if __name__ == "__main__":

@@ -111,38 +111,38 @@ def started(work: Callable[..., None], *given: Any) -> Connection:
 
 def measure(size: step.Size, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
     """Resident memory before [MB], peak above it [MB], wall and processor time [s] per round."""
-    found: dict[str, dict[str, list[float]]] = {}
+    measured: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sample = step.write_sample(size, Path(folder))
         for arm in ARMS:
             before, peak = started(weigh, arm, size, sample, threads).recv()
-            found[arm] = {"before_mb": [before], "peak_mb": [peak], "wall": [], "processor": []}
+            measured[arm] = {"before_mb": [before], "peak_mb": [peak], "wall": [], "processor": []}
         pipes = {arm: started(serve, arm, size, sample, threads) for arm in ARMS}
         for _ in range(rounds):
             for arm, pipe in pipes.items():
                 pipe.send(True)
                 wall, processor = pipe.recv()
-                found[arm]["wall"].append(wall)
-                found[arm]["processor"].append(processor)
+                measured[arm]["wall"].append(wall)
+                measured[arm]["processor"].append(processor)
         for pipe in pipes.values():
             pipe.send(False)
-    return found
+    return measured
 
 
 def report(measured: Mapping[str, Mapping[str, list[float]]], clock: str) -> dict[str, Any]:
     """Per arm medians; the ratios to the forward pass, memory with and without the weights."""
     base, rows = measured["forward"], {}
-    for arm, each in measured.items():
-        whole = each["before_mb"][0] + each["peak_mb"][0]
+    for arm, row in measured.items():
+        total = row["before_mb"][0] + row["peak_mb"][0]
         rows[arm] = {
-            "seconds": round(median(each[clock]), 4),
-            "peak_mb": round(each["peak_mb"][0], 1),
-            "seconds_over_forward": round(median(each[clock]) / median(base[clock]), 3),
-            "peak_over_forward": round(each["peak_mb"][0] / base["peak_mb"][0], 3),
+            "seconds": round(median(row[clock]), 4),
+            "peak_mb": round(row["peak_mb"][0], 1),
+            "seconds_over_forward": round(median(row[clock]) / median(base[clock]), 3),
+            "peak_over_forward": round(row["peak_mb"][0] / base["peak_mb"][0], 3),
             "with_weights_over_forward": round(
-                whole / (base["before_mb"][0] + base["peak_mb"][0]), 3
+                total / (base["before_mb"][0] + base["peak_mb"][0]), 3
             ),
-            "rounds": [round(value, 4) for value in each[clock]],
+            "rounds": [round(value, 4) for value in row[clock]],
         }
     return rows
 

@@ -36,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=SCENES)
     given = parser.parse_args()
-    whole = given.scenes == SCENES
-    suffix = "" if whole else "_quick"
+    complete = given.scenes == SCENES
+    suffix = "" if complete else "_quick"
     questions = make(OUT / "world", given.scenes, "val")
-    studies = {name: study(name, questions, whole) for name in CAPABILITIES}
+    studies = {name: study(name, questions, complete) for name in CAPABILITIES}
     for i, name in enumerate(("prestudy", "stability")):
         print(write_result(f"{name}{suffix}", {"teachers": {k: v[i] for k, v in studies.items()}}))
     nearness = capacity.run(capacity.prepare(STUDENT, CANDIDATES, questions), OUT)
@@ -47,14 +47,16 @@ def main() -> None:
     print(write_result(f"capacity{suffix}", nearness))
 
 
-def study(capability: str, questions: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def study(
+    capability: str, questions: Path, complete: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `prestudy.json` and `stability.json` of one teacher hold; their pictures, if shown."""
     folder = OUT / capability
     content = run(f"world:teacher_{capability}", questions, folder, student=STUDENT, drop=DROP)
     steady = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
     print(f"{tables.prestudy(content)}\n{tables.stability(steady)}")
     for picture in (draw(content, folder)[0], draw_stability(steady, folder)[0]):
-        if capability == SHOWN and whole:
+        if capability == SHOWN and complete:
             copyfile(picture, Path("docs/pictures") / picture.name)
     return content, steady
 

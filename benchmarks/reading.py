@@ -47,13 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    asked = parser.parse_args()
+    given = parser.parse_args()
     folder = Path(os.environ.get("DRIVEKD_REAL_DATA", "")).absolute() / "drivelm"
     if not (folder / "train_sample.json").is_file():
         print("DRIVEKD_REAL_DATA names no folder with drivelm/train_sample.json", file=sys.stderr)
         sys.exit(2)
-    result = measure(folder, asked.steps, asked.rounds)
-    usual = (asked.steps, asked.rounds) == (STEPS, ROUNDS)
+    result = measure(folder, given.steps, given.rounds)
+    usual = (given.steps, given.rounds) == (STEPS, ROUNDS)
     write_result("reading" if usual else "reading_quick", result)
     print(json.dumps(result))
 
@@ -124,7 +124,7 @@ def training(vlm: Vlm, samples: list[Sample], root: Path, steps: int, workers: i
 
 
 def row(sample: Sample) -> dict[str, Any]:
-    turns = [{"role": each.role, "content": each.content} for each in sample.messages]
+    turns = [{"role": message.role, "content": message.content} for message in sample.messages]
     return {"messages": turns, "images": [str(path) for path in sample.images.values()]}
 
 

@@ -196,14 +196,14 @@ def recipe(parts: Split, output_dir: Path, steps: int, **changes: Mapping[str, A
 
 def cross_entropies(vlm: Vlm, samples: Sequence[Sample], features: FeatureCache) -> list[float]:
     """The cross-entropy of every sample, nothing trained."""
-    found: list[float] = []
+    values: list[float] = []
     with torch.no_grad():
         for start in range(0, len(samples), CHUNK):
             part = [encode(vlm, sample) for sample in samples[start : start + CHUNK]]
             batch = collate(vlm, part, pack=True)
             hidden = forward(vlm, batch, features)
-            found += answer_loss(vlm, hidden, batch).tolist()
-    return found
+            values += answer_loss(vlm, hidden, batch).tolist()
+    return values
 
 
 # --------------------------------------------------------------------------------------- runs
@@ -277,7 +277,7 @@ def run_plain(data: Path, folder: Path) -> Any:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     # By name: the automatic class asks for torchvision in some releases.
     processor: Any = transformers.GotOcr2ImageProcessorPil.from_pretrained(folder)
-    found = []
+    tokens = []
     for sample in probes(split(data)):
         marks = f"<img>{'<IMG_CONTEXT>' * model.config.image_seq_length}</img>"
         content = sample.prompt[0].content.replace(IMAGE_PLACEHOLDER, marks)
@@ -287,8 +287,8 @@ def run_plain(data: Path, folder: Path) -> Any:
         images = [read_image(path) for path in sample.images.values()]
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         ids = model.generate(**inputs, pixel_values=pixels, max_new_tokens=24, do_sample=False)
-        found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-    return found
+        tokens.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+    return tokens
 
 
 # ------------------------------------------------------------------------------------- running

@@ -222,10 +222,20 @@ class TargetCache:
         layout, parts = self.layout, self.parts
         needed = [key for s in batch.samples for key in layout.keys[layout.number[id(s)]]]
         lacking = [key for key in needed if key not in parts]
-        for group in dict.fromkeys(self.group_of[key] for key in lacking):
-            made = learn(layout, self.live, self.groups[group])
-            parts.update({key: of for key, of in made.items() if self.group_of[key] == group})
+        for group in dict.fromkeys(self.group_of.get(key) for key in lacking):
+            # Of no group is another process's batch, run here for the sake of its collectives.
+            together = _rows_of(layout, batch) if group is None else self.groups[group]
+            made = learn(layout, self.live, together)
+            parts.update({key: of for key, of in made.items() if self.group_of.get(key) == group})
         return put_together(layout, lambda n, side: parts[layout.keys[n][side]], batch, rows)
+
+
+def _rows_of(layout: Layout, batch: Batch) -> list[Row]:
+    """Number the samples of a batch, row by row."""
+    rows: dict[int, Row] = {}
+    for sample, (row, _) in zip(batch.samples, batch.places, strict=True):
+        rows[row] = (*rows.get(row, ()), layout.number[id(sample)])
+    return list(rows.values())
 
 
 def cached(live: Targets, layout: Layout, batches: Iterable[Sequence[Row]]) -> TargetCache:

@@ -58,8 +58,8 @@ def prepare(plan: Plan) -> Naive:
 def step(run: Naive, window: Window) -> None:
     """One step on the window's only sample; the parameters' `grad` hold the clipped update."""
     plan = run.plan
-    ((index,),) = window.batches
-    batch = batch_of(plan, [index])
+    ((row,),) = window.batches
+    batch = batch_of(plan, [row])
     logits, maps = run_model(plan.student, plan.features, batch)
     losses = [answer_loss(logits, batch), *attention_losses(run, batch, maps)]
     gradients = [gradient(loss, plan.parameters) for loss in losses]

@@ -45,7 +45,7 @@ from drivekd.distill.objective import batch_of, losses  # noqa: E402
 from drivekd.distill.order import Row, Window  # noqa: E402
 from drivekd.distill.run import Run  # noqa: E402
 from drivekd.files.progress import track  # noqa: E402
-from drivekd.models.batch import Encoded, answer_loss, collate, forward  # noqa: E402
+from drivekd.models.batch import Encoded, answer_loss, collate, forward, rows_of  # noqa: E402
 from drivekd.models.features import FeatureCache  # noqa: E402
 from drivekd.models.tiny import build_tokenizer, tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402
@@ -128,7 +128,7 @@ def compared(vlm: Vlm, encoded: Sequence[Encoded], rows: Sequence[Row]) -> float
     with torch.no_grad():
         for row in track(rows, label="comparing packed with single questions"):
             own = [encoded[index] for index in row]
-            batches = [collate(vlm, own, pack=True), *(collate(vlm, [e], pack=False) for e in own)]
+            batches = [collate(vlm, own, rows_of(own)), *(collate(vlm, [e]) for e in own)]
             found = [answer_loss(vlm, forward(vlm, b, features), b) for b in batches]
             packed, alone = found[0], torch.cat(found[1:])
             worst = max(worst, float(((packed - alone).abs() / alone).max()))
@@ -174,11 +174,11 @@ def batches(indices: Sequence[int], parts: int | None) -> tuple[tuple[int, ...],
     return tuple(tuple(indices[a:b]) for a, b in pairwise(cuts))
 
 
-def tables(run: Run, layout: Sequence[Sequence[int]]) -> torch.Tensor:
+def tables(run: Run, layout: Sequence[Row]) -> torch.Tensor:
     """The losses of every question in one layout."""
     found = []
     for indices in layout:
-        with losses(run.plan, batch_of(run.plan, indices)) as each:
+        with losses(run.plan, batch_of(run.plan, [indices])) as each:
             found.append(each.table())
     return torch.cat(found, dim=1)
 
@@ -198,7 +198,7 @@ def measure(
     for number in range(1 + settings.rounds):
         for name, layout in layouts.items():
             started = time.perf_counter()
-            train.step(run, Window(number, 0.0, layout))
+            train.step(run, Window(number, 0.0, tuple((row,) for row in layout)))
             seconds[name].append(time.perf_counter() - started)
         told = ", ".join(f"{name} {each[-1]:.3g} s" for name, each in seconds.items())
         print(f"{arm}, round {number}: {told}", flush=True)
@@ -224,7 +224,7 @@ def run(data: Path, settings: Settings = FULL) -> dict[str, Any]:
     samples = list(read(file))
     vlm = model(samples, settings, settings.student, 0)
     encoded = corpus.encode_all(vlm, samples)
-    rows = corpus.rows(encoded, pack=True)
+    rows = rows_of(encoded)
     found = counted(encoded, rows)
     print(json.dumps(found), flush=True)
     error = compared(vlm, encoded, rows)

@@ -35,7 +35,7 @@ from provenance import write_result
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Message, Sample
 from drivekd.distill.teachers.teacher import freeze
-from drivekd.models.batch import collate, forward
+from drivekd.models.batch import collate, forward, rows_of
 from drivekd.models.encode import encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm
@@ -70,7 +70,7 @@ def prepared(arm: str, vlm: Vlm, sample: Sample) -> Callable[[], Any]:
 
     @torch.no_grad()
     def plain() -> Any:
-        return forward(vlm, collate(vlm, encoded, pack=True), features)
+        return forward(vlm, collate(vlm, encoded, rows_of(encoded)), features)
 
     return plain
 

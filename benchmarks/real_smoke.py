@@ -55,7 +55,7 @@ from drivekd.distill.train import train  # noqa: E402
 from drivekd.files.lock import locked  # noqa: E402
 from drivekd.files.workers import side_by_side  # noqa: E402
 from drivekd.files.writing import write_json  # noqa: E402
-from drivekd.models.batch import answer_loss, collate, encode, forward  # noqa: E402
+from drivekd.models.batch import answer_loss, collate, encode, forward, rows_of  # noqa: E402
 from drivekd.models.features import FeatureCache, image_features  # noqa: E402
 from drivekd.models.generate import generate, generate_ids  # noqa: E402
 from drivekd.models.images import ImageMode  # noqa: E402
@@ -200,7 +200,7 @@ def cross_entropies(vlm: Vlm, samples: Sequence[Sample], features: FeatureCache)
     with torch.no_grad():
         for start in range(0, len(samples), CHUNK):
             part = [encode(vlm, sample) for sample in samples[start : start + CHUNK]]
-            batch = collate(vlm, part, pack=True)
+            batch = collate(vlm, part, rows_of(part))
             hidden = forward(vlm, batch, features)
             values += answer_loss(vlm, hidden, batch).tolist()
     return values

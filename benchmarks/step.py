@@ -181,7 +181,7 @@ def make_plan(arm: str, size: Size, sample: Path) -> plans.Plan:
     teachers = {name: model(size.teacher, 1 + i) for i, name in enumerate(names)}
     plan = plans.build(recipe, model(size.student, 0), teachers)
     plans.fill_caches(plan)
-    batch = batch_of(plan, [0])
+    batch = batch_of(plan, [(0,)])
     if arm in CACHED:  # what the first visit costs is not the step's
         plan.targets(batch, teacher.text_rows(batch))
     return plan

@@ -64,7 +64,7 @@ def sample_losses(plan: Plan) -> torch.Tensor:
     """Attention losses [K, S] of all samples of a plan."""
     found = []
     for row in plan.order.rows:
-        with losses(plan, batch_of(plan, row)) as each:
+        with losses(plan, batch_of(plan, [row])) as each:
             found.append(torch.stack(each.terms).detach())
     return torch.cat(found, dim=1)
 
@@ -103,7 +103,7 @@ def make_steps(
     assert len(plan.teachers) == (0 if arm == "stored" else len(names))
     plans.fill_caches(plan)
     if arm == "given":
-        batch = batch_of(plan, [0])
+        batch = batch_of(plan, [(0,)])
         known = plan.targets(batch, teacher.text_rows(batch))
         plan = replace(plan, teachers=(), targets=lambda *_: known)
     run = train.prepare(plan)

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from drivekd.data.sample import Sample
+from drivekd.distill.plan import Plan
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe, parse
@@ -144,6 +145,17 @@ def three_signals(loss: str = "mse", temperature: float = 2.0) -> dict[str, dict
         "reasoning": capability("reasoning", "1..penultimate", "hidden", loss=loss),
         "planning": outputs,
     }
+
+
+def rows(plan: Plan, indices: Sequence[int]) -> list[tuple[int, ...]]:
+    """The rows of these samples of a run."""
+    kept = (tuple(index for index in row if index in indices) for row in plan.order.rows)
+    return [row for row in kept if row]
+
+
+def alone(indices: Sequence[int]) -> tuple[tuple[int], ...]:
+    """Samples in rows of their own."""
+    return tuple((index,) for index in indices)
 
 
 def untimed(output_dir: Path) -> list[dict[str, float]]:

@@ -50,7 +50,7 @@ def test_maps_are_those_of_eager_attention(vlm: Vlm, sample: Sample, rows: str) 
     seen = look(vlm, sample, View("penultimate", rows))
     assert (seen.layer, seen.layers) == (2, 3)
     encoded = encode(vlm, sample, add_answer=False)
-    batch = collate(vlm, [encoded], pack=False)
+    batch = collate(vlm, [encoded])
     inputs = pixels(vlm, encoded.images) | {"position_ids": batch.position_ids}
     vlm.model.set_attn_implementation("eager")
     with torch.no_grad():

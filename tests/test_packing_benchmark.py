@@ -80,10 +80,10 @@ def test_it_sees_questions_that_look_at_each_other(
     samples = list(bench.read(data / bench.FILE))
     vlm = bench.model(samples, settings, settings.student, 0)
     encoded = bench.corpus.encode_all(vlm, samples)
-    rows, collate = bench.corpus.rows(encoded, pack=True), bench.collate
+    rows, collate = bench.rows_of(encoded), bench.collate
 
-    def leaking(*given: Any, pack: bool) -> Any:
-        made = collate(*given, pack=pack)
+    def leaking(*given: Any) -> Any:
+        made = collate(*given)
         return replace(made, attention_mask=torch.ones_like(made.attention_mask).tril())
 
     monkeypatch.setattr(bench, "collate", leaking)
@@ -131,7 +131,7 @@ def test_drivelm_falls_into_32_groups(bench: ModuleType, real_data: Path) -> Non
     samples = list(bench.read(real_data / bench.FILE))
     small = bench.Settings(student=bench.Decoder(1, 16, 16, 2, 1), vocabulary=512)
     encoded = bench.corpus.encode_all(bench.model(samples, small, small.student, 0), samples)
-    found = bench.counted(encoded, bench.corpus.rows(encoded, pack=True))
+    found = bench.counted(encoded, bench.rows_of(encoded))
     assert (found["questions"], found["prefix_groups"]) == (790, 32)
     assert found["six_cameras"]["visual_tokens"] == [1536]
     assert min(found["six_cameras"]["questions"]) == 29

@@ -21,7 +21,7 @@ from drivekd.data.formats.readers import read
 from drivekd.distill import objective
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
-from drivekd.distill.order import projection_order, windows
+from drivekd.distill.order import flat, projection_order, windows
 from drivekd.distill.teachers import attention
 from drivekd.distill.train import Run, prepare, step, train
 from drivekd.method.combine import weighting
@@ -169,7 +169,7 @@ def test_the_attention_backend_is_forced(data: Path, teachers: dict[str, Vlm]) -
     plan = plans.build(runs.recipe(data, Path("unused")), student, teachers)
     assert student.model.config.get_text_config()._attn_implementation == attention.NAME
     assert [list(term.matches) for term in plan.terms] == [[0], [0, 1], [1]]
-    with losses(plan, batch_of(plan, [0])) as found:
+    with losses(plan, batch_of(plan, [(0,)])) as found:
         assert bool((torch.stack(found.terms) > 0).all())
 
 
@@ -207,7 +207,7 @@ def test_the_vision_tower_is_frozen(data: Path, teachers: dict[str, Vlm]) -> Non
 def test_a_batch_holds_more_than_one_sample(data: Path, teachers: dict[str, Vlm]) -> None:
     """Three in rows of their own, of different lengths, with a loss each."""
     plan = prepared(data, teachers, data={"pack": False}).plan
-    batch = batch_of(plan, [0, 1, 4])
+    batch = batch_of(plan, runs.rows(plan, [0, 1, 4]))
     assert len(batch.input_ids) == 3
     assert not bool(batch.valid.all())
     with losses(plan, batch) as found:
@@ -220,7 +220,7 @@ def test_no_layer_keeps_the_attention_of_every_head(
     """Between forward and backward no tensor [B, heads, n, n] is alive, not even of used layers."""
     monkeypatch.setattr(head_mean, "KEPT_ENTRIES", 0)  # as if the maps were large
     plan = prepared(data, teachers).plan
-    batch = batch_of(plan, range(5))
+    batch = batch_of(plan, runs.rows(plan, range(5)))
     n, kept = batch.input_ids.shape[1], []
 
     def keep(x: Tensor) -> Tensor:
@@ -296,4 +296,4 @@ def test_a_sample_costs_few_device_synchronisations(data: Path, teachers: dict[s
     window = next(windows(run.plan.order, 0, 1))
     with Synchronisations() as seen:
         step(run, window)
-    assert 0 < seen.count < 30 * sum(len(batch) for batch in window.batches)
+    assert 0 < seen.count < 30 * len(flat(window.batches))

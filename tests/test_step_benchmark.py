@@ -107,7 +107,7 @@ def test_the_sample_is_as_long_as_announced(bench, tmp_path, name):
     small = bench.SIZES["XS"]
     size = replace(size, student=small.student, teacher=small.teacher)
     plan = bench.make_plan("sft", size, bench.write_sample(size, tmp_path))
-    batch = batch_of(plan, [0])
+    batch = batch_of(plan, [(0,)])
     assert batch.input_ids.shape == (1, size.tokens)
     assert int(batch.is_image.sum()) == 64 * size.pictures
     assert int((batch.labels >= 0).sum()) == size.answer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from drivekd.data.sample import Sample
 from drivekd.distill.teachers.attention import capture, install
 from drivekd.files.progress import track
-from drivekd.models.batch import Batch, Encoded, answer_loss, collate, encode, forward
+from drivekd.models.batch import Batch, Encoded, answer_loss, collate, encode, forward, rows_of
 from drivekd.models.encode import IGNORE
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import REGION_TOKENS
@@ -151,7 +151,8 @@ def align(
     history: list[tuple[float, float]] = []
     for _ in track(range(steps), steps, "alignment"):
         chosen = rng.integers(len(scenes), size=rows)
-        batch = collate(vlm, [one_hop(vlm, s) for i in chosen for s in scenes[i]], pack=True)
+        encoded = [one_hop(vlm, s) for i in chosen for s in scenes[i]]
+        batch = collate(vlm, encoded, rows_of(encoded))
         with capture(decoder_layers(vlm), {0: None}) as maps:
             hidden = forward(vlm, batch, cache)
         on_cell = pointing(batch, maps[0], regions)

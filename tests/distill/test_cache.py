@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from tests import runs
 
 from drivekd.distill import plan as plans
+from drivekd.distill.order import Order, windows
 from drivekd.distill.plan import Plan
-from drivekd.distill.targets.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.targets.cache import TargetCache, cached, layout_of, target_bytes
 from drivekd.distill.teachers import teacher
 from drivekd.distill.teachers.teacher import Maps
 from drivekd.distill.train import train
-from drivekd.models.batch import Batch, collate
+from drivekd.models.batch import Batch, Row, collate, rows_of
 
 FAMILIES = (
     {"family": "internvl"},
@@ -32,6 +34,12 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return plans.build(
         recipe, runs.tiny_student(**request.param), runs.tiny_teachers(**request.param)
     )
+
+
+def laid_out(plan: Plan, indices: Sequence[int], *, pack: bool = True) -> Batch:
+    """These samples as a batch."""
+    encoded = [plan.encoded[i] for i in indices]
+    return collate(plan.student, encoded, rows_of(encoded, pack=pack))
 
 
 def maps(plan: Plan, batch: Batch, *, live: bool) -> dict[str, Maps]:
@@ -52,7 +60,7 @@ def maps(plan: Plan, batch: Batch, *, live: bool) -> dict[str, Maps]:
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("indices", [(0, 1, 2, 3, 4), (3,), (7, 1, 13, 2, 0), tuple(range(15))])
 def test_kept_targets_are_live_ones(plan: Plan, indices: tuple[int, ...], pack: bool) -> None:
-    batch = collate(plan.student, [plan.encoded[i] for i in indices], pack=pack)
+    batch = laid_out(plan, indices, pack=pack)
     assert isinstance(plan.targets, TargetCache)
     torch.testing.assert_close(
         maps(plan, batch, live=False), maps(plan, batch, live=True), atol=2e-6, rtol=0
@@ -60,9 +68,7 @@ def test_kept_targets_are_live_ones(plan: Plan, indices: tuple[int, ...], pack: 
 
 
 def test_a_sample_gets_its_own_target_and_no_other(plan: Plan) -> None:
-    one, other = (
-        collate(plan.student, [plan.encoded[i]], pack=True) for i in (0, 5)
-    )  # the same question of two scenes
+    one, other = (laid_out(plan, [i]) for i in (0, 5))  # the same question of two scenes
     here, there = (maps(plan, batch, live=False)["reasoning"][0] for batch in (one, other))
     assert here.shape == there.shape
     assert float((here - there).abs().max()) > 1e-3
@@ -71,28 +77,55 @@ def test_a_sample_gets_its_own_target_and_no_other(plan: Plan) -> None:
 def test_the_size_is_what_is_kept(plan: Plan) -> None:
     kept = plan.targets
     assert isinstance(kept, TargetCache)
-    maps(plan, collate(plan.student, plan.encoded, pack=True), live=False)
-    parts = [
-        part for each in (kept.prefixes, kept.own) for of in each.values() for part in of.values()
-    ]
-    assert len(kept.prefixes) == 3 and len(kept.own) == 15
+    maps(plan, laid_out(plan, range(15)), live=False)
+    parts = [part for of in kept.parts.values() for part in of.values()]
+    assert len(kept.parts) == 3 + 15
     assert target_bytes(kept.layout) == sum(part.untyped_storage().nbytes() for part in parts)
 
 
-@pytest.mark.parametrize(("at_once", "seen"), [(None, [5, 5]), (2, [2, 2, 1] * 2)])
-def test_teachers_see_each_row_once(plan: Plan, at_once: int | None, seen: list[int]) -> None:
+@pytest.mark.parametrize(("pack", "at_once"), [(True, None), (True, 2), (False, None)])
+def test_teachers_never_run_more_often_than_without_a_cache(
+    plan: Plan, pack: bool, at_once: int | None
+) -> None:
+    """Each batch is at most one pass, of what no earlier batch had; some batches are none."""
     asked: list[int] = []
 
     def live(batch: Batch, rows: torch.Tensor) -> dict[str, teacher.Trace]:
         asked.append(len(batch.samples))
         return teacher.targets(plan.teachers, batch, rows)
 
-    kept = TargetCache(live, layout_of(plan.student, plan.terms, plan.encoded, at_once))
-    for indices in ((0, 7), (1,), (2, 8, 3)):
-        batch = collate(plan.student, [plan.encoded[i] for i in indices], pack=True)
-        found = maps(replace(plan, targets=kept), batch, live=False)
-        torch.testing.assert_close(found, maps(plan, batch, live=True), atol=2e-6, rtol=0)
-    assert asked == seen
+    rows = rows_of(plan.encoded, pack=pack)
+    order = Order(rows, seed=3, rows_per_batch=2, batches_per_step=2, questions_per_row=at_once)
+    batches = [batch for window in windows(order, 0, 12) for batch in window.batches]
+    kept = cached(live, layout_of(plan.student, plan.terms, plan.encoded), batches)
+    for rows in batches:
+        before = len(asked)
+        kept(*with_rows(plan, rows))
+        assert len(asked) - before <= 1
+    assert sum(asked) == 15  # each sample once
+    assert len(asked) < len(batches) / 2
+
+
+def with_rows(plan: Plan, rows: Sequence[Row]) -> tuple[Batch, torch.Tensor]:
+    """What targets are asked with."""
+    batch = collate(plan.student, plan.encoded, rows)
+    return batch, teacher.text_rows(batch)
+
+
+def test_what_a_resumed_run_computes_again_is_the_same_bit_by_bit(plan: Plan) -> None:
+    order = Order(rows_of(plan.encoded), 3, 2, 1, questions_per_row=2)
+    batches = [batch for window in windows(order, 0, 12) for batch in window.batches]
+    layout = layout_of(plan.student, plan.terms, plan.encoded)
+    whole, resumed = (
+        cached(partial(teacher.targets, plan.teachers), layout, batches) for _ in range(2)
+    )
+    for number, rows in enumerate(batches):
+        known = whole(*with_rows(plan, rows))
+        if number >= 5:
+            again = resumed(*with_rows(plan, rows))
+            for name, trace in known.items():
+                for layer, map_ in trace.maps.items():
+                    assert torch.equal(map_, again[name].maps[layer])
 
 
 def test_training_from_kept_targets_is_training_with_live_teachers(tmp_path: Path) -> None:
@@ -134,7 +167,7 @@ def test_targets_are_kept_where_that_saves_something(
 
 
 def test_exchanged_targets_are_exchanged_from_kept_ones_too(plan: Plan) -> None:
-    batch = collate(plan.student, [plan.encoded[i] for i in range(5)], pack=True)
+    batch = laid_out(plan, range(5))
     live = replace(plan, targets=partial(teacher.targets, plan.teachers))
     kept, wanted = (
         maps(replace(p, targets=teacher.mismatching(p.targets, p.terms)), batch, live=False)

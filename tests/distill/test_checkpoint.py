@@ -27,11 +27,12 @@ TRAIN = {
     "eval_strategy": "steps",
     "eval_steps": None,
 }
+DATA = {"samples": "2" * 64, "pictures": "2" * 64, "rows": "2" * 64}
 RECIPE = {"name": "x", "seed": 0, "data": {"eval": ["val.jsonl"]}, "train": TRAIN}
 
 
 def state(step: int = 2) -> State:
-    return State(step, 9, RECIPE, WHO, "data", "f" * 64, ["w"])
+    return State(step, 9, RECIPE, WHO, DATA, "f" * 64, ["w"])
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +200,13 @@ def test_other_teachers_data_or_methods_are_refused_by_name(tmp_path: Path) -> N
     checkpoint.check_resumable(state(), replace(same, recipe=fewer, processes=2), tmp_path)
     with pytest.raises(ValueError, match=r"batches per step: 4 .*2"):
         checkpoint.check_resumable(state(), replace(same, recipe=fewer), tmp_path)
-    with pytest.raises(ValueError, match="data: "):
-        checkpoint.check_resumable(state(), replace(same, data="more"), tmp_path)
+    for name, said in (("samples", "training samples"), ("pictures", "bytes"), ("rows", "rows")):
+        with pytest.raises(ValueError, match=f"data: other {said}|data: other {name}.*{said}"):
+            checkpoint.check_resumable(
+                state(), replace(same, data={**DATA, name: "3" * 64}), tmp_path
+            )
+    with pytest.raises(ValueError, match="data: other training samples"):
+        checkpoint.check_resumable(replace(state(), data={}), same, tmp_path)
     message = r"student: started from weights f{8} then, e{8} now\. .*another output_dir, or remove"
     with pytest.raises(ValueError, match=message):
         checkpoint.check_resumable(state(), replace(same, start="e" * 64), tmp_path)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import runs
-from drivekd.distill import corpus
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
 from drivekd.distill.objective import batch_of, held_out_loss
@@ -18,7 +17,7 @@ from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import train
-from drivekd.models.batch import split
+from drivekd.models.batch import group, rows_of
 from drivekd.models.vlm import Vlm
 
 
@@ -127,9 +126,9 @@ def test_samples_with_too_many_pictures_are_named(data: Path) -> None:
 def test_rows_are_cut_into_equal_parts(
     own: tuple[int, ...], limit: int | None, at_once: int | None, sizes: list[int]
 ) -> None:
-    parts = split(own, 10, limit, at_once)
-    assert [len(range(*part.indices(len(own)))) for part in parts] == sizes
-    assert [x for part in parts for x in own[part]] == list(own)
+    rows = group([0] * len(own), [(10, length) for length in own], limit, at_once)
+    assert [len(row) for row in rows] == sizes
+    assert [index for row in rows for index in row] == list(range(len(own)))
 
 
 def stepped(data: Path, teachers: dict[str, Vlm], batch: int, **limits: Any) -> training.Run:
@@ -150,7 +149,8 @@ def test_cut_rows_take_the_same_step(data: Path, teachers: dict[str, Vlm]) -> No
     counts = [len(row) for row in cut.plan.order.rows]
     assert sum(counts) == 15
     assert 3 < len(counts) < 15
-    shapes = [batch_of(run.plan, range(15)).input_ids.shape for run in (whole, cut)]
+    plans_ = (whole.plan, cut.plan)
+    shapes = [batch_of(plan, plan.order.rows).input_ids.shape for plan in plans_]
     assert shapes[0][0] == 3
     assert shapes[1][0] == len(counts)
     assert shapes[1][1] <= longest + 20 < shapes[0][1]
@@ -168,7 +168,8 @@ def test_kept_teachers_see_cut_rows(data: Path, teachers: dict[str, Vlm]) -> Non
     recipe = runs.recipe(data, Path("unused"), **settings)
     plan = plans.build(recipe, runs.tiny_student(), teachers)
     assert isinstance(plan.targets, TargetCache)
-    assert plan.targets.layout.rows == plan.order.rows == tuple((n,) for n in range(15))
+    assert plan.order.rows == tuple((n,) for n in range(15))
+    assert {row for group in plan.targets.groups for row in group} == set(plan.order.rows)
 
 
 def test_rows_that_are_drawn_from_are_cut_by_what_is_drawn(data: Path) -> None:
@@ -178,9 +179,9 @@ def test_rows_that_are_drawn_from_are_cut_by_what_is_drawn(data: Path) -> None:
     limit = prefix + sum(own[:2])
     first = [each for each in plan.encoded if each.images == plan.encoded[0].images]
     for most, expected in ((limit, 1), (limit - 1, 2)):
-        assert len(corpus.rows(first, pack=True, max_tokens=most, at_once=2)) == expected
-    assert len(corpus.rows(first, pack=True, max_tokens=limit)) > 1
-    assert corpus.rows(plan.encoded, pack=False, max_tokens=1) == tuple((n,) for n in range(15))
+        assert len(rows_of(first, max_tokens=most, at_once=2)) == expected
+    assert len(rows_of(first, max_tokens=limit)) > 1
+    assert rows_of(plan.encoded, pack=False, max_tokens=1) == tuple((n,) for n in range(15))
 
 
 def test_a_run_with_cut_rows_ends(data: Path, teachers: dict[str, Vlm], tmp_path: Path) -> None:

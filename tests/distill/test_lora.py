@@ -40,7 +40,7 @@ def recipe(data: Path, output_dir: Path, /, lora: dict[str, Any], **changes: Any
 @torch.no_grad()
 def logits(vlm: Vlm, data: Path) -> torch.Tensor:
     vlm.model.eval()
-    batch = collate(vlm, [encode(vlm, sample) for sample in read(data)][:4], pack=False)
+    batch = collate(vlm, [encode(vlm, sample) for sample in read(data)][:4])
     hidden: torch.Tensor = forward(vlm, batch)
     return hidden @ vlms.head_weight(vlm).T
 

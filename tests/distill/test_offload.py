@@ -69,7 +69,7 @@ def test_losses_are_those_of_teachers_that_stay(data: Path, there: list[int]) ->
         assert [each.device is not None for each in plan.teachers] == [away] * 3
         there.clear()
         for indices in (range(5), range(5, 15)):
-            with losses(plan, batch_of(plan, indices)) as found:
+            with losses(plan, batch_of(plan, runs.rows(plan, indices))) as found:
                 tables.append(found.table())
         assert there == [int(away)] * 6
     assert all(map(torch.equal, tables[:2], tables[2:]))
@@ -101,7 +101,7 @@ def test_on_a_gpu_there_is_room_for_one(data: Path, device: torch.device) -> Non
         plan = plans.build(recipe, student, teachers)
         plans.fill_caches(plan)
         torch.cuda.reset_peak_memory_stats()
-        batch = batch_of(plan, range(5))
+        batch = batch_of(plan, runs.rows(plan, range(5)))
         targets = partial(teacher.targets, plan.teachers)
         targets(batch, teacher.text_rows(batch))
         peaks.append(torch.cuda.max_memory_allocated())

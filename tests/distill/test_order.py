@@ -15,7 +15,7 @@ from drivekd.data.sample import Message, Sample
 from drivekd.distill.order import (
     Order,
     Portion,
-    group_rows,
+    flat,
     padding,
     portions,
     projection_order,
@@ -23,6 +23,7 @@ from drivekd.distill.order import (
     stream,
     windows,
 )
+from drivekd.models.batch import group
 
 
 def order(rows: int = 5, **changes: Any) -> Order:
@@ -40,8 +41,8 @@ def test_streams_are_named_and_repeatable() -> None:
 def test_an_epoch_shows_everything_once_and_its_last_window_is_short() -> None:
     shown = list(windows(order(), 0, 3))
     assert [len(w.batches) for w in shown] == [1, 1, 1]
-    assert [sum(map(len, w.batches)) for w in shown] == [4, 4, 2]
-    assert sorted(i for w in shown for batch in w.batches for i in batch) == list(range(10))
+    assert [len(flat(w.batches)) for w in shown] == [4, 4, 2]
+    assert sorted(i for w in shown for i in flat(w.batches)) == list(range(10))
     assert [w.epoch for w in shown] == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
@@ -54,18 +55,18 @@ def test_epochs_differ_and_any_step_can_be_the_first() -> None:
 def test_batches_cut_the_same_windows() -> None:
     large = [w.batches for w in windows(order(), 0, 3)]
     small = windows(order(rows_per_batch=1, batches_per_step=2), 0, 3)
-    assert [tuple(i for b in w.batches for i in b) for w in small] == [b for (b,) in large]
+    assert [tuple(row for b in w.batches for row in b) for w in small] == [b for (b,) in large]
 
 
 def test_questions_of_a_visit_are_drawn_anew_each_epoch() -> None:
     many = Order((tuple(range(7)),), 0, 1, 1, questions_per_row=3)
-    visits = [w.batches[0] for w in windows(many, 0, 11)]
+    visits = [flat(w.batches) for w in windows(many, 0, 11)]
     assert all(len(set(visit)) == 3 and list(visit) == sorted(visit) for visit in visits)
     assert set().union(*visits) == set(range(7))
 
 
 def test_rows_group_equal_keys_in_order() -> None:
-    assert group_rows(["b", "a", "b", 7]) == ((0, 2), (1,), (3,))
+    assert group(["b", "a", "b", 7]) == ((0, 2), (1,), (3,))
 
 
 def test_a_seed_draws_scenes() -> None:
@@ -106,7 +107,7 @@ def epochs(found: Order, count: int) -> list[list[int]]:
     for window in windows(found, 0, count * found.steps_per_epoch):
         if window.step % found.steps_per_epoch == 0:
             shown.append([])
-        shown[-1] += [index for batch in window.batches for index in batch]
+        shown[-1] += flat(window.batches)
     return shown
 
 
@@ -149,8 +150,7 @@ def test_any_step_of_a_mixture_can_be_the_first_and_processes_do_not_move_it() -
     two = windows(mixed(batches_per_step=1, processes=2), 0, 30)
     assert [w.batches for w in two] == [w.batches for w in whole]
     single = windows(mixed(rows_per_batch=1, batches_per_step=4), 0, 30)
-    flat = [[i for batch in w.batches for i in batch] for w in whole]
-    assert [[i for batch in w.batches for i in batch] for w in single] == flat
+    assert [flat(w.batches) for w in single] == [flat(w.batches) for w in whole]
 
 
 def test_a_portion_that_grows_moves_no_draw_of_the_others() -> None:
@@ -181,7 +181,7 @@ def test_rows_of_like_length_meet_and_each_is_seen_once() -> None:
 
 def test_the_longest_comes_first_and_lengths_do_not_fall_from_step_to_step() -> None:
     found = lengthy()
-    firsts = [max(found.sizes[i][1] for i in w.batches[0]) for w in windows(found, 0, 70)]
+    firsts = [max(found.sizes[i][1] for i in flat(w.batches)) for w in windows(found, 0, 70)]
     assert firsts[0] == max(n for _, n in found.sizes)
     falls = sum(one > other for one, other in pairwise(firsts))
     assert 20 < falls < 48
@@ -193,7 +193,7 @@ def test_the_longest_comes_first_whatever_is_left_over(count: int) -> None:
         sizes = tuple((0, 10 + 7 * i) for i in range(count))
         rows = tuple((i,) for i in range(count))
         found = Order(rows, seed, 4, 1, sizes=sizes, by_length=True)
-        first = next(windows(found, 0, 1)).batches[0]
+        first = flat(next(windows(found, 0, 1)).batches)
         assert count - 1 in first
 
 

@@ -20,7 +20,7 @@ from drivekd.distill.preview import PROCESSES, preview, show
 from drivekd.distill.teachers.teacher import term
 from drivekd.models import tiny
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import collate, encode, forward
+from drivekd.models.batch import collate, encode, forward, rows_of
 from drivekd.recipe import Capability, Recipe
 
 
@@ -65,7 +65,7 @@ def test_it_foretells_the_plan(folder: Path) -> None:
     assert found.steps.per_epoch == plan.order.steps_per_epoch
     assert found.steps.total == plan.total_steps == 3 * found.steps.per_epoch
     # Rows are estimated from characters; this vocabulary was made for these words.
-    longest = batch_of(plan, plan.order.rows[0])
+    longest = batch_of(plan, plan.order.rows[:1])
     assert found.longest.visual == int(longest.is_image.sum())
     assert found.six_cameras.visual == 6 * 4
 
@@ -161,7 +161,8 @@ def test_activations_are_an_upper_estimate_and_no_guess(kind: str, tmp_path: Pat
     vlms.language_model(vlm).requires_grad_(True)
     data = runs.write_data(tmp_path)
     asked = runs.recipe(data, tmp_path / "out")
-    batch = collate(vlm, [encode(vlm, sample) for sample in read(data)], pack=True)
+    encoded = [encode(vlm, sample) for sample in read(data)]
+    batch = collate(vlm, encoded, rows_of(encoded))
     weights = {p.untyped_storage().data_ptr() for p in vlm.model.parameters()}
     kept: dict[int, int] = {}
 

@@ -22,11 +22,11 @@ def parts(*keys: str, dtype: str = "float16") -> dict[str, dict[str, Packed]]:
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
 def test_what_is_written_is_read(tmp_path: Path, dtype: str) -> None:
     written = parts("a", "b", dtype=dtype)
-    path = store.write_shard(tmp_path, written, {"s1": "a"})
-    store.write_shard(tmp_path, parts("c", dtype=dtype), {"s2": "c"})
+    path = store.write_shard(tmp_path, written, {"/a.png": "1"})
+    store.write_shard(tmp_path, parts("c", dtype=dtype), {"/b.png": "2"})
     found = store.scan(tmp_path)
     assert found.shards.keys() == {"a", "b", "c"}
-    assert found.ids == {"s1": "a", "s2": "c"}
+    assert found.pictures == {"/a.png": "1", "/b.png": "2"}
     assert found.bytes == sum(each.stat().st_size for each in tmp_path.iterdir())
     for key in ("a", "b", "a"):
         read, wanted = store.get(found, key, "planning"), written[key]["planning"]
@@ -93,7 +93,7 @@ def test_a_manifest_is_of_this_version_or_refused(tmp_path: Path) -> None:
     store.write_manifest(tmp_path, manifest)
     assert store.read_manifest(tmp_path) == manifest
     store.write_manifest(tmp_path, {"version": 0})
-    with pytest.raises(ValueError, match="version 0"):
+    with pytest.raises(ValueError, match="is of version 0, expected 2"):
         store.read_manifest(tmp_path)
     (tmp_path / store.MANIFEST).write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json.*cache\.dir"):

@@ -11,7 +11,7 @@ from drivekd.data.formats.readers import read
 from drivekd.distill.teachers import attention, states, teacher
 from drivekd.distill.teachers.teacher import Teacher
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Batch, collate, encode, forward
+from drivekd.models.batch import Batch, collate, encode, forward, rows_of
 from drivekd.models.features import FeatureCache
 from drivekd.recipe import Capability
 from runs import capability, tiny_student, tiny_teachers, write_data
@@ -37,7 +37,8 @@ def vlm() -> vlms.Vlm:
 @pytest.fixture
 def batch(vlm: vlms.Vlm, tmp_path: Path) -> Batch:
     samples = list(read(write_data(tmp_path, scenes=2, questions=3)))[:5]
-    return collate(vlm, [encode(vlm, sample) for sample in samples], pack=True)
+    encoded = [encode(vlm, sample) for sample in samples]
+    return collate(vlm, encoded, rows_of(encoded))
 
 
 def all_maps(vlm: vlms.Vlm, batch: Batch) -> dict[int, torch.Tensor]:

@@ -118,7 +118,7 @@ def test_the_held_out_loss_is_logged_and_grey_pictures_are_grey(data: Path, tmp_
     last = runs.lines(tmp_path)[-1]
     assert last.keys() == {"step", "eval/loss/ce"}
     encoded = [encode(student, sample) for sample in list(read(data))[::5]]
-    batch = collate(student, encoded, pack=False)
+    batch = collate(student, encoded)
     plan = plans.build(recipe, student)
     assert plan.features is not None
     grey = forward(student, batch, plan.features)[:, :20]

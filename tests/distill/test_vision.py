@@ -93,7 +93,7 @@ def tables(plan: Plan, batches: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     plan = replace(plan, targets=partial(teacher.targets, plan.teachers))
     found = []
     for indices in batches:
-        with losses(plan, batch_of(plan, indices)) as each:
+        with losses(plan, batch_of(plan, runs.rows(plan, indices))) as each:
             found.append(each.table())
     return found
 

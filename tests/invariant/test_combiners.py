@@ -73,7 +73,7 @@ def test_grouped_with_what_a_unit_lacks(data: Path, teachers: dict[str, Vlm]) ->
     run = prepared(data, teachers, data={"pack": False}, combine={"combiner": "agp_grouped"})
     owners = [each.sample.capability for each in run.plan.encoded]
     batch = tuple(i for i, owner in enumerate(owners) if owner != "perception")[:6]
-    step(run, Window(0, 0.0, (batch,)))
+    step(run, Window(0, 0.0, (runs.alone(batch),)))
     assert not run.unit.reached[0].any()
     assert run.unit.reached[1:].any(axis=1).all()
     rows = weighted(run)[1:]

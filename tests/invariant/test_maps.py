@@ -23,7 +23,7 @@ def test_captured_maps_are_eager_maps(family: str, tmp_path: Path) -> None:
     samples = list(read(runs.write_data(tmp_path / "data", scenes=2, questions=2)))
     vlms.save(vlm, tmp_path / "model")
     attention.install(vlm.model)
-    batch = collate(vlm, [encode(vlm, sample) for sample in samples], pack=False)
+    batch = collate(vlm, [encode(vlm, sample) for sample in samples])
     layers = vlms.decoder_layers(vlm)
     wanted = dict.fromkeys(range(len(layers)))
     with torch.no_grad(), attention.capture(layers, wanted) as maps:

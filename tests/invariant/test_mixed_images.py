@@ -11,7 +11,7 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.order import windows
+from drivekd.distill.order import flat, windows
 from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import Run, prepare, step
 from drivekd.models.vlm import Vlm
@@ -50,7 +50,7 @@ def test_a_batch_without_images_has_no_text_to_vision_term(
 ) -> None:
     run, had = stepped(mixed, teachers)
     scenes = [
-        {run.plan.encoded[i].sample.scene for batch in window.batches for i in batch}
+        {run.plan.encoded[i].sample.scene for i in flat(window.batches)}
         for window in windows(run.plan.order, 0, STEPS)
     ]
     assert {"scene1"} in scenes

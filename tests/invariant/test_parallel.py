@@ -15,7 +15,7 @@ from torch import Tensor
 import ranks
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.order import windows
+from drivekd.distill.order import flat, windows
 from drivekd.distill.processes import parallel
 from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.train import train
@@ -82,7 +82,7 @@ def test_the_cases_are_what_they_should_be(data: Path) -> None:
     teachers = runs.tiny_teachers()
     plan = ranks.run_of(data, "absent", ALONE, teachers).plan
     owners = [
-        [plan.encoded[index].sample.capability for (index,) in window.batches]
+        [plan.encoded[index].sample.capability for index in flat(window.batches)]
         for window in windows(plan.order, 0, ranks.CASES["absent"][0])
     ]
     assert sum(first != second for first, second in owners) > 1
@@ -264,7 +264,6 @@ def test_windows_are_shared_out_without_rest(data: Path) -> None:
             index
             for window in windows(plan.order, 0, plan.order.steps_per_epoch)
             for share in shares
-            for batch in share.share(window.batches)
-            for index in batch
+            for index in flat(share.share(window.batches))
         ]
         assert np.array_equal(sorted(seen), range(15))

@@ -110,9 +110,9 @@ def test_a_change_of_the_active_set_forces_an_exact_step(
     }
     first, other = of["planning"], of["reasoning"]
     flags = []
-    for number, batches in enumerate([(first,), (first,), (other,), (other,), (first, other)]):
+    for number, batches in enumerate([[first], [first], [other], [other], [first, other]]):
         before = run.totals.get("grad/exact", [0.0])[0]
-        step(run, Window(number, 0.0, batches))
+        step(run, Window(number, 0.0, tuple(runs.alone(batch) for batch in batches)))
         flags.append(run.totals["grad/exact"][0] > before)
     assert flags == [True, False, True, False, True]
     assert run.kept["members"] == ["ce", "teacher/reasoning", "teacher/planning"]

@@ -128,10 +128,10 @@ def test_a_samples_loss_never_depends_on_its_batch(
     plan = prepared(data, teachers, capabilities={"perception": one}, mixing=hot).plan
     chosen = [0, 1, 3, 7, 12, 13, 19]
     with torch.no_grad():
-        with losses(plan, batch_of(plan, chosen)) as found:
+        with losses(plan, batch_of(plan, runs.rows(plan, chosen))) as found:
             together = found.terms[0]
         for place, index in enumerate(chosen):
-            with losses(plan, batch_of(plan, [index])) as found:
+            with losses(plan, batch_of(plan, [(index,)])) as found:
                 torch.testing.assert_close(found.terms[0][0], together[place], rtol=1e-5, atol=0)
     assert bool((together > 0).all())
 
@@ -212,8 +212,8 @@ def test_learned_maps_follow_the_mean_loss_of_their_own_term(
     torch.testing.assert_close(learned(usual), learned(other))
 
     run = prepared(data, teachers)
-    indices = next(windows(run.plan.order, 0, 1)).batches[0]
-    with losses(run.plan, batch_of(run.plan, indices)) as found:
+    rows = next(windows(run.plan.order, 0, 1)).batches[0]
+    with losses(run.plan, batch_of(run.plan, rows)) as found:
         term, shares = found.terms[1], found.carried[1]
         mean = (term * shares).sum() / shares.sum()
         expected = torch.autograd.grad(mean, list(bridges.parameters(run.plan.bridges).values()))
@@ -256,7 +256,7 @@ def test_a_teacher_runs_no_further_than_its_signal_needs(
         run = prepared(data, teachers, capabilities={"perception": use}, mixing=hot)
         plans.fill_caches(run.plan)
         ran.clear()
-        with losses(run.plan, batch_of(run.plan, [0, 1])):
+        with losses(run.plan, batch_of(run.plan, runs.rows(run.plan, [0, 1]))):
             pass
         assert ran == parts_run, signal
     for handle in handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ranks
@@ -52,7 +54,7 @@ def built(given: Recipe, student: Vlm | None = None) -> Plan:
 
 def term_losses(plan: Plan, indices: range) -> torch.Tensor:
     """All losses of teachers [K, S] of these samples in one batch."""
-    with losses(plan, batch_of(plan, indices)) as found:
+    with losses(plan, batch_of(plan, runs.rows(plan, indices))) as found:
         return torch.stack(found.terms).detach()
 
 
@@ -279,18 +281,79 @@ def test_other_weights_are_refused(
         plans.build(recipe(data, Path("o"), full, capabilities=of), runs.tiny_student())
 
 
-def test_the_same_ids_with_other_content_are_refused(
+def test_replaced_pictures_are_refused_by_name(
     full: Path, capabilities: Any, loaded: list[str], tmp_path: Path
 ) -> None:
+    """Other bytes under the old name and of the old size, as BMP and raw frames always are."""
     data = runs.write_data(tmp_path, scenes=4)
-    given = recipe(data, Path("o"), full, capabilities=capabilities)
+    store_ = shutil.copytree(full, tmp_path / "store")
+    given = recipe(data, Path("o"), store_, capabilities=capabilities)
     plans.build(given, runs.tiny_student())  # another file with the same samples
-    picture = tmp_path / "3_CAM_BACK.png"
-    picture.write_bytes(picture.read_bytes() + b"\0")
-    data.write_text(data.read_text().replace("Turn?", "Left?", 1))
-    with pytest.raises(ValueError, match=r"s0q4 \(words\), s3q0 \(pictures\), s3q1"):
+    here = tmp_path / "here"
+    given = recipe(data, Path("o"), here, capabilities=capabilities)
+    fill(given, student=runs.tiny_student())
+    loaded.clear()
+    turned(tmp_path / "3_CAM_BACK.png")
+    with pytest.raises(ValueError, match=r"replaced.*3_CAM_BACK.png.*old ones back.*delete"):
         plans.build(given, runs.tiny_student())
     assert loaded == []
+
+
+def turned(picture: Path) -> None:
+    """Put other bytes of the same length in the place of a picture, as of the same time."""
+    about, old = picture.stat(), picture.read_bytes()
+    Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(picture, compress_level=0)
+    new = picture.read_bytes()
+    size = max(len(old), len(new))
+    assert new != old
+    picture.write_bytes(new.ljust(size, b"\0"))
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def test_pictures_of_one_name_and_size_have_a_map_each(data: Path, tmp_path: Path) -> None:
+    """Two scenes whose pictures are `front.bmp` in folders of their own, all of one size."""
+    text = data.read_text()
+    for scene in range(4):
+        for camera in runs.CAMERAS:
+            folder = tmp_path / str(scene) / camera
+            folder.mkdir(parents=True)
+            Image.open(data.parent / f"{scene}_{camera}.png").save(folder / "front.bmp")
+            text = text.replace(f"{scene}_{camera}.png", f"{scene}/{camera}/front.bmp")
+    (tmp_path / "bmp.jsonl").write_text(text)
+    options = {"cache": {"dtype": "float32"}}
+    stored = built(recipe(tmp_path / "bmp.jsonl", Path("o"), tmp_path / "store", **options))
+    live = built(recipe(tmp_path / "bmp.jsonl", Path("o"), None))
+    found, wanted = (term_losses(plan, range(20)) for plan in (stored, live))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+
+
+def test_a_store_of_one_file_is_extended_by_another_with_the_same_ids(
+    tmp_path: Path, asked: list[int]
+) -> None:
+    """Files without ids count from 1; an interrupted `cache` over both goes on, too."""
+    files = []
+    for first in (0, 2):
+        file = runs.write_data(tmp_path / str(first), scenes=2, first=first)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for number, row in enumerate(rows, start=1):
+            row["id"] = f"{number}"
+            row["images"] = [f"{first}/{name}" for name in row["images"]]
+        files.append(tmp_path / f"{first}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = built(recipe(files[0], Path("o"), tmp_path / "store"))
+    assert sum(asked) == len(one.encoded) == 10
+    both = {"train": [str(file) for file in files]}
+    plan = built(recipe(files[0], Path("o"), tmp_path / "store", data=both))
+    assert sum(asked) == len(plan.encoded) == 20
+    built(recipe(files[1], Path("o"), tmp_path / "store"))
+    assert sum(asked) == 20
+
+
+def test_teachers_see_the_missing_samples_of_a_row_in_one_pass(
+    data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    built(recipe(data, Path("o"), tmp_path, data={"questions_per_row": 2}))
+    assert asked == [5] * 4
 
 
 def test_a_store_without_its_manifest_is_refused(

@@ -126,7 +126,7 @@ def test_the_layer_one_loss_does_no_work_above_it(
     for layers in (3, 6):
         run = prepared(tmp_path / str(layers), layers)
         indices = range(len(run.plan.encoded))
-        with losses(run.plan, batch_of(run.plan, indices)) as found:
+        with losses(run.plan, batch_of(run.plan, runs.rows(run.plan, indices))) as found:
             perception = found.sums()[1]
             assert perception is not None
             with monkeypatch.context() as patch, Count(patch) as count:

@@ -60,7 +60,7 @@ def test_the_layer_one_loss_reaches_the_first_norm_query_and_key_only(tmp_path: 
         runs.tiny_teachers(),
     )
     prepare(plan)
-    batch = batch_of(plan, range(len(plan.encoded)))
+    batch = batch_of(plan, runs.rows(plan, range(len(plan.encoded))))
     with losses(plan, batch) as found:
         perception = found.sums()[1]
         assert perception is not None

@@ -35,7 +35,7 @@ def single(vlm, encoded):
     """Hidden states and cross-entropy of every sample run alone, and as transformers runs it."""
     found = []
     for one in encoded:
-        rows = batch.collate(vlm, [one], pack=False)
+        rows = batch.collate(vlm, [one])
         with torch.no_grad():
             hidden = batch.forward(vlm, rows)
             loss = batch.answer_loss(vlm, hidden, rows)
@@ -62,12 +62,13 @@ def test_single_samples_agree_with_transformers(vlm, encoded, single):
     ("pack", "limit", "rows"), [(False, None, 6), (True, None, 3), (True, 200, 4), (True, 1, 6)]
 )
 def test_rows_compute_what_single_samples_compute(vlm, encoded, single, pack, limit, rows, cached):
-    made = batch.collate(vlm, encoded, pack=pack, max_row_tokens=limit)
+    formed = batch.rows_of(encoded, pack=pack, max_tokens=limit)
+    made, wanted = batch.collate(vlm, encoded, formed), [single[i] for row in formed for i in row]
     assert len(made.input_ids) == rows
     with torch.no_grad():
         hidden = batch.forward(vlm, made, FeatureCache() if cached else None)
         loss = batch.answer_loss(vlm, hidden, made)
-    for own, mine, (alone, expected) in zip(per_sample(hidden, made), loss, single, strict=True):
+    for own, mine, (alone, expected) in zip(per_sample(hidden, made), loss, wanted, strict=True):
         assert torch.allclose(own, alone, **CLOSE)
         assert torch.allclose(mine, expected, **CLOSE)
 
@@ -76,7 +77,7 @@ def test_packing_keeps_the_gradient(vlm, encoded):
     parameters = [p for p in vlm.model.parameters() if p.requires_grad]
     found = []
     for pack in (False, True):
-        rows = batch.collate(vlm, encoded, pack=pack)
+        rows = batch.collate(vlm, encoded, batch.rows_of(encoded, pack=pack))
         loss = batch.answer_loss(vlm, batch.forward(vlm, rows), rows).mean()
         found.append(torch.autograd.grad(loss, parameters, allow_unused=True))
     compared = 0
@@ -89,24 +90,26 @@ def test_packing_keeps_the_gradient(vlm, encoded):
 
 
 def test_layout_of_a_packed_batch(vlm, encoded, mixed):
-    rows = batch.collate(vlm, encoded, pack=True)
-    assert rows.samples == tuple(mixed)
-    assert rows.row.tolist() == [0, 1, 2, 0, 1, 0]
-    for s, one in enumerate(encoded):
+    formed = batch.rows_of(encoded)
+    assert formed == ((0, 3, 5), (1, 4), (2,))
+    rows = batch.collate(vlm, encoded, formed)
+    assert rows.samples == tuple(mixed[i] for row in formed for i in row)
+    assert rows.row.tolist() == [0, 0, 0, 1, 1, 2]
+    for s, one in enumerate(encoded[i] for row in formed for i in row):
         where = rows.members[s].nonzero().flatten()
         r = int(rows.row[s])
         assert torch.equal(rows.input_ids[r][where].cpu(), one.input_ids)
         assert torch.equal(rows.labels[r][where].cpu(), one.labels)
         assert torch.equal(rows.is_image[r][where].cpu(), one.is_image)
         assert rows.images[r] == one.images
-        alone = batch.collate(vlm, [one], pack=False).position_ids
+        alone = batch.collate(vlm, [one]).position_ids
         assert torch.equal(rows.position_ids[..., r, :][..., where], alone[..., 0, :])
     covered = torch.stack([rows.members[rows.row == r].any(0) for r in range(3)])
     assert torch.equal(covered, rows.valid)
 
 
 def test_mask_equals_its_definition(vlm, encoded):
-    rows = batch.collate(vlm, encoded, pack=True)
+    rows = batch.collate(vlm, encoded, batch.rows_of(encoded))
     b, n = rows.input_ids.shape
     # Plain twin: i sees j iff j is not later and some sample holds both; padding sees itself.
     expected = torch.zeros(b, n, n, dtype=torch.bool)
@@ -118,7 +121,7 @@ def test_mask_equals_its_definition(vlm, encoded):
 
 def test_a_causal_batch_leaves_the_mask_to_sdpa(vlm, encoded):
     for one in encoded:
-        rows = batch.collate(vlm, [one], pack=True)
+        rows = batch.collate(vlm, [one], batch.rows_of([one]))
         assert rows.causal
         assert torch.equal(rows.attention_mask, torch.ones_like(rows.attention_mask).tril())
         with torch.no_grad():
@@ -126,11 +129,11 @@ def test_a_causal_batch_leaves_the_mask_to_sdpa(vlm, encoded):
             masked = batch.forward(vlm, dataclasses.replace(rows, causal=False))
         assert torch.allclose(bare, masked, **CLOSE)
     for pack in (False, True):
-        assert not batch.collate(vlm, encoded, pack=pack).causal
+        assert not batch.collate(vlm, encoded, batch.rows_of(encoded, pack=pack)).causal
 
 
 def test_padding_is_marked_everywhere(vlm, encoded):
-    rows = batch.collate(vlm, encoded, pack=False)
+    rows = batch.collate(vlm, encoded)
     lengths = torch.tensor([len(e.input_ids) for e in encoded])
     assert torch.equal(rows.valid.sum(1).cpu(), lengths)
     assert torch.equal(rows.members, rows.valid)
@@ -141,7 +144,7 @@ def test_padding_is_marked_everywhere(vlm, encoded):
 
 
 def test_qwen_positions_have_three_axes(vlm, encoded):
-    positions = batch.collate(vlm, encoded[:1], pack=True).position_ids
+    positions = batch.collate(vlm, encoded[:1], batch.rows_of(encoded[:1])).position_ids
     if vlm.family.rope_axes == 1:
         assert torch.equal(positions[0].cpu(), torch.arange(len(encoded[0].input_ids)))
     else:
@@ -159,7 +162,8 @@ def test_only_identical_prefixes_and_images_are_packed(vlm, make, pictures):
         dataclasses.replace(one, messages=(relabelled, one.messages[1])),
         dataclasses.replace(one, images={n: pictures("z") for n in one.images}),
     ]
-    rows = batch.collate(vlm, [batch.encode(vlm, s) for s in (one, *others)], pack=True)
+    encoded = [batch.encode(vlm, s) for s in (one, *others)]
+    rows = batch.collate(vlm, encoded, batch.rows_of(encoded))
     assert rows.row.tolist() == [0, 0, 1, 2]
 
 
@@ -167,7 +171,7 @@ def test_row_limit_cuts_into_equal_parts(vlm, make):
     encoded = [batch.encode(vlm, make("a", f"Question {k}?")) for k in range(7)]
     one = len(encoded[0].input_ids) - encoded[0].prefix
     limit = encoded[0].prefix + 3 * one
-    rows = batch.collate(vlm, encoded, pack=True, max_row_tokens=limit)
+    rows = batch.collate(vlm, encoded, batch.rows_of(encoded, max_tokens=limit))
     assert rows.row.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert rows.input_ids.shape[1] == limit
 
@@ -176,7 +180,7 @@ def test_row_limit_cuts_into_equal_parts(vlm, make):
 def test_the_mask_reaches_attention_unchanged(vlm, encoded, implementation):
     """Otherwise segments would see each other, or padding, without any error."""
     own = tiny.tiny_vlm(vlm.family.name, vision_hidden=32, image_size=48)
-    rows = batch.collate(own, encoded, pack=True)
+    rows = batch.collate(own, encoded, batch.rows_of(encoded))
     seen = []
 
     def attend(module, query, key, value, attention_mask, **kwargs):
@@ -202,7 +206,7 @@ def test_the_mask_reaches_attention_unchanged(vlm, encoded, implementation):
 
 def test_loss_is_the_mean_over_the_answers_tokens(vlm, encoded):
     """The plain twin: all logits, shifted by one, of one sample at a time."""
-    rows = batch.collate(vlm, encoded, pack=False)
+    rows = batch.collate(vlm, encoded)
     with torch.no_grad():
         hidden = batch.forward(vlm, rows)
         loss = batch.answer_loss(vlm, hidden, rows)
@@ -213,9 +217,10 @@ def test_loss_is_the_mean_over_the_answers_tokens(vlm, encoded):
 
 
 def test_answer_positions_come_sample_by_sample(vlm, encoded):
-    rows = batch.collate(vlm, encoded, pack=True)
+    formed = batch.rows_of(encoded)
+    rows = batch.collate(vlm, encoded, formed)
     sample, row, position = batch.answer_positions(rows)
-    for s, one in enumerate(encoded):
+    for s, one in enumerate(encoded[i] for row in formed for i in row):
         mine = sample == s
         assert (row[mine] == rows.row[s]).all()
         tokens = rows.input_ids[row[mine], position[mine]].cpu()
@@ -224,19 +229,19 @@ def test_answer_positions_come_sample_by_sample(vlm, encoded):
 
 def test_no_answer_no_loss(vlm, make):
     asked = [batch.encode(vlm, make("a", "Why?", None), add_answer=False)]
-    rows = batch.collate(vlm, asked, pack=True)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"'a:Why\?'"):
+    rows = batch.collate(vlm, asked, batch.rows_of(asked))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"'a:Why\?' have no supervised token"):
         batch.answer_loss(vlm, batch.forward(vlm, rows), rows)
 
 
 def test_no_samples_no_batch(vlm):
     with pytest.raises(ValueError, match="no samples"):
-        batch.collate(vlm, [], pack=True)
+        batch.collate(vlm, [], batch.rows_of([]))
 
 
 def test_gradient_reaches_the_tower_unless_it_is_frozen(vlm, encoded):
     own = tiny.tiny_vlm(vlm.family.name, vision_hidden=32, image_size=48)
-    rows = batch.collate(own, encoded[:1], pack=True)
+    rows = batch.collate(own, encoded[:1], batch.rows_of(encoded[:1]))
     batch.answer_loss(own, batch.forward(own, rows), rows).sum().backward()
     touched = [n for n, p in own.model.named_parameters() if p.grad is not None and p.grad.any()]
     assert any("vis" in name for name in touched)

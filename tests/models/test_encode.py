@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import AddedToken
 
 from drivekd.data.sample import Message, Sample
 from drivekd.models import tiny
-from drivekd.models.encode import IGNORE, encode
+from drivekd.models.encode import IGNORE, encode, encode_all, placed
 from drivekd.models.images import token_grid
 
 
@@ -36,6 +37,75 @@ def images_of(sample):
 def test_ids_equal_those_of_the_chat_template(vlm, mixed):
     for sample in mixed:
         assert encode(vlm, sample).input_ids.tolist() == by_template(vlm, sample)
+
+
+@pytest.mark.parametrize("add_answer", [True, False])
+def test_many_at_once_are_the_same_tokens(vlm, mixed, make, pictures, add_answer):
+    """Sharing texts before images, answers, grids of other pictures; and a text of its own."""
+    wide = dataclasses.replace(
+        mixed[0], images={c: pictures("w", (96, 48)) for c in mixed[0].images}
+    )
+    between = Message("user", "before <image> between </img> <image> after")
+    odd = Sample("s", (between, Message("assistant", "ok")), mixed[0].images)
+    samples = [*mixed, wide, odd, *mixed, make("a", "\u0338e\u0301 joins?", " so ")]
+    for sample, found in zip(samples, encode_all(vlm, samples, add_answer=add_answer), strict=True):
+        alone = plain(vlm, sample, add_answer=add_answer)
+        assert (found.sample, found.images) == (sample, tuple(sample.images.values()))
+        assert found.input_ids.tolist() == alone
+        assert found.is_image.tolist() == [token == vlm.image_token_id for token in alone]
+        answer = vlm.tokenizer(sample.answer, add_special_tokens=False).input_ids
+        labels = [label for label in found.labels.tolist() if label != IGNORE]
+        assert labels[: len(answer)] == answer[: len(labels)]
+        assert len(labels) == (len(answer) + 1) * add_answer
+
+
+def plain(vlm, sample, *, add_answer):
+    """The twin: the whole prompt through the tokenizer, then each image token repeated."""
+    shown = vlm.family.image_start + vlm.family.image_token + vlm.family.image_end
+    turns = [
+        {
+            "role": m.role,
+            "content": m.content.replace("<image>", shown) if m.role == "user" else m.content,
+        }
+        for m in placed(sample)
+    ]
+
+    def tokens(text):
+        return vlm.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def render(turns, header):
+        return vlm.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=header
+        )
+
+    prompt = render(turns, True)
+    sizes = iter(
+        [rows * columns for rows, columns in (token_grid(vlm, p) for p in images_of(sample))]
+    )
+    ids = []
+    for token in tokens(prompt):
+        ids += [token] * (next(sizes) if token == vlm.image_token_id else 1)
+    if add_answer:
+        whole = render([*turns, {"role": "assistant", "content": sample.answer}], False)
+        ids += tokens(sample.answer) + tokens(whole[len(prompt + sample.answer) :])
+    return ids
+
+
+def test_a_tokenizer_that_joins_over_an_image_is_not_cut_there(make):
+    """Its closing token takes the white space behind it along."""
+    own = tiny.tiny_vlm(vision_layers=1, text_layers=1)
+    end = AddedToken(own.family.image_end, rstrip=True, normalized=False, special=True)
+    own.tokenizer.add_tokens([end], special_tokens=True)
+    samples = [make("a", "Where?"), make("a", "How many?")]
+    for sample, found in zip(samples, encode_all(own, samples), strict=True):
+        assert found.input_ids.tolist() == plain(own, sample, add_answer=True)
+
+
+def test_of_many_the_faulty_one_is_named(vlm, make):
+    samples = [make("a", f"{n}?") for n in range(5)]
+    samples[3] = dataclasses.replace(samples[3], id="s3", images={})
+    with pytest.raises(ValueError, match=r"'s3' .*placeholders"):
+        list(encode_all(vlm, samples))
 
 
 def test_prompt_ends_behind_the_role_header(vlm, make):

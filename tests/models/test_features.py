@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from drivekd.models import tiny
 from drivekd.models.features import FeatureCache, feature_bytes, image_features, levels
@@ -43,6 +44,17 @@ def test_each_picture_runs_once(vlm, paths):
     assert len(runs) == 1
     cache.features(own, paths[:1])
     assert len(runs) == 1
+
+
+def test_a_picture_that_was_replaced_is_seen_anew(vlm, tmp_path):
+    """Of the same name and size: raw formats have no others."""
+    own, cache, path = frozen(vlm), FeatureCache(), tmp_path / "front.bmp"
+    seen = []
+    for grey in (40, 200):
+        Image.new("RGB", (48, 48), (grey, grey, grey)).save(path)
+        seen.append(cache.features(own, [path])[0])
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+    assert torch.allclose(seen[1], image_features(own, [path])[0], atol=1e-5)
 
 
 def test_the_memory_foretold_is_the_memory_taken(vlm, paths):

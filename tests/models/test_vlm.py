@@ -82,7 +82,7 @@ def test_loading_is_silent(vlm_saved, capfd):
 def test_cut_model_keeps_the_lower_layers_exactly(vlm_saved, make):
     made, folder = vlm_saved
     cut = vlm.load(folder, num_layers=1)
-    rows = batch.collate(made, [batch.encode(made, make("a"))], pack=False)
+    rows = batch.collate(made, [batch.encode(made, make("a"))])
     seen = []
 
     def note(module, inputs, output):

@@ -61,7 +61,7 @@ def eager(vlm: Vlm, encoded: Any) -> list[torch.Tensor]:
     """Head-averaged maps by transformers' own eager attention."""
     from drivekd.models.batch import collate, embed
 
-    batch = collate(vlm, [encoded], pack=False)
+    batch = collate(vlm, [encoded])
     inputs = embed(vlm, batch.input_ids, batch.is_image, encoded.images, None)
     decoder: Any = vlm.model.get_submodule("model.language_model")
     before = decoder.config._attn_implementation

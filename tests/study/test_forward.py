@@ -41,7 +41,7 @@ def whole(vlm: Vlm, sample: Sample, reading: Reading) -> dict[str, np.ndarray]:
     """One sample alone, eager, everything kept; then the formulas in double precision."""
     vlm.model.set_attn_implementation("eager")
     encoded = encode(vlm, sample)
-    batch = collate(vlm, [encoded], pack=False)
+    batch = collate(vlm, [encoded])
     paths = list(batch.images[0])
     n = len(encoded.input_ids)
     mask = torch.zeros(n, n).masked_fill(~torch.ones(n, n).tril().bool(), -torch.inf)

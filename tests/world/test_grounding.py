@@ -15,7 +15,7 @@ from world_models.tower import CELLS, visual_tokens
 from drivekd.data.cameras import prompt
 from drivekd.data.sample import CAMERAS, Message, Sample
 from drivekd.distill.teachers.attention import capture, install
-from drivekd.models.batch import Batch, collate, forward
+from drivekd.models.batch import Batch, collate, forward, rows_of
 from drivekd.models.encode import IGNORE, encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.tiny import tiny_vlm
@@ -137,7 +137,7 @@ def test_the_answer_follows_the_region_token(vlm: Vlm, scenes: list[list[Sample]
 def on_cells(vlm: Vlm, scenes: Sequence[Sequence[Sample]], cache: FeatureCache) -> float:
     install(vlm.model)
     asked = [grounding.one_hop(vlm, sample) for scene in scenes for sample in scene]
-    batch = collate(vlm, asked, pack=True)
+    batch = collate(vlm, asked, rows_of(asked))
     with torch.no_grad(), capture(decoder_layers(vlm), {0: None}) as maps:
         forward(vlm, batch, cache)
     return float(grounding.pointing(batch, maps[0], grounding.region_ids(vlm)).mean())

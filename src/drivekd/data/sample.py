@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -84,19 +84,3 @@ class Sample:
     def tags(self) -> tuple[Tag, ...]:
         """The object tags of all turns in order, in the source's unit."""
         return tuple([tag for message in self.messages for tag in read_tags(message.content)])
-
-
-def picture_identities(paths: Iterable[Path]) -> dict[Path, str]:
-    """What tells picture files apart without reading them: name and size [bytes] [ours].
-
-    Neither folder nor time of writing counts: the same pictures made again elsewhere are the same.
-    A missing file has the size -1; whoever opens it says so.
-    """
-    return {path: f"{path.name} {_size(path)}" for path in dict.fromkeys(paths)}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1

@@ -15,7 +15,7 @@ from drivekd.data.cameras import prompt
 from drivekd.data.pictures import read_image
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Message, Sample
 from drivekd.data.tags import read_tags
-from drivekd.demo.looking import look
+from drivekd.demo.looking import Rows, View, look
 from drivekd.files.writing import writing
 from drivekd.models.features import FeatureCache
 from drivekd.models.generate import generate
@@ -44,6 +44,8 @@ def ask(
     question: str,
     attention: Path | None = None,
     *,
+    layer: str | int = "penultimate",
+    rows: Rows = "answer",
     max_new_tokens: int = 64,
     device: str = "cpu",
 ) -> str:
@@ -54,8 +56,10 @@ def ask(
         images: camera name to picture; the prompt names them in the fixed camera order.
         question: may name objects by tags `<c1,CAM_FRONT,0.4700,0.6800>`, x and y as fractions of
             the picture from the upper left.
-        attention: a PNG file for the attention on each picture: that of the position which
-            predicts the answer's first token, in the penultimate layer.
+        attention: a PNG file for the attention on each picture.
+        layer: the layer drawn: a number counted from 1, `first`, `penultimate`, `last`.
+        rows: whose attention: of the position that predicts the answer's first token, or the
+            mean over the question's tokens.
         max_new_tokens: longest answer [tokens].
         device: where a model that is loaded here runs.
 
@@ -73,9 +77,10 @@ def ask(
     features = FeatureCache()
     reply = generate(vlm, [sample], max_new_tokens=max_new_tokens, features=features)[0].strip()
     if attention is not None:
-        seen = look(vlm, sample, features=features)
+        seen = look(vlm, sample, View(layer, rows), features=features)
         pictures = {camera: read_image(path) for camera, path in sample.images.items()}
-        note = f"attention of the answer's first position, layer {seen.layer} of {seen.layers}"
+        whose = "the answer's first position" if rows == "answer" else "the question, mean"
+        note = f"attention of {whose}, layer {seen.layer} of {seen.layers}"
         title = f"{re.sub(r'<r[0-9]+>', '', sample.question)}  →  {reply}"
         with writing(attention):
             attention_strip(pictures, seen.maps, title, note).save(attention)

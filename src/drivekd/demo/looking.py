@@ -91,7 +91,7 @@ def look(
         )
     encoded = encode(vlm, sample, add_answer=False)
     rows = _rows(encoded, view.rows).to(vlm.device)
-    batch = collate(vlm, [encoded], pack=False)
+    batch = collate(vlm, [encoded])
     attention.install(vlm.model)
     capture = attention.capture(layers, {chosen[0]: rows})
     with torch.no_grad(), evaluating(vlm.model), capture as maps:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drivekd.data.formats import hub
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
-from drivekd.distill.order import Order, Row, group_rows, portions, select
+from drivekd.distill.order import Order, portions, select
+from drivekd.distill.saving.trainer_state import digest
 from drivekd.distill.teachers.teacher import Term
+from drivekd.files.identity import identities
 from drivekd.files.progress import track
-from drivekd.models.batch import IGNORE, Encoded, encode, split
+from drivekd.models import encode
+from drivekd.models.batch import IGNORE, Encoded, Row
+from drivekd.models.batch import rows_of as form_rows
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
 from drivekd.recipe.data import HubData, listed
@@ -93,41 +98,8 @@ def _read_all(recipe: Recipe, sources: Iterable[str | HubData]) -> Iterator[Samp
 
 def encode_all(vlm: Vlm, samples: Sequence[Sample]) -> list[Encoded]:
     """Tokenise every sample once, up front."""
-    return [encode(vlm, sample) for sample in track(samples, label="reading samples")]
-
-
-def rows(
-    encoded: Sequence[Encoded],
-    *,
-    pack: bool,
-    max_tokens: int | None = None,
-    at_once: int | None = None,
-) -> tuple[Row, ...]:
-    """Which samples share a row: those with the same images and the same prefix, if packed.
-
-    Args:
-        encoded: the samples.
-        pack: whether any share one.
-        max_tokens: cut rows that could be longer into as few equal ones as stay within it; a
-            sample longer than that by itself has a row of its own. [ours]
-        at_once: samples of a row that a batch sees at most; None: all.
-    """
-    if not pack:
-        return tuple((index,) for index in range(len(encoded)))
-    whole = group_rows(
-        [
-            (each.images, tuple(each.input_ids[: each.prefix].tolist())) if each.prefix else index
-            for index, each in enumerate(encoded)
-        ]
-    )
-    if max_tokens is None:
-        return whole
-    found: list[Row] = []
-    for row in whole:
-        prefix = encoded[row[0]].prefix
-        own = [len(encoded[index].input_ids) - prefix for index in row]
-        found += [row[part] for part in split(own, prefix, max_tokens, at_once)]
-    return tuple(found)
+    label = f"samples to tokens of {vlm.source}"
+    return list(track(encode.encode_all(vlm, samples), total=len(samples), label=label))
 
 
 def check_limits(
@@ -166,10 +138,11 @@ def check_limits(
 
 
 def rows_of(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[Row, ...]:
-    """The rows of these samples by what a recipe says of them."""
+    """Form the rows of samples as a recipe wants them."""
     data = recipe.data
-    limits = {"max_tokens": data.max_row_tokens, "at_once": data.questions_per_row}
-    return rows(encoded, pack=data.pack, **limits)
+    return form_rows(
+        encoded, pack=data.pack, max_tokens=data.max_row_tokens, at_once=data.questions_per_row
+    )
 
 
 def sizes(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[tuple[int, int], ...]:
@@ -178,10 +151,20 @@ def sizes(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[tuple[int, int], 
     return tuple((n, len(each.input_ids) - n) for n, each in zip(shared, encoded, strict=True))
 
 
-def extent(recipe: Recipe, encoded: Sequence[Encoded]) -> tuple[int, int]:
-    """Rows of a batch of these samples, and tokens of the longest row."""
-    laid, of = rows_of(recipe, encoded), sizes(recipe, encoded)
-    return len(laid), max(of[row[0]][0] + sum(of[i][1] for i in row) for row in laid)
+def digests(encoded: Sequence[Encoded], rows: Sequence[Row]) -> dict[str, str]:
+    """Digests of what samples say, of the bytes of their pictures, and of how they share rows."""
+    samples = [each.sample for each in encoded]
+    pictures = identities(path for each in samples for path in each.images.values())
+    words = [
+        [s.id, s.capability, [[message.role, message.content] for message in s.messages]]
+        for s in samples
+    ]
+    shown = [[[camera, pictures[path]] for camera, path in s.images.items()] for s in samples]
+    return {
+        "samples": digest(map(json.dumps, words)),
+        "pictures": digest(map(json.dumps, shown)),
+        "rows": digest([repr(rows)]),
+    }
 
 
 def order_of(

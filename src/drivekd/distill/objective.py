@@ -26,7 +26,7 @@ from drivekd.method.signals.token_kl import token_kl
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import (
     Batch,
-    Encoded,
+    Row,
     answer_loss,
     answer_positions,
     collate,
@@ -79,14 +79,9 @@ class Losses:
         return torch.stack([self.answers, *self.terms, *self.carried]).detach().double()
 
 
-def batch_of(plan: Plan, indices: Sequence[int]) -> Batch:
-    """The samples with these indices as tensors."""
-    return _laid_out(plan, [plan.encoded[i] for i in indices])
-
-
-def _laid_out(plan: Plan, encoded: Sequence[Encoded]) -> Batch:
-    data = plan.recipe.data
-    return collate(plan.student, encoded, pack=data.pack, max_row_tokens=data.max_row_tokens)
+def batch_of(plan: Plan, rows: Sequence[Row]) -> Batch:
+    """Lay out rows of training samples as tensors."""
+    return collate(plan.student, plan.encoded, rows)
 
 
 @contextmanager
@@ -261,7 +256,7 @@ def held_out_loss(plan: Plan) -> float:
     plan.student.model.train(False)
     sharding.gather(plan.shards)
     for row in plan.ranks.share(rows):
-        batch = _laid_out(plan, [plan.held_out[i] for i in row])
+        batch = collate(plan.student, plan.held_out, [row])
         hidden = forward(plan.student, batch, plan.features)
         total += answer_loss(plan.student, hidden, batch).sum()
     sharding.let_go(plan.shards)

@@ -8,15 +8,13 @@ what the uninterrupted one would have drawn, and switching one thing never moves
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from drivekd.data.sample import Sample
-
-Row = tuple[int, ...]
-"""Indices of the samples that share one row of a batch."""
+from drivekd.models.batch import Row
 
 POOL = 50
 """Windows among which rows of like length are brought together, at most a quarter of an epoch's."""
@@ -53,14 +51,6 @@ def select(
 def scene_of(sample: Sample) -> str:
     """What a sample counts as a scene by: its token, its frame, or else its pictures."""
     return sample.scene or sample.frame or "|".join(str(path) for path in sample.images.values())
-
-
-def group_rows(keys: Sequence[Hashable]) -> tuple[Row, ...]:
-    """Indices with equal keys together, in order of first appearance: the rows of packed data."""
-    rows: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(keys):
-        rows.setdefault(key, []).append(index)
-    return tuple(tuple(row) for row in rows.values())
 
 
 @dataclass(frozen=True)
@@ -154,14 +144,18 @@ class Window:
     Attributes:
         step: 0-based number of the optimizer step.
         epoch: passes over the data completed once the step is done, as a fraction.
-        batches: for each forward pass of any process, the indices of its samples. Process r of n
-            runs the batches r, r + n, r + 2n, …: so a short window leaves out as few processes as
-            it can.
+        batches: the rows of each forward pass of any process. Process r of n runs the batches r,
+            r + n, r + 2n, …: so a short window leaves out as few processes as it can.
     """
 
     step: int
     epoch: float
-    batches: tuple[tuple[int, ...], ...]
+    batches: tuple[tuple[Row, ...], ...]
+
+
+def flat(batches: Iterable[Sequence[Row]]) -> list[int]:
+    """Indices of all samples of batches, row after row, as `collate` orders them."""
+    return [index for batch in batches for row in batch for index in row]
 
 
 def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
@@ -179,12 +173,8 @@ def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
             visits = _visits(order, epoch)
         place = step - epoch * order.steps_per_epoch
         window = visits[place * per_window : (place + 1) * per_window]
-        batches = _cut(window, order.rows_per_batch)
-        yield Window(
-            step,
-            epoch + (place + 1) / order.steps_per_epoch,
-            tuple(tuple(index for row in batch for index in row) for batch in batches),
-        )
+        batches = tuple(map(tuple, _cut(window, order.rows_per_batch)))
+        yield Window(step, epoch + (place + 1) / order.steps_per_epoch, batches)
 
 
 def _cut(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
@@ -234,16 +224,16 @@ def _alike(order: Order, epoch: int, visits: list[Row]) -> list[Row]:
     pools = _cut(visits, size * max(1, min(POOL, len(visits) // (4 * size))))
     if len(pools) > 1 and len(pools[-1]) < size:
         pools[-2:] = [[*pools[-2], *pools[-1]]]
-    sorted_ = [row for pool in pools for row in sorted(pool, key=lambda row: -_length(order, row))]
+    sorted_ = [row for pool in pools for row in sorted(pool, key=lambda row: -length(order, row))]
     windows = _cut(sorted_, size)
     short = [windows.pop()] if len(windows[-1]) < size else []
     places = stream(order.seed, "lengths", epoch).permutation(len(windows)).tolist()
-    longest = max(places, key=lambda place: _length(order, windows[place][0]), default=None)
+    longest = max(places, key=lambda place: length(order, windows[place][0]), default=None)
     places.sort(key=lambda place: place != longest)
     return [row for window in (*(windows[k] for k in places), *short) for row in window]
 
 
-def _length(order: Order, row: Row) -> int:
+def length(order: Order, row: Row) -> int:
     """Tokens of a row: the shared ones once."""
     return order.sizes[row[0]][0] + sum(order.sizes[index][1] for index in row)
 
@@ -253,7 +243,7 @@ def padding(order: Order) -> float:
     used = positions = 0
     for window in _cut(_visits(order, 0), order.rows_per_step):
         for batch in _cut(window, order.rows_per_batch):
-            lengths = [_length(order, row) for row in batch]
+            lengths = [length(order, row) for row in batch]
             used += sum(lengths)
             positions += len(lengths) * max(lengths)
     return 1 - used / positions

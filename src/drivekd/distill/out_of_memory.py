@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from drivekd.distill import corpus
+from drivekd.distill.order import length
 from drivekd.distill.plan import Plan
+from drivekd.models.batch import Row
 from drivekd.recipe import Recipe
 
 
@@ -18,10 +19,11 @@ def happened(error: Exception) -> bool:
     return of_class or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def of_a_batch(plan: Plan, indices: Sequence[int]) -> str:
+def of_a_batch(plan: Plan, batches: Sequence[Sequence[Row]]) -> str:
     """What the batch was that did not fit, and what makes batches smaller."""
     settings = plan.recipe.train
-    rows, tokens = corpus.extent(plan.recipe, [plan.encoded[index] for index in indices])
+    rows = max(map(len, batches))
+    tokens = max(length(plan.order, row) for batch in batches for row in batch)
     return (
         f"out of memory with {rows} {'row' if rows == 1 else 'rows'} of up to {tokens} tokens; "
         f"checkpoints are untouched. Lower train.per_device_train_batch_size "

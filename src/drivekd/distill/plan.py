@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from drivekd.data.sample import picture_identities
 from drivekd.distill import corpus
-from drivekd.distill.order import Order, padding, windows
+from drivekd.distill.order import Order, flat, padding, windows
 from drivekd.distill.processes import sharding
 from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.processes.sharding import Shards
-from drivekd.distill.saving.trainer_state import digest
 from drivekd.distill.targets import keeping, storing
 from drivekd.distill.targets.storing import Stored
 from drivekd.distill.teachers import agreement, attention, bridges, teacher
@@ -90,22 +87,9 @@ class Plan:
         return (*learned, *(self.parameters if self.shards is None else ()))
 
     @property
-    def data(self) -> str:
-        """Digest of what the training samples say and show, and of how they share rows."""
-        samples = [each.sample for each in self.encoded]
-        pictures = picture_identities(path for each in samples for path in each.images.values())
-        parts = (
-            json.dumps(
-                [
-                    each.id,
-                    each.capability,
-                    [[message.role, message.content] for message in each.messages],
-                    [[camera, pictures[path]] for camera, path in each.images.items()],
-                ]
-            )
-            for each in samples
-        )
-        return digest([*parts, repr(self.order.rows)])
+    def data(self) -> dict[str, str]:
+        """Digests of what the training samples say and show, and of how they share rows."""
+        return corpus.digests(self.encoded, self.order.rows)
 
 
 def build(
@@ -142,15 +126,16 @@ def build(
     order = corpus.order_of(recipe, laid, ranks.size, samples, sizes)
     total_steps = steps_of(recipe, order)
     again = total_steps > order.steps_per_epoch or bool(order.portions)
+    shown = windows(order, 0, total_steps)
+    batches = (batch for window in shown for batch in ranks.share(window.batches))
+    parts = (recipe, taught.teachers, taught.terms, student, encoded, taught.stored)
     return Plan(
         recipe=recipe,
         student=student,
         features=taught.features,
         teachers=taught.teachers,
         stored=taught.stored,
-        targets=keeping.targets(
-            recipe, taught.teachers, taught.terms, student, encoded, taught.stored, again=again
-        ),
+        targets=keeping.targets(*parts, again=again, batches=batches),
         terms=taught.terms,
         bridges=_bridges(recipe, student, taught.teachers),
         mixing=_mixing(recipe, taught.terms, student.device),
@@ -315,8 +300,7 @@ def fill_caches(plan: Plan) -> None:
     seen = {
         index
         for window in windows(plan.order, 0, plan.total_steps)
-        for batch in plan.ranks.share(window.batches)
-        for index in batch
+        for index in flat(plan.ranks.share(window.batches))
     }
     pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
     held_out = list(dict.fromkeys(each.images for each in plan.held_out))

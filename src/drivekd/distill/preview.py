@@ -15,14 +15,13 @@ from safetensors import safe_open
 from drivekd.data.sample import CAMERAS, IMAGE_PLACEHOLDER, Sample
 from drivekd.distill import corpus, memory, plan
 from drivekd.distill.memory import Part
-from drivekd.distill.order import Row, group_rows
 from drivekd.distill.processes.parallel import ALONE
 from drivekd.distill.teachers import agreement, teacher
 from drivekd.distill.teachers.teacher import Term
 from drivekd.distill.trained import trained
 from drivekd.models import published
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import split
+from drivekd.models.batch import group
 from drivekd.recipe import Capability, Recipe
 from drivekd.recipe.data import listed
 
@@ -194,10 +193,9 @@ def _data(
     samples = corpus.training_samples(recipe)
     packed = recipe.data.pack
     keys = [_shared(s) if packed and s.images else i for i, s in enumerate(samples)]
-    rows = group_rows(keys)
-    limit, at_once = recipe.data.max_row_tokens, recipe.data.questions_per_row
-    if packed and limit is not None:
-        rows = tuple(part for row in rows for part in _cut(row, samples, visual, limit, at_once))
+    limit, at_once = recipe.data.max_row_tokens if packed else None, recipe.data.questions_per_row
+    sizes = [(len(sample.images) * visual, _text(sample)) for sample in samples]
+    rows = group(keys, sizes, limit, at_once)
     order = corpus.order_of(recipe, rows, ALONE.size, samples)
     steps = Steps(len(samples), len(rows), order.steps_per_epoch, plan.steps_of(recipe, order))
     lengths = (_length([samples[i] for i in row], visual, at_once) for row in rows)
@@ -209,15 +207,6 @@ def _shared(sample: Sample) -> object:
     turns = [f"{message.role} {message.content}" for message in sample.prompt]
     before, _, _ = "\n".join(turns).rpartition(IMAGE_PLACEHOLDER)
     return tuple(sample.images.values()), before
-
-
-def _cut(
-    row: Row, samples: Sequence[Sample], visual: int, limit: int, at_once: int | None
-) -> list[Row]:
-    """A row as the run cuts it by `data.max_row_tokens`, by estimated lengths."""
-    own = [_text(samples[index]) for index in row]
-    prefix = len(samples[row[0]].images) * visual
-    return [row[part] for part in split(own, prefix, limit, at_once)]
 
 
 def _length(samples: Sequence[Sample], visual: int, at_once: int | None) -> memory.Row:

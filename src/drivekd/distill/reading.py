@@ -22,7 +22,7 @@ def steps(plan: Plan, windows: Iterable[Window]) -> AbstractContextManager[Itera
 
     def wanted(window: Window) -> Iterator[tuple[Vlm, Path]]:
         for batch in plan.ranks.share(window.batches):
-            for index in batch:
-                yield from ((vlm, path) for path in plan.encoded[index].images for vlm in readers)
+            for first, *_ in batch:
+                yield from ((vlm, path) for path in plan.encoded[first].images for vlm in readers)
 
     return ahead(windows, wanted, plan.recipe.train.dataloader_num_workers if readers else 0)

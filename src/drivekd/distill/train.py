@@ -24,7 +24,7 @@ from drivekd.distill import plan as plans
 from drivekd.distill import run as runs
 from drivekd.distill.gradients import accumulate, clear, exchange
 from drivekd.distill.objective import batch_of, held_out_loss, learn, losses, tally
-from drivekd.distill.order import Window, stream, windows
+from drivekd.distill.order import Window, flat, stream, windows
 from drivekd.distill.plan import Plan
 from drivekd.distill.processes import launch, parallel, sharding
 from drivekd.distill.processes.parallel import ALONE, Ranks
@@ -38,6 +38,7 @@ from drivekd.files.lock import locked
 from drivekd.files.progress import track
 from drivekd.method.combine import projection
 from drivekd.models import vlm as vlms
+from drivekd.models.batch import Row
 from drivekd.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -115,16 +116,16 @@ def step(run: Run, window: Window) -> None:
     plan, settings = run.plan, run.plan.recipe.train
     by_batch = plan.recipe.combine.granularity == "micro_batch"
     units = [[batch] for batch in window.batches] if by_batch else [list(window.batches)]
-    total = sum(len(batch) for batch in window.batches)
+    total = len(flat(window.batches))
     drawn = stream(plan.recipe.seed, "dropout", window.step, plan.ranks.rank)
     torch.manual_seed(int(drawn.integers(2**63)))
     run.update.zero_()
     bridges.clear(plan.bridges)
     for number, batches in enumerate(units):
-        samples = [index for batch in batches for index in batch]
+        samples = flat(batches)
         factors = update.factors(plan, run.unit, run.kept, samples)
         _collect(run, window, batches, factors)
-        with _located(plan, window, samples):
+        with _located(plan, window, batches):
             if factors is None:
                 place = (window.step, number)
                 solved = update.solve(plan, run.unit, run.method, run.memory, place)
@@ -132,7 +133,7 @@ def step(run: Run, window: Window) -> None:
                 solved = update.reuse(plan, run.unit, run.kept)
         run.update.add_(solved.update, alpha=len(samples) / total)
         _remember(run, solved)
-    with _located(plan, window, [index for batch in window.batches for index in batch]):
+    with _located(plan, window, window.batches):
         bridges.settle(plan.bridges, plan.ranks)
         sharding.let_go(plan.shards)
         holders = plan.ranks if plan.shards else ALONE
@@ -143,18 +144,18 @@ def step(run: Run, window: Window) -> None:
 
 
 def _collect(
-    run: Run, window: Window, batches: Sequence[Sequence[int]], factors: Sequence[float] | None
+    run: Run, window: Window, batches: Sequence[Sequence[Row]], factors: Sequence[float] | None
 ) -> None:
     """The gradients of one unit, from the batches of all processes."""
     plan, unit = run.plan, run.unit
-    beside = [index for batch in batches for index in batch] if plan.shards else []
+    beside = flat(batches) if plan.shards else []
     clear(unit)
-    for indices, own in sharding.turns(plan.shards, plan.ranks, batches):
-        with _located(plan, window, indices), losses(plan, batch_of(plan, indices)) as found:
+    for rows, own in sharding.turns(plan.shards, plan.ranks, batches):
+        with _located(plan, window, [rows]), losses(plan, batch_of(plan, rows)) as found:
             if own:
                 learn(plan, found)
-            accumulate(unit, plan, found, indices if own else (), factors, beside)
-    exchange(unit, plan, batches)
+            accumulate(unit, plan, found, flat([rows]) if own else (), factors, beside)
+    exchange(unit, plan, [flat([rows]) for rows in batches])
 
 
 def _remember(run: Run, solved: update.Solved) -> None:
@@ -167,15 +168,15 @@ def _remember(run: Run, solved: update.Solved) -> None:
 
 
 @contextmanager
-def _located(plan: Plan, window: Window, indices: Sequence[int]) -> Iterator[None]:
+def _located(plan: Plan, window: Window, batches: Sequence[Sequence[Row]]) -> Iterator[None]:
     """Say in which step and on which samples something failed; no later step was begun."""
     try:
         yield
     except (ValueError, RuntimeError, MemoryError) as error:
         reason = (
-            out_of_memory.of_a_batch(plan, indices) if out_of_memory.happened(error) else str(error)
+            out_of_memory.of_a_batch(plan, batches) if out_of_memory.happened(error) else str(error)
         )
-        ids = [plan.encoded[index].sample.id for index in indices]
+        ids = [plan.encoded[index].sample.id for index in flat(batches)]
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         where = f"step {window.step + 1}, samples {', '.join(ids[:8])}{more}"
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
@@ -278,7 +279,7 @@ def _begin(plan: Plan, state: State, folder: Path) -> log.Journal:
 
 
 def _advanced(run: Run, state: State, window: Window, seconds: float) -> State:
-    samples = sum(len(batch) for batch in window.batches)
+    samples = len(flat(window.batches))
     log.add(run.totals, "seconds_per_question", seconds / samples, samples)
     return replace(
         state,

@@ -8,7 +8,7 @@ positions it would have alone. Logits equal those of single samples.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,15 +29,21 @@ __all__ = [
     "IGNORE",
     "Batch",
     "Encoded",
+    "Row",
     "answer_loss",
     "answer_positions",
     "collate",
     "embed",
     "encode",
     "forward",
+    "group",
     "prefix_positions",
-    "split",
+    "rows_of",
+    "shared",
 ]
+
+Row = tuple[int, ...]
+"""Indices of the samples that share a row of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class Batch:
         images: files of each row, in the order of their tokens.
         row: the row of each sample.
         members: positions of the row that make up the sample: shared prefix and own segment.
-        samples: in the order given to `collate`.
+        samples: row after row.
         places: row of each sample and position of the first token behind its prefix, on the host.
         causal: the mask is the plain causal one: a sample to a row, no padding.
     """
@@ -74,46 +80,102 @@ class Batch:
     causal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What a row is made of: a shared prefix and the samples (by index) that follow it."""
+def rows_of(
+    encoded: Sequence[Encoded],
+    *,
+    pack: bool = True,
+    max_tokens: int | None = None,
+    at_once: int | None = None,
+) -> tuple[Row, ...]:
+    """Form rows: samples with the same images and the same prefix share one, if packed.
 
-    prefix: int
-    members: tuple[int, ...]
+    Args:
+        encoded: the samples.
+        pack: whether any share one.
+        max_tokens: see `group`.
+        at_once: the same.
+    """
+    if not pack:
+        return tuple((index,) for index in range(len(encoded)))
+    keys = [shared(each) if each.prefix else index for index, each in enumerate(encoded)]
+    sizes = [(each.prefix, len(each.input_ids) - each.prefix) for each in encoded]
+    return group(keys, sizes, max_tokens, at_once)
 
 
-def collate(
-    vlm: Vlm, encoded: Sequence[Encoded], *, pack: bool, max_row_tokens: int | None = None
-) -> Batch:
-    """Lay samples out in rows on the model's device.
+def shared(encoded: Encoded) -> Hashable:
+    """Say what samples of one row have in common: their images and the tokens up to the last."""
+    return encoded.images, tuple(encoded.input_ids[: encoded.prefix].tolist())
+
+
+def group(
+    keys: Sequence[Hashable],
+    sizes: Sequence[tuple[int, int]] = (),
+    max_tokens: int | None = None,
+    at_once: int | None = None,
+) -> tuple[Row, ...]:
+    """Bring indices with equal keys together, in the order of their first ones.
+
+    Args:
+        keys: what samples of a row have in common.
+        sizes: of each sample, tokens of the common prefix and tokens behind it; for `max_tokens`.
+        max_tokens: cut rows that could be longer into as few equal ones as stay within it, since
+            attention costs the square of a row; a sample longer than that has its own row. [ours]
+        at_once: samples of a row that a batch sees at most; None: all.
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        rows.setdefault(key, []).append(index)
+    if max_tokens is None:
+        return tuple(map(tuple, rows.values()))
+    cut: list[Row] = []
+    for row in rows.values():
+        behind = [sizes[index][1] for index in row]
+        cut += [tuple(row[part]) for part in _split(behind, sizes[row[0]][0], max_tokens, at_once)]
+    return tuple(cut)
+
+
+def _split(behind: Sequence[int], prefix: int, limit: int, at_once: int | None) -> list[slice]:
+    """Cut a row into as few equal parts as stay within the limit; batches pad to the longest."""
+    total = len(behind)
+    for parts in range(1, total):
+        cuts = [total * k // parts for k in range(parts + 1)]
+        slices = [slice(start, stop) for start, stop in pairwise(cuts)]
+        longest = (sum(sorted(behind[part], reverse=True)[:at_once]) for part in slices)
+        if all(prefix + length <= limit for length in longest):
+            return slices
+    return [slice(k, k + 1) for k in range(total)]
+
+
+def collate(vlm: Vlm, encoded: Sequence[Encoded], rows: Sequence[Row] | None = None) -> Batch:
+    """Lay rows out on the model's device.
 
     Args:
         vlm: for padding and position ids.
-        encoded: at least one sample.
-        pack: let samples with identical prefix tokens and images share a row; otherwise each
-            sample has a row of its own.
-        max_row_tokens: split a packed row before it grows longer (a single sample never is).
-            Attention costs the square of the row, so cutting very long rows saves time.
+        encoded: samples.
+        rows: which of them share a row (see `rows_of`), the batch's samples row after row; by
+            default all samples, each in its own row.
 
     Raises:
         ValueError: without any sample.
     """
-    if not encoded:
+    rows = rows_of(encoded, pack=False) if rows is None else rows
+    if not rows:
         raise ValueError("collate: no samples; expected at least one")
-    rows = _rows(encoded, pack, max_row_tokens)
-    laid = [_lay_out(vlm, row, encoded) for row in rows]
+    members = [[encoded[index] for index in row] for row in rows]
+    laid = [_lay_out(vlm, row) for row in members]
     pad = vlm.tokenizer.pad_token_id or 0
     input_ids = pad_sequence([ids for ids, *_ in laid], True, pad)
     labels = pad_sequence([labels for _, labels, *_ in laid], True, IGNORE)
     segment = pad_sequence([segment for *_, segment, _ in laid], True, -1)
     positions = pad_sequence([positions.T for *_, positions in laid], True, 0).permute(2, 0, 1)
-    number = torch.empty(len(encoded), dtype=torch.long)
-    places = [(0, 0)] * len(encoded)
-    for r, row in enumerate(rows):
-        start = row.prefix
-        for k, index in enumerate(row.members):
-            number[index], places[index] = k + 1, (r, start)
-            start += len(encoded[index].input_ids) - row.prefix
+    number: list[int] = []
+    places: list[tuple[int, int]] = []
+    for r, row in enumerate(members):
+        start = row[0].prefix
+        for k, each in enumerate(row, start=1):
+            number.append(k)
+            places.append((r, start))
+            start += len(each.input_ids) - each.prefix
     row_of = torch.tensor([r for r, _ in places])
     own = segment[row_of]
     device = vlm.device
@@ -124,12 +186,12 @@ def collate(
         labels=labels.to(device),
         is_image=((input_ids == vlm.image_token_id) & (segment >= 0)).to(device),
         valid=(segment >= 0).to(device),
-        images=tuple(encoded[row.members[0]].images for row in rows),
+        images=tuple(row[0].images for row in members),
         row=row_of.to(device),
-        members=((own == 0) | (own == number[:, None])).to(device),
-        samples=tuple(e.sample for e in encoded),
+        members=((own == 0) | (own == torch.tensor(number)[:, None])).to(device),
+        samples=tuple(each.sample for row in members for each in row),
         places=tuple(places),
-        causal=len(rows) == len(encoded) and len({len(ids) for ids, *_ in laid}) == 1,
+        causal=len(rows) == len(places) and len({len(ids) for ids, *_ in laid}) == 1,
     )
 
 
@@ -238,57 +300,17 @@ def answer_loss(vlm: Vlm, hidden: Float[Tensor, "b n d"], batch: Batch) -> Float
     return torch.zeros(len(count), device=each.device).index_add(0, sample, each) / count
 
 
-def _rows(encoded: Sequence[Encoded], pack: bool, limit: int | None) -> list[_Row]:
-    """Group samples into rows; groups in the order of their first sample."""
-    groups: dict[object, list[int]] = {}
-    for i, e in enumerate(encoded):
-        shared = (tuple(e.input_ids[: e.prefix].tolist()), e.images)
-        groups.setdefault(shared if pack and e.prefix else i, []).append(i)
-    rows: list[_Row] = []
-    for group in groups.values():
-        prefix = encoded[group[0]].prefix
-        own = [len(encoded[i].input_ids) - prefix for i in group]
-        rows += [_Row(prefix, tuple(group[part])) for part in split(own, prefix, limit)]
-    return rows
-
-
-def split(
-    own: Sequence[int], prefix: int, limit: int | None, at_once: int | None = None
-) -> list[slice]:
-    """Cut a group into as few equal parts as keep every row within the limit.
-
-    Equal parts, because the rows of a batch are padded to the longest.
-
-    Args:
-        own: lengths of the samples behind their common prefix.
-        prefix: its length.
-        limit: most tokens of a row.
-        at_once: samples of a part that share a row at most; None: all.
-    """
-    total = len(own)
-    for parts in range(1, total + 1):
-        cuts = [total * k // parts for k in range(parts + 1)]
-        slices = [slice(start, stop) for start, stop in pairwise(cuts)]
-        longest = (sum(sorted(own[part], reverse=True)[:at_once]) for part in slices)
-        if limit is None or all(prefix + length <= limit for length in longest):
-            return slices
-    return [slice(k, k + 1) for k in range(total)]
-
-
-def _lay_out(
-    vlm: Vlm, row: _Row, encoded: Sequence[Encoded]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _lay_out(vlm: Vlm, row: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ids, labels, segment numbers (0 = prefix) and positions [axes, n] of one row."""
-    first, prefix = encoded[row.members[0]], row.prefix
-    own = [encoded[i] for i in row.members]
-    lengths = torch.tensor([prefix, *(len(e.input_ids) - prefix for e in own)])
+    first, prefix = row[0], row[0].prefix
+    lengths = torch.tensor([prefix, *(len(e.input_ids) - prefix for e in row)])
     segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     start = prefix_positions(vlm, first)
     after = int(start.max()) + 1 if prefix else 0
     behind = [torch.arange(after, after + int(n)).expand(len(start), -1) for n in lengths[1:]]
     return (
-        torch.cat([first.input_ids[:prefix], *(e.input_ids[prefix:] for e in own)]),
-        torch.cat([first.labels[:prefix], *(e.labels[prefix:] for e in own)]),
+        torch.cat([first.input_ids[:prefix], *(e.input_ids[prefix:] for e in row)]),
+        torch.cat([first.labels[:prefix], *(e.labels[prefix:] for e in row)]),
         segment,
         torch.cat([start, *behind], dim=1),
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drivekd.files.identity import identity
 from drivekd.models.images import PLAIN, ImageMode, pixels, token_grid
 from drivekd.models.vlm import Vlm, vision_parts
 
@@ -142,7 +143,10 @@ class FeatureCache:
 
     def _key(self, vlm: Vlm, path: Path) -> Hashable:
         # All pictures of one colour and one token grid are the same picture.
-        key = token_grid(vlm, path) if self.image_mode in PLAIN else path
+        key: Hashable = token_grid(vlm, path)
+        if self.image_mode not in PLAIN:
+            shown = [path, *([] if self.other is None else [self.other.get(path, path)])]
+            key = (key, *map(identity, shown))
         # Made while a pass computes in half precision they are others than outside of it.
         half = self.latest and torch.is_autocast_enabled(vlm.device.type)
         return (key, half)

@@ -20,8 +20,8 @@ from transformers import DynamicCache
 
 from drivekd.data.sample import Sample
 from drivekd.models import crossed
-from drivekd.models.batch import embed, prefix_positions
-from drivekd.models.encode import Encoded, encode
+from drivekd.models.batch import embed, group, prefix_positions, shared
+from drivekd.models.encode import Encoded, encode_all
 from drivekd.models.features import FeatureCache
 from drivekd.models.rows import Rows, axes, decode, end_tokens, follow
 from drivekd.models.sampling import GREEDY, Choice, Sampling, choice
@@ -78,7 +78,7 @@ def generate_ids(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"generate: {name} is {value}, expected at least 1")
-    encoded = [encode(vlm, sample, add_answer=False) for sample in samples]
+    encoded = list(encode_all(vlm, samples, add_answer=False))
     if vlm.family.crossed:
         shown = features or FeatureCache()
         with evaluating(vlm.model):
@@ -90,11 +90,11 @@ def generate_ids(
             ]
     answers: list[list[int]] = [[] for _ in samples]
     with torch.no_grad(), evaluating(vlm.model):
-        for group in _groups(encoded):
-            prefix = _run_prefix(vlm, encoded[group[0]], features)
-            for start in range(0, len(group), batch_size):
-                part = group[start : start + batch_size]
-                last = start + batch_size >= len(group)
+        for row in group([shared(each) for each in encoded]):
+            prefix = _run_prefix(vlm, encoded[row[0]], features)
+            for start in range(0, len(row), batch_size):
+                part = row[start : start + batch_size]
+                last = start + batch_size >= len(row)
                 cache = prefix.cache if last else copy.deepcopy(prefix.cache)
                 questions = [encoded[i].input_ids[prefix.length :] for i in part]
                 names = [samples[i].id for i in part]
@@ -112,14 +112,6 @@ class _Prefix:
     cache: DynamicCache
     length: int
     after: int
-
-
-def _groups(encoded: Sequence[Encoded]) -> list[list[int]]:
-    """Indices of samples by shared prefix; all without images form one group."""
-    groups: dict[object, list[int]] = {}
-    for i, e in enumerate(encoded):
-        groups.setdefault((tuple(e.input_ids[: e.prefix].tolist()), e.images), []).append(i)
-    return list(groups.values())
 
 
 def _run_prefix(vlm: Vlm, encoded: Encoded, features: FeatureCache | None) -> _Prefix:

@@ -48,7 +48,7 @@ def begin(vlm: Vlm, encoded: Sequence[Encoded]) -> Rows:
         vlm: of a family that is not `crossed`.
         encoded: prompts up to the answer; at least one.
     """
-    batch = collate(vlm, encoded, pack=False)
+    batch = collate(vlm, encoded)
     paths = [path for row in batch.images for path in row]
     positions = batch.position_ids if batch.position_ids.ndim == 3 else batch.position_ids[None]
     cache = DynamicCache(config=vlm.model.config.get_text_config())

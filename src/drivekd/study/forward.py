@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 
 from drivekd.distill.teachers import attention
 from drivekd.distill.teachers.teacher import text_rows
-from drivekd.models.batch import Batch, answer_positions, collate, forward
+from drivekd.models.batch import Batch, answer_positions, collate, forward, rows_of
 from drivekd.models.encode import IGNORE, Encoded
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm, decoder_layers, lm_head
@@ -80,7 +80,7 @@ def read_row(
     Raises:
         ValueError: states or attention are not finite; the samples are named.
     """
-    batch = collate(vlm, encoded, pack=True)
+    batch = collate(vlm, encoded, rows_of(encoded))
     assert len(batch.input_ids) == 1, "samples of one row share prefix and images"
     layers = decoder_layers(vlm)
     sees = bool(batch.images[0])
@@ -103,7 +103,7 @@ def read_margins(
 
     ValueError: one is not finite; the samples are named.
     """
-    batch = collate(vlm, encoded, pack=True)
+    batch = collate(vlm, encoded, rows_of(encoded))
     return _margins(vlm, forward(vlm, batch, features), batch, encoded)
 
 

@@ -41,7 +41,7 @@ def gap(student: Vlm, vlm: Vlm, encoded: Sequence[Encoded]) -> Gap:
     with evaluating(student.model):
         for start in range(0, len(encoded), AT_ONCE):
             part = encoded[start : start + AT_ONCE]
-            squares = _squares(student, frozen, collate(student, part, pack=False))
+            squares = _squares(student, frozen, collate(student, part))
             for sample, square in zip(part, squares, strict=True):
                 name = sample.sample.capability or "none"
                 sums[name] = sums.get(name, np.zeros((2, depth))) + square

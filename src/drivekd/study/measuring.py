@@ -10,9 +10,9 @@ import numpy as np
 
 from drivekd.data.paraphrases import paraphrased
 from drivekd.data.sample import Sample
-from drivekd.distill.order import group_rows, scene_of
+from drivekd.distill.order import scene_of
 from drivekd.files.progress import track
-from drivekd.models.batch import split
+from drivekd.models.batch import Row, group
 from drivekd.models.encode import Encoded, encode
 from drivekd.models.features import FeatureCache
 from drivekd.models.vlm import Vlm
@@ -43,7 +43,7 @@ def ask(vlm: Vlm, samples: Sequence[Sample], reading: Reading = "usual") -> Iter
     `SAMPLES_AT_ONCE`; pictures come in the order in which the samples first name them.
     """
     features, grid = FeatureCache(latest=True), None
-    rows = group_rows([tuple(sample.images.values()) for sample in samples])
+    rows = group([tuple(sample.images.values()) for sample in samples])
     ordered = [samples[i] for row in rows for i in row]
     for chunk in _chunks(track(ordered, len(ordered), "reading the teacher")):
         questions: list[Asked] = []
@@ -119,9 +119,9 @@ def _encoded(vlm: Vlm, sample: Sample) -> Encoded:
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Group consecutive samples with the same pictures, not too many at a time."""
-    for _, group in groupby(samples, key=lambda sample: tuple(sample.images.values())):
+    for _, same in groupby(samples, key=lambda sample: tuple(sample.images.values())):
         chunk: list[Sample] = []
-        for sample in group:
+        for sample in same:
             chunk.append(sample)
             if len(chunk) == SAMPLES_AT_ONCE:
                 yield chunk
@@ -130,12 +130,8 @@ def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
             yield chunk
 
 
-def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Yield indices of samples that run as one row: the same prefix, and not too long behind it."""
+def _rows(encoded: Sequence[Encoded]) -> tuple[Row, ...]:
+    """Form rows of samples with the same prefix, with at most `OWN_TOKENS` behind it."""
     # Without a prefix nothing is shared, and samples of one row would be told apart in vain.
     keys = [tuple(e.input_ids[: e.prefix].tolist()) or i for i, e in enumerate(encoded)]
-    for group in group_rows(keys):
-        prefix = encoded[group[0]].prefix
-        lengths = [len(encoded[i].input_ids) - prefix for i in group]
-        for part in split(lengths, prefix, prefix + OWN_TOKENS):
-            yield list(group[part])
+    return group(keys, [(0, len(e.input_ids) - e.prefix) for e in encoded], OWN_TOKENS)

@@ -54,24 +54,13 @@ def run(
 ) -> dict[str, Any]:
     """Read a teacher on a data file and write what it shows; returns what `prestudy.json` holds.
 
-    Args:
-        teacher: folder, hub id or `world:NAME`.
-        data: driving questions with answers.
-        out: folder for the results.
-        student: whose depth the recommended layers are given for.
-        general: questions that are not about driving; drawn here where absent.
-        format: of both files.
-        root: folder that relative image paths of `data` start from.
-        max_samples: use only so many, drawn by the seed.
-        drop: of the cosine of attention over wordings, from which on it counts as one, for
-            `stability.json`; None leaves that out.
-        reading: how tokens become features, see `drivekd.study.forward.Reading`.
-        seed: of that draw, of the drawn questions, and of the bootstrap.
-        device: where the teacher runs.
-        dtype: of its weights.
+    The recommended layers are given for the `student`'s depth. Questions that are not about driving
+    are those of `general`, else drawn here. With a `drop`, from which on the cosine of attention
+    over wordings counts as one, `stability.json` is written too. `reading` says how tokens become
+    features (`drivekd.study.forward.Reading`); the seed is that of the draw of `max_samples`, of
+    the drawn questions, and of the bootstrap.
 
-    Raises:
-        OSError, ValueError: the data, a model, or states that are not finite.
+    OSError, ValueError: the data, a model, or states that are not finite.
     """
     rows = _assigned(list(read(data, format, root=root)), data)
     samples = select(rows, seed=seed, max_scenes=None, max_samples=max_samples)

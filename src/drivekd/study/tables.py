@@ -65,9 +65,6 @@ def _cell(curve: Content | None, place: int, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-# ---------------------------------------------------------------------------------- the pre-study
-
-
 def _layers(content: Content) -> Table:
     """Make a row per layer; states are shown at the block that they leave.
 
@@ -108,9 +105,6 @@ def _choices(content: Content) -> Table:
         cells = (row["capability"], row["signal"], row["teacher_layers"])
         table.add_row(*map(escape, (*cells, "; ".join(filter(None, why)))))
     return table
-
-
-# ------------------------------------------------------------------------------------- stability
 
 
 def _verdicts(content: Content) -> Table:
@@ -154,9 +148,6 @@ def _cosines(content: Content) -> Table:
             cells = [_cell(curves.get(f"{kind}/{rows}/{name}"), layer) for kind, name in shown]
             table.add_row(str(layer + 1), rows, *cells)
     return table
-
-
-# -------------------------------------------------------------------------------------- capacity
 
 
 def _percent(share: Mapping[str, float] | None) -> str:

@@ -65,9 +65,6 @@ def _thin(answer: str, share: Share, rng: np.random.Generator) -> Answered:
     return (answer, ()) if rng.random() < share.get(answer, 1.0) else None
 
 
-# --- perception ---------------------------------------------------------------------------------
-
-
 def colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> Answered:
     return _draw(
         _grouped(seen, lambda s: s.thing.colour if s.thing.kind in _ROAD_USERS else None), rng
@@ -108,9 +105,6 @@ def lead_colour(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator
     ]
     nearest = min(ahead, key=lambda s: s.thing.x, default=None)
     return None if nearest is None else (nearest.thing.colour, ())
-
-
-# --- reasoning ----------------------------------------------------------------------------------
 
 
 def future(scene: Scene, thing_id: int) -> str | None:
@@ -156,9 +150,6 @@ def cause(scene: Scene, seen: Sequence[Sighting], rng: np.random.Generator) -> A
     if scene.cause_id and scene.cause_id not in shown:
         return None  # the pictures do not show the reason
     return _thin(scene.cause, {"nothing": 0.5}, rng)
-
-
-# --- planning -----------------------------------------------------------------------------------
 
 
 def safe(scene: Scene, action: Action) -> bool | None:

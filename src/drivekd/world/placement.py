@@ -205,9 +205,6 @@ _JUNCTIONS: dict[RoadType, Callable[[_Placer], None]] = {
 }
 
 
-# --- events: each places what calls for the wanted action, y being that of the ego's lane --------
-
-
 def _light(p: _Placer, y: float) -> None:
     state: Light = "red" if p.plan.event == "red_light" else "green"
     x = float(p.rng.uniform(13, 19))
@@ -303,6 +300,7 @@ def _longer(kind: Kind) -> float:
     return (SIZES[kind][0] - SIZES["car"][0]) / 2
 
 
+#: each places what calls for the wanted action; y [m] is that of the ego's lane
 _EVENTS: dict[Event, Callable[[_Placer, float], None]] = {
     "free": _free,
     "green_light": _light,
@@ -317,9 +315,6 @@ _EVENTS: dict[Event, Callable[[_Placer, float], None]] = {
     "cut_in": _cut_in,
     "yield": _yield,
 }
-
-
-# --- the others ---------------------------------------------------------------------------------
 
 
 def _sides(p: _Placer) -> None:

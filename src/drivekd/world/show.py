@@ -87,9 +87,6 @@ def show(folder: Path, out: Path, scenes: int = 6) -> Path:
     return out
 
 
-# --- what is on the sheet -----------------------------------------------------------------------
-
-
 def _cards(folder: Path, scenes: int) -> list[Card]:
     """Read the first scenes in the order of the questions file."""
     questions = folder / "questions.jsonl"
@@ -136,9 +133,6 @@ def _mark(key: str, place: int, truth: dict[str, Any]) -> Mark:
     )
     colour, letter = _MARKS[place % len(_MARKS)], chr(ord("A") + place % 26)
     return Mark(letter, colour, f"<{key}", camera, u, v, next(boxes, None))
-
-
-# --- drawing ------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8)

@@ -49,17 +49,12 @@ def export(
 ) -> dict[str, Any]:
     """Write a model, and all that reads its input, into a folder: as a whole or not at all.
 
-    Args:
-        model: folder, hub id or `world:NAME`.
-        out: a new or empty folder, or one of an earlier export, which is replaced.
-        format: the layout of transformers, or of InternVL's code on the hub (layouts.py).
-        quantise: round the decoder's linear layers to 8 or 4 bits.
-        dtype: of the other weights; by default that of the source.
-        adapter: a folder of peft's to be added to the weights first.
-        device: where the answers are compared, and quantising runs.
-        verify: read the folder back. It must hold the bits that it should, and a lossless one must
-            answer as its source does; of others the equal answers are counted.
-            `internvl-chat` is read back and renamed, not run.
+    `out` is a new or empty folder, or one of an earlier export, which is replaced; `format` the
+    layout of transformers or of InternVL's code on the hub (layouts.py). Quantising rounds the
+    decoder's linear layers to 8 or 4 bits; `dtype`, by default the source's, is that of the other
+    weights; an `adapter` of peft's is added to the weights first. To `verify` is to read the folder
+    back: it must hold the bits that it should, and a lossless one must answer as its source does;
+    of others the equal answers are counted. `internvl-chat` is read back and renamed, not run.
 
     Returns:
         What the folder's `export.json` says.
@@ -95,9 +90,6 @@ def summary(facts: dict[str, Any]) -> str:
         f"{facts['format']}, {facts['dtype']}, {how}: {after:.1f} MB of weights (the source: "
         f"{facts['source_dtype']}, {before:.1f} MB)\nchecked: {card.checked(facts)}"
     )
-
-
-# ---------------------------------------------------------------------------------- the source
 
 
 def _loaded(job: Job) -> Vlm:
@@ -144,9 +136,6 @@ def _facts(job: Job, vlm: Vlm) -> dict[str, Any]:
         "drivekd": __version__,
         "transformers": transformers.__version__,
     }
-
-
-# --------------------------------------------------------------------------------- the folder
 
 
 @contextmanager
@@ -204,9 +193,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _megabytes(sizes: Iterable[int]) -> float:
     return round(sum(sizes) / 1e6, 3)
-
-
-# ----------------------------------------------------------------------------------- the check
 
 
 def _checked(

@@ -111,9 +111,6 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------- configuration
-
-
 def refuse_unlike(config: Any, source: str) -> None:
     """Refuse what the code on the hub cannot compute, by a ValueError naming the first thing."""
     if config.model_type != "internvl":

@@ -112,9 +112,7 @@ def gradients(
     return found
 
 
-def turns(
-    shards: Shards | None, ranks: Ranks, batches: Sequence[Sequence[int]]
-) -> list[tuple[Sequence[int], bool]]:
+def turns(shards: Shards | None, ranks: Ranks, batches: Sequence[T]) -> list[tuple[T, bool]]:
     """The batches that this process runs, and whether each is its own.
 
     With a student in pieces all processes run equally many: gathering weights and summing gradients

@@ -300,6 +300,13 @@ FREE = (
 )
 
 
+_DATA = {
+    "samples": "training samples (questions or answers)",
+    "pictures": "pictures: files have other bytes than then",
+    "rows": "rows: samples share them otherwise",
+}
+
+
 def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
     """Refuse to continue a run with another start, other teachers, data or another method.
 
@@ -327,10 +334,9 @@ def check_resumable(saved: State, now: State, checkpoint: Path) -> None:
             f"batches per step: {_batches(saved)} in {saved.processes} processes then, "
             f"{_batches(now)} in {now.processes} now (gradient_accumulation_steps × processes)"
         )
-    if saved.data != now.data:
-        differences.append(
-            "data: other training samples (questions, answers or pictures), or another order"
-        )
+    differences += [
+        f"data: other {what}" for k, what in _DATA.items() if saved.data.get(k) != now.data.get(k)
+    ]
     if saved.start != now.start:
         differences.append(
             f"student: started from weights {saved.start[:8]} then, {now.start[:8]} now"

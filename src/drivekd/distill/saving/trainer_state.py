@@ -27,7 +27,7 @@ class State:
         total_steps: of the whole run.
         recipe: the resolved recipe as plain data.
         teachers: identity of each capability's teacher, see teacher.identity.
-        data: digest of the training samples and rows, see `Plan.data`.
+        data: digests of the training samples, see `corpus.digests`.
         start: sha256 of the student's weights before the first step.
         trained: names of the trained parameters, in the optimizer's order.
         weighting: the state of the loss weighting.
@@ -47,7 +47,7 @@ class State:
     total_steps: int
     recipe: Mapping[str, Any]
     teachers: Mapping[str, Mapping[str, str]]
-    data: str
+    data: Mapping[str, str]
     start: str
     trained: list[str]
     weighting: Mapping[str, Any] = field(default_factory=dict)
@@ -106,8 +106,10 @@ def read_state(checkpoint: Path) -> State:
     path = checkpoint / FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw.get("data"), str):  # one digest of everything, as earlier versions wrote
+            raw["data"] = {}
         return State(**{each.name: raw[each.name] for each in fields(State) if each.name in raw})
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{checkpoint} is not a checkpoint of drivekd train ({path.name}: {error}): "
             f"expected a folder checkpoint-<step> inside a run's output_dir"

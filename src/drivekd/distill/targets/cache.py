@@ -1,30 +1,32 @@
-"""Teachers' attention of every sample, computed once and kept where no batch layout changes it.
+"""Teachers' attention of every sample in parts that fit into any batch, kept by content.
 
 A token attends to the prefix that its sample shares with others and to the sample itself. So a
 map falls into the prefix's part, kept once, and each sample's own part, and any packed or padded
 batch is put together from those [ours]. Equal to live teachers up to the rounding of a forward
-pass in another layout.
+pass in another layout. A part's key is a hash of the tokens and of the bytes of the pictures, so
+that the same content is the same part in any data file, in memory and on disk (storing.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drivekd.distill import corpus
 from drivekd.distill.teachers.teacher import Targets, Term, Trace, text_rows
-from drivekd.models.batch import Batch, Encoded, collate
+from drivekd.files.identity import identities
+from drivekd.models.batch import Batch, Encoded, Row, collate
 from drivekd.models.vlm import Vlm
 
 Parts = dict[tuple[str, int], Tensor]
 """Rows of a map by capability and 0-based student layer, float32."""
 
-Known = Callable[[int], Parts]
-"""The prefix's part by the number of a row, or a sample's own part by its number."""
+Get = Callable[[int, int], Parts]
+"""The part of a sample by its number: of its prefix (side 0), or its own (side 1)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Shape:
     def places(
         self, whole: bool, start: int, index_of: Int[Tensor, " n"]
     ) -> tuple[slice | Tensor, slice | Tensor]:
-        """Where the prefix and the own tokens, which begin at `start`, lie among a map's rows."""
+        """Find the prefix and the own tokens, which begin at `start`, among a map's rows."""
         if whole:
             return slice(0, self.prefix), slice(start, start + self.own)
         device = index_of.device
@@ -61,65 +63,63 @@ def _shape(encoded: Encoded) -> Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """The samples of a run, and which of them share a prefix, in whatever batch they come.
+    """The samples of a run and the keys of their parts.
 
     Attributes:
         vlm: lays out the teachers' batches.
         terms: all of attention.
         encoded: the samples.
-        rows: those that share a row of packed data, and with it a prefix.
-        at_once: samples of a row that the teachers see together; None: all.
         shapes: of each sample.
-        row_of: number of each sample's row.
+        keys: of each sample, those of its prefix's part and of its own.
         number: of each sample, by its identity as an object.
     """
 
     vlm: Vlm
     terms: tuple[Term, ...]
     encoded: Sequence[Encoded]
-    rows: tuple[tuple[int, ...], ...]
-    at_once: int | None
     shapes: tuple[Shape, ...]
-    row_of: tuple[int, ...]
+    keys: tuple[tuple[str, str], ...]
     number: Mapping[int, int]
 
 
 def layout_of(
-    vlm: Vlm,
-    terms: Sequence[Term],
-    encoded: Sequence[Encoded],
-    at_once: int | None = None,
-    max_row_tokens: int | None = None,
+    vlm: Vlm, terms: Sequence[Term], encoded: Sequence[Encoded], images: str = "real"
 ) -> Layout:
-    """The arguments are those of `Layout`, and the longest row."""
-    rows = corpus.rows(encoded, pack=True, max_tokens=max_row_tokens, at_once=at_once)
-    row_of = {number: r for r, row in enumerate(rows) for number in row}
+    """Cut samples into parts; `images`: what is shown of pictures, as `data.images`."""
+    pictures = identities(path for each in encoded for path in each.images)
     return Layout(
         vlm,
         tuple(terms),
         encoded,
-        rows,
-        at_once,
-        tuple(_shape(each) for each in encoded),
-        tuple(row_of[number] for number in range(len(encoded))),
+        tuple(map(_shape, encoded)),
+        tuple(_keys(each, [images, *(pictures[path] for path in each.images)]) for each in encoded),
         {id(each.sample): number for number, each in enumerate(encoded)},
     )
+
+
+def _keys(encoded: Encoded, pictures: Sequence[str]) -> tuple[str, str]:
+    """Hash the prefix, and the whole sample, with what its pictures show."""
+    ids = encoded.input_ids.numpy()
+    total = hashlib.sha256(repr((encoded.prefix, pictures, encoded.grids)).encode())
+    total.update(ids[: encoded.prefix].tobytes())
+    prefix = total.hexdigest()[:40]
+    total.update(b"own" + ids[encoded.prefix :].tobytes())
+    return prefix, total.hexdigest()[:40]
 
 
 # ----------------------------------------------------------------------------- from parts to maps
 
 
 def put_together(
-    layout: Layout, prefix_of: Known, own_of: Known, batch: Batch, rows: Int[Tensor, " R"]
+    layout: Layout, get: Get, batch: Batch, rows: Int[Tensor, " R"]
 ) -> dict[str, Trace]:
-    """What the student is compared with; columns of other samples are 0, as in a live map."""
+    """Make of parts what the student is compared with; other samples' columns are 0, as live."""
     numbers = [layout.number[id(sample)] for sample in batch.samples]
-    own = [own_of(number) for number in numbers]
-    prefixes = {row: prefix_of(row) for row in dict.fromkeys(layout.row_of[n] for n in numbers)}
-    parts = [
-        (layout.shapes[number], prefixes[layout.row_of[number]], mine)
-        for number, mine in zip(numbers, own, strict=True)
-    ]
+    prefixes: dict[str, Parts] = {}
+    for number in numbers:
+        if (key := layout.keys[number][0]) not in prefixes:
+            prefixes[key] = get(number, 0)
+    parts = [(layout.shapes[n], prefixes[layout.keys[n][0]], get(n, 1)) for n in numbers]
     index_of = _index_of(rows, batch.is_image.shape[1])
     return {
         term.capability: Trace(
@@ -139,7 +139,7 @@ def _map(
     text: int,
     index_of: Tensor,
 ) -> Float[Tensor, "B R n"]:
-    """One map of a batch, from the parts of its samples."""
+    """Put together one map of a batch."""
     (term, layer), (b, n) = of, batch.is_image.shape
     total = torch.zeros(b, n if term.whole else text, n, device=batch.is_image.device)
     begun: set[int] = set()
@@ -156,7 +156,7 @@ def _map(
 
 
 def _index_of(rows: Int[Tensor, " R"], n: int) -> Int[Tensor, " n"]:
-    """The place of each position in `rows`; meaningless for the others."""
+    """Give each position its place in `rows`; meaningless for the others."""
     index_of = torch.zeros(n, dtype=torch.long, device=rows.device)
     index_of[rows] = torch.arange(len(rows), device=rows.device)
     return index_of
@@ -165,46 +165,32 @@ def _index_of(rows: Int[Tensor, " R"], n: int) -> Int[Tensor, " n"]:
 # ----------------------------------------------------------------------------- from maps to parts
 
 
-def learn(layout: Layout, live: Targets, members: Sequence[int]) -> tuple[Parts, dict[int, Parts]]:
-    """Run the teachers on samples of one row: the prefix's part, and each sample's own.
-
-    The teachers see these samples and nothing else, some at a time, whatever batch asked for
-    them; so a resumed run computes again, bit for bit, what the interrupted one knew.
-    """
-    prefix: Parts = {}
-    own: dict[int, Parts] = {}
-    step = layout.at_once or len(members)
-    for start in range(0, len(members), step):
-        prefix, more = _take(layout, live, members[start : start + step])
-        own |= more
-    return prefix, own
-
-
-def _take(layout: Layout, live: Targets, members: Sequence[int]) -> tuple[Parts, dict[int, Parts]]:
-    """Both of samples that the teachers see together."""
-    batch = collate(layout.vlm, [layout.encoded[number] for number in members], pack=True)
-    rows = text_rows(batch)
-    found, index_of = live(batch, rows), _index_of(rows, batch.is_image.shape[1])
+def learn(layout: Layout, live: Targets, rows: Sequence[Row]) -> dict[str, Parts]:
+    """Run the teachers once on rows of samples and cut what they see into parts by key."""
+    batch = collate(layout.vlm, layout.encoded, rows)
+    text = text_rows(batch)
+    seen, index_of = live(batch, text), _index_of(text, batch.is_image.shape[1])
     maps = {
-        (term.capability, layer): (term.whole, map_[0])
+        (term.capability, layer): (term.whole, map_)
         for term in layout.terms
-        for layer, map_ in found[term.capability].maps.items()
+        for layer, map_ in seen[term.capability].maps.items()
     }
-    own: dict[int, Parts] = {}
-    for number, (_, start) in zip(members, batch.places, strict=True):
-        shape = layout.shapes[number]
+    parts: dict[str, Parts] = {}
+    numbers = [number for row in rows for number in row]
+    for number, (row, start) in zip(numbers, batch.places, strict=True):
+        shape, (prefix, own) = layout.shapes[number], layout.keys[number]
         columns = torch.cat([torch.arange(shape.prefix), torch.arange(start, start + shape.own)])
-        parts: Parts = {}
+        columns = columns.to(index_of.device)
+        of_prefix: Parts = {}
+        of_own: Parts = {}
         for name, (whole, map_) in maps.items():
-            below = map_[shape.places(whole, start, index_of)[1]]
-            parts[name] = below[:, columns.to(below.device)].cpu()
-        own[number] = parts
-    first = layout.shapes[members[0]]
-    prefix = {
-        name: map_[first.places(whole, 0, index_of)[0], : first.prefix].clone().cpu()
-        for name, (whole, map_) in maps.items()
-    }
-    return prefix, own
+            above, below = shape.places(whole, start, index_of)
+            of_own[name] = map_[row][below][:, columns].cpu()
+            if prefix not in parts:
+                of_prefix[name] = map_[row][above, : shape.prefix].clone().cpu()
+        parts.setdefault(prefix, of_prefix)
+        parts[own] = of_own
+    return parts
 
 
 # ------------------------------------------------------------------------------ kept in memory
@@ -212,27 +198,68 @@ def _take(layout: Layout, live: Targets, members: Sequence[int]) -> tuple[Parts,
 
 @dataclass(frozen=True)
 class TargetCache:
-    """Targets of the samples of a run, as `teacher.Targets`: computed at a row's first visit.
+    """Targets of a run's samples, as `teacher.Targets`: computed when a sample is first visited.
+
+    What a batch lacks is computed in one pass, so teachers never run more often than without a
+    cache. Rounding depends on what is computed together: a resumed run looks up in which batch a
+    part was first needed and computes it with the rows of that batch, bit for bit as then. [ours]
 
     Attributes:
         live: the teachers' targets of a batch.
         layout: of the samples.
-        prefixes: what is known of each row.
-        own: what is known of each sample.
+        groups: rows that are computed together, one group for each batch that lacks something.
+        group_of: number of the group of each key.
+        parts: what is known, by key.
     """
 
     live: Targets
     layout: Layout
-    prefixes: dict[int, Parts] = field(default_factory=dict)
-    own: dict[int, Parts] = field(default_factory=dict)
+    groups: tuple[tuple[Row, ...], ...]
+    group_of: Mapping[str, int]
+    parts: dict[str, Parts] = field(default_factory=dict)
 
     def __call__(self, batch: Batch, rows: Int[Tensor, " R"]) -> dict[str, Trace]:
-        layout = self.layout
-        for row in dict.fromkeys(layout.row_of[layout.number[id(s)]] for s in batch.samples):
-            if row not in self.prefixes:
-                self.prefixes[row], own = learn(layout, self.live, layout.rows[row])
-                self.own.update(own)
-        return put_together(layout, self.prefixes.__getitem__, self.own.__getitem__, batch, rows)
+        layout, parts = self.layout, self.parts
+        needed = [key for s in batch.samples for key in layout.keys[layout.number[id(s)]]]
+        lacking = [key for key in needed if key not in parts]
+        for group in dict.fromkeys(self.group_of.get(key) for key in lacking):
+            # Of no group is another process's batch, run here for the sake of its collectives.
+            together = _rows_of(layout, batch) if group is None else self.groups[group]
+            made = learn(layout, self.live, together)
+            parts.update({key: of for key, of in made.items() if self.group_of.get(key) == group})
+        return put_together(layout, lambda n, side: parts[layout.keys[n][side]], batch, rows)
+
+
+def _rows_of(layout: Layout, batch: Batch) -> list[Row]:
+    """Number the samples of a batch, row by row."""
+    rows: dict[int, Row] = {}
+    for sample, (row, _) in zip(batch.samples, batch.places, strict=True):
+        rows[row] = (*rows.get(row, ()), layout.number[id(sample)])
+    return list(rows.values())
+
+
+def cached(live: Targets, layout: Layout, batches: Iterable[Sequence[Row]]) -> TargetCache:
+    """Put a cache in front of live teachers; `batches`: all that will be asked for, in order."""
+    groups: list[tuple[Row, ...]] = []
+    group_of: dict[str, int] = {}
+    for batch in batches:
+        if new := _lacking(layout, group_of, batch):
+            for number in (number for row in new for number in row):
+                for key in layout.keys[number]:
+                    group_of.setdefault(key, len(groups))
+            groups.append(new)
+    return TargetCache(live, layout, tuple(groups), group_of)
+
+
+def _lacking(layout: Layout, known: Container[str], batch: Iterable[Row]) -> tuple[Row, ...]:
+    """Leave of a batch's rows the samples whose own part is not known, each content once."""
+    seen: set[str] = set()
+    kept: list[Row] = []
+    for row in batch:
+        own = {layout.keys[number][1]: number for number in row}
+        kept.append(tuple(n for key, n in own.items() if key not in known and key not in seen))
+        seen.update(own)
+    return tuple(row for row in kept if row)
 
 
 PartBytes = Callable[[Encoded, Term], tuple[int, int]]
@@ -240,7 +267,7 @@ PartBytes = Callable[[Encoded, Term], tuple[int, int]]
 
 
 def memory_bytes(encoded: Encoded, term: Term) -> tuple[int, int]:
-    """Of parts kept in memory: every column, in float32."""
+    """Count what parts take in memory: every column, in float32."""
     prefix, n = encoded.prefix, len(encoded.input_ids)
     text = ~encoded.is_image
     above = prefix if term.whole else int(text[:prefix].sum())
@@ -252,23 +279,13 @@ def memory_bytes(encoded: Encoded, term: Term) -> tuple[int, int]:
 def target_bytes(
     layout: Layout,
     part_bytes: PartBytes = memory_bytes,
-    rows: Iterable[int] | None = None,
-    numbers: Iterable[int] | None = None,
+    known: Iterable[str] = (),
 ) -> int:
-    """Bytes that targets take: the prefix's part of these rows, the own one of these samples.
-
-    Args:
-        layout: of the samples.
-        part_bytes: how they are kept; by default in memory.
-        rows: by number; by default all.
-        numbers: of samples; by default all.
-    """
-    rows = range(len(layout.rows)) if rows is None else rows
-    numbers = range(len(layout.encoded)) if numbers is None else numbers
-    above = [layout.encoded[layout.rows[row][0]] for row in rows]
-    below = [layout.encoded[number] for number in numbers]
-    return sum(
-        sum(part_bytes(each, term)[0] for each in above)
-        + sum(part_bytes(each, term)[1] for each in below)
-        for term in layout.terms
-    )
+    """Count the bytes of all parts whose keys are not known; `part_bytes`: how they are kept."""
+    total, counted = 0, set(known)
+    for encoded, keys in zip(layout.encoded, layout.keys, strict=True):
+        for side, key in enumerate(keys):
+            if key not in counted:
+                total += sum(part_bytes(encoded, term)[side] for term in layout.terms)
+                counted.add(key)
+    return total

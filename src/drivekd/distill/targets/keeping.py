@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from drivekd.distill.targets.cache import TargetCache, layout_of, target_bytes
+from drivekd.distill.targets.cache import cached, layout_of, target_bytes
 from drivekd.distill.targets.storing import Stored
 from drivekd.distill.teachers import teacher, vision
 from drivekd.distill.teachers.teacher import Teacher, Term
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Encoded
+from drivekd.models.batch import Encoded, Row
 from drivekd.models.features import FeatureCache, feature_bytes
 from drivekd.recipe import Recipe
 
@@ -77,18 +77,20 @@ def targets(
     stored: Stored | None,
     *,
     again: bool,
+    batches: Iterable[Sequence[Row]],
 ) -> teacher.Targets:
-    """The store, or the teachers behind a cache where samples are seen again; or the control."""
+    """Choose the store, or teachers behind a cache where samples are seen again; or the control.
+
+    `batches`: of this process, in the order of the run.
+    """
     targets: teacher.Targets = partial(teacher.targets, teachers)
     if stored is not None:
         targets = stored.targets
     elif again and terms and all(term.of_attention for term in terms):
-        data = recipe.data
-        sizes = (data.questions_per_row, data.max_row_tokens)
-        layout = layout_of(student, terms, encoded, *sizes)
+        layout = layout_of(student, terms, encoded, recipe.data.images)
         need, limit = target_bytes(layout) / 1e9, recipe.train.cache_targets_gb
         if need <= limit:
-            targets = TargetCache(targets, layout)
+            targets = cached(targets, layout, batches)
         elif limit > 0:
             logger.warning(
                 "attention of the teachers on %d samples would take %.1f GB, more than "

@@ -5,7 +5,7 @@
 - `shard-<digest>.safetensors`: stored parts, `<key>/values/<capability>` and, where numbers are
   scaled, `<key>/scale/<capability>`. A key says what a sample, or the prefix that samples share,
   says and shows, so that any data file with the same samples finds them. Its metadata have the
-  keys of the samples' ids.
+  identities of the pictures by path, so that replaced ones are noticed.
 
 A shard lists itself: an interrupted run leaves whole shards and nothing that has to fit to them.
 Writers hold the folder's lock, readers need none. [ours]
@@ -28,7 +28,7 @@ from torch import Tensor
 from drivekd.distill.targets.store_format import Packed
 from drivekd.files.writing import atomic_file, share, write_json
 
-VERSION = 1
+VERSION = 2
 """Of manifest and shards."""
 
 MANIFEST = "manifest.json"
@@ -47,13 +47,13 @@ class Store:
     Attributes:
         folder: of the store.
         shards: by key.
-        ids: key of each sample by its id.
+        pictures: identity of the bytes of each picture by its path.
         opened: mapped files, the latest last.
     """
 
     folder: Path
     shards: Mapping[str, Path]
-    ids: Mapping[str, str]
+    pictures: Mapping[str, str]
     opened: dict[Path, Any] = field(default_factory=dict)
 
     @property
@@ -69,12 +69,12 @@ def scan(folder: Path) -> Store:
         ValueError: a shard is damaged or cut off.
     """
     shards: dict[str, Path] = {}
-    ids: dict[str, str] = {}
+    pictures: dict[str, str] = {}
     for path in sorted(folder.glob("shard-*.safetensors")):
         handle = _open(path)
-        ids |= json.loads((handle.metadata() or {}).get("ids", "{}"))
+        pictures |= json.loads((handle.metadata() or {}).get("pictures", "{}"))
         shards |= {name.partition("/")[0]: path for name in handle.keys()}  # noqa: SIM118
-    return Store(folder, shards, ids)
+    return Store(folder, shards, pictures)
 
 
 def get(store: Store, key: str, capability: str) -> Packed:
@@ -106,14 +106,14 @@ def _open(path: Path) -> Any:
 
 
 def write_shard(
-    folder: Path, parts: Mapping[str, Mapping[str, Packed]], ids: Mapping[str, str]
+    folder: Path, parts: Mapping[str, Mapping[str, Packed]], pictures: Mapping[str, str]
 ) -> Path:
     """Write parts by key and capability; the file is there when it is complete.
 
     Args:
         folder: of the store.
         parts: what to write.
-        ids: key of each sample among them by its id.
+        pictures: that they show, see `Store`.
 
     Raises:
         OSError: it could not be written; shards that are there stay.
@@ -128,7 +128,7 @@ def write_shard(
     path = folder / f"shard-{name}.safetensors"
     try:
         with atomic_file(path, sync=True) as draft:
-            save_file(tensors, draft, {"ids": json.dumps(dict(ids))})
+            save_file(tensors, draft, {"pictures": json.dumps(dict(pictures))})
             share(draft)
     except (OSError, SafetensorError) as error:
         raise OSError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drivekd.data.sample import picture_identities
 from drivekd.distill.processes import parallel
 from drivekd.distill.processes.parallel import Ranks
-from drivekd.distill.saving.trainer_state import digest
 from drivekd.distill.targets import store, store_format, whose
 from drivekd.distill.targets.cache import (
     Layout,
@@ -29,16 +27,14 @@ from drivekd.distill.targets.store import Store
 from drivekd.distill.targets.store_format import Packed
 from drivekd.distill.teachers import teacher
 from drivekd.distill.teachers.teacher import Targets, Teacher, Term
+from drivekd.files.identity import identities
 from drivekd.files.lock import locked
 from drivekd.files.progress import tell, track
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import Encoded
+from drivekd.models.batch import Encoded, rows_of
 from drivekd.recipe import Recipe
 
-#: Characters of each half of a key: a digest of the words, one of the pictures.
-HALF = 20
-
-#: Samples named in an error.
+#: Pictures named in an error.
 NAMED = 5
 
 
@@ -55,21 +51,6 @@ class Stored:
     who: Mapping[str, Mapping[str, str]]
     terms: tuple[Term, ...]
     targets: Targets
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Where things lie: the key of each sample, and that of each row's prefix."""
-
-    own: tuple[str, ...]
-    prefixes: tuple[str, ...]
-
-    def missing(self, found: Store) -> tuple[list[int], list[int]]:
-        """Numbers of the rows and samples that are not stored."""
-        return (
-            [n for n, key in enumerate(self.prefixes) if key not in found.shards],
-            [n for n, key in enumerate(self.own) if key not in found.shards],
-        )
 
 
 def ready(
@@ -89,8 +70,8 @@ def ready(
         and call `filled`.
 
     Raises:
-        ValueError: the store holds other targets than the recipe compares with, or other samples
-            of the same ids.
+        ValueError: the store holds other targets than the recipe compares with, or pictures have
+            been replaced.
     """
     if not recipe.cache.dir or not recipe.capabilities:
         return None
@@ -101,11 +82,10 @@ def ready(
     if there is not None and records is not None:
         terms = _terms(recipe, student, {name: each["depth"] for name, each in records.items()})
         whose.check_same(there, whose.manifest(recipe, student, terms, records), folder)
-        layout = _layout(recipe, student, terms, encoded)
-        keys, stored = _keys(recipe, layout), store.scan(folder)
-        _check_ids(layout, keys, stored)
-        if not any(keys.missing(stored)):
-            found = Stored(whose.identities(records), terms, _reader(stored, layout, keys))
+        layout, stored = layout_of(student, terms, encoded, recipe.data.images), store.scan(folder)
+        _check_pictures(layout, stored)
+        if not _missing(layout, stored):
+            found = Stored(whose.identities(records), terms, _reader(stored, layout))
     return found if _all(ranks, found is not None) else None
 
 
@@ -132,24 +112,22 @@ def filled(
         record = whose.record(each.vlm, source, given)
         records |= {term.capability: record for term in each.terms}
     here = whose.manifest(recipe, student, terms, records)
-    layout = _layout(recipe, student, terms, encoded)
-    keys = _keys(recipe, layout)
-    if not _all(ranks, not any(keys.missing(_checked(folder, here)))):
+    layout = layout_of(student, terms, encoded, recipe.data.images)
+    if not _all(ranks, not _missing(layout, _checked(folder, here))):
         with locked(folder) if ranks.first else nullcontext():
             parallel.wait(ranks)
             found = _checked(folder, here)
-            _check_ids(layout, keys, found)
-            _check_size(recipe, layout, keys, found)
+            _check_pictures(layout, found)
+            _check_size(recipe, layout, found)
             parallel.wait(ranks)
             if ranks.first:
                 store.remove_drafts(folder)
                 store.write_manifest(folder, here)
             live = partial(teacher.targets, teachers)
-            _write(recipe, layout, keys, live, found, ranks)
+            _write(recipe, layout, live, found, ranks)
             parallel.wait(ranks)
-    return Stored(
-        whose.identities(records), tuple(terms), _reader(_checked(folder, here), layout, keys)
-    )
+    reader = _reader(_checked(folder, here), layout)
+    return Stored(whose.identities(records), tuple(terms), reader)
 
 
 def _all(ranks: Ranks, here: bool) -> bool:
@@ -182,49 +160,34 @@ def _terms(recipe: Recipe, student: vlms.Vlm, depths: Mapping[str, int]) -> tupl
     )
 
 
-def _layout(
-    recipe: Recipe, student: vlms.Vlm, terms: Sequence[Term], encoded: Sequence[Encoded]
-) -> Layout:
-    data = recipe.data
-    return layout_of(student, terms, encoded, data.questions_per_row, data.max_row_tokens)
+def _missing(layout: Layout, stored: Store) -> list[int]:
+    """Number the samples of which a part is not stored, each content once."""
+    first = {key: n for n, keys in reversed(list(enumerate(layout.keys))) for key in keys}
+    return sorted({n for key, n in first.items() if key not in stored.shards})
 
 
-def _keys(recipe: Recipe, layout: Layout) -> _Keys:
-    """Digests of the token ids, and of the pictures by name and size as in a checkpoint."""
-    pictures = picture_identities(path for each in layout.encoded for path in each.images)
-
-    def key(each: Encoded, kind: str, end: int) -> str:
-        files = [f"{pictures[p]} {grid}" for p, grid in zip(each.images, each.grids, strict=True)]
-        words = f"{kind} {each.prefix} {each.input_ids[:end].numpy().tobytes().hex()}"
-        return digest([words])[:HALF] + digest([recipe.data.images, *files])[:HALF]
-
-    firsts = [layout.encoded[row[0]] for row in layout.rows]
-    return _Keys(
-        tuple(key(each, "sample", len(each.input_ids)) for each in layout.encoded),
-        tuple(key(each, "prefix", each.prefix) for each in firsts),
-    )
-
-
-def _check_ids(layout: Layout, keys: _Keys, found: Store) -> None:
-    """Refuse samples that the store knows by their ids, but with other content."""
-    changed = []
-    for number in keys.missing(found)[1]:
-        name = layout.encoded[number].sample.id
-        then, now = found.ids.get(name), keys.own[number]
-        if then is not None:
-            words, shown = then[:HALF] != now[:HALF], then[HALF:] != now[HALF:]
-            changed.append(f"{name} ({' and '.join(['words'] * words + ['pictures'] * shown)})")
+def _check_pictures(layout: Layout, stored: Store) -> None:
+    """Refuse pictures that the store knows with other bytes."""
+    pictures = _pictures(layout.encoded)
+    changed = [p for p, now in pictures.items() if stored.pictures.get(p, now) != now]
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise ValueError(
-            f"cache.dir {found.folder} holds samples of these ids with other content: "
-            f"{', '.join(changed[:NAMED])}{more}. Choose another cache.dir, or delete the folder"
+            f"cache.dir {stored.folder} holds attention on pictures that have been replaced since: "
+            f"{', '.join(changed[:NAMED])}{more}. Put the old ones back, choose another cache.dir, "
+            "or delete the folder"
         )
 
 
-def _check_size(recipe: Recipe, layout: Layout, keys: _Keys, found: Store) -> None:
+def _pictures(encoded: Iterable[Encoded]) -> dict[str, str]:
+    """Identify the bytes of samples' pictures by their paths."""
+    shown = identities(path for each in encoded for path in each.images)
+    return {str(path.absolute()): identity for path, identity in shown.items()}
+
+
+def _check_size(recipe: Recipe, layout: Layout, found: Store) -> None:
     """Say how large the store becomes, and refuse one that is too large."""
-    rows, numbers = keys.missing(found)
+    numbers = _missing(layout, found)
 
     def size(dtype: store_format.Dtype) -> float:
         def part_bytes(encoded: Encoded, term: Term) -> tuple[int, int]:
@@ -236,7 +199,7 @@ def _check_size(recipe: Recipe, layout: Layout, keys: _Keys, found: Store) -> No
                 dtype=dtype,
             )
 
-        return target_bytes(layout, part_bytes, rows, numbers) / 1e9
+        return target_bytes(layout, part_bytes, found.shards) / 1e9
 
     dtype, limit = recipe.cache.dtype, recipe.cache.max_gb
     need, there = size(dtype), found.bytes / 1e9
@@ -257,36 +220,31 @@ def _check_size(recipe: Recipe, layout: Layout, keys: _Keys, found: Store) -> No
 # ------------------------------------------------------------------------------ writing, reading
 
 
-def _write(
-    recipe: Recipe, layout: Layout, keys: _Keys, live: Targets, found: Store, ranks: Ranks
-) -> None:
-    """This process's share of what is missing, row by row."""
-    rows, numbers = keys.missing(found)
-    jobs = {row: [layout.rows[row][0]] for row in rows}  # where nothing but the prefix is missing
-    for row in dict.fromkeys(layout.row_of[n] for n in numbers):
-        jobs[row] = [n for n in layout.rows[row] if keys.own[n] not in found.shards]
-    parts: dict[str, dict[str, Packed]] = {}
-    ids: dict[str, str] = {}
-    size = 0
-    share = ranks.share(sorted(jobs.items()))
-    for row, members in track(share, label="attention of the teachers"):
+def _write(recipe: Recipe, layout: Layout, live: Targets, found: Store, ranks: Ranks) -> None:
+    """Compute this process's share of what is missing, the samples of a row in one pass."""
+    missing = set(_missing(layout, found))
+    rows = rows_of(layout.encoded, max_tokens=recipe.data.max_row_tokens)
+    jobs = [tuple(n for n in row if n in missing) for row in rows]
+    share = ranks.share([row for row in jobs if row])
+    made: dict[str, dict[str, Packed]] = {}
+    seen: list[Encoded] = []
+    for number, row in enumerate(track(share, label="attention of the teachers"), start=1):
         with torch.autocast(layout.vlm.device.type, torch.bfloat16, enabled=recipe.train.bf16):
-            prefix, own = learn(layout, live, members)
-        new = {keys.own[n]: _packed(layout, n, 1, own[n], recipe) for n in members}
-        if keys.prefixes[row] not in found.shards:
-            new[keys.prefixes[row]] = _packed(layout, members[0], 0, prefix, recipe)
-        parts |= new
-        ids |= {layout.encoded[n].sample.id: keys.own[n] for n in members}
-        size += sum(packed.bytes for of in new.values() for packed in of.values())
-        if size >= store.SHARD_BYTES or row == share[-1][0]:
-            store.write_shard(found.folder, parts, ids)
-            parts, ids, size = {}, {}, 0
+            parts = learn(layout, live, [row])
+        sides = {key: (n, side) for n in row for side, key in enumerate(layout.keys[n])}
+        new = (key for key in sides if key not in found.shards and key not in made)
+        made |= {key: _packed(layout, *sides[key], parts[key], recipe) for key in new}
+        seen += [layout.encoded[n] for n in row]
+        size = sum(packed.bytes for of in made.values() for packed in of.values())
+        if size >= store.SHARD_BYTES or number == len(share):
+            store.write_shard(found.folder, made, _pictures(seen))
+            made, seen = {}, []
 
 
 def _packed(
     layout: Layout, number: int, side: int, parts: Parts, recipe: Recipe
 ) -> dict[str, Packed]:
-    """One side of a sample's maps (0 its prefix, 1 its own) by capability."""
+    """Pack one side of a sample's maps (0 its prefix, 1 its own) by capability."""
     return {
         term.capability: store_format.pack(
             torch.stack([parts[term.capability, layer] for layer in term.matches]),
@@ -302,21 +260,16 @@ def _mask(layout: Layout, number: int, side: int, term: Term) -> Tensor:
     return store_format.masks(each.is_image, each.prefix, whole=term.whole)[side]
 
 
-def _reader(found: Store, layout: Layout, keys: _Keys) -> Targets:
-    """Targets that are read from the store, batch by batch."""
+def _reader(found: Store, layout: Layout) -> Targets:
+    """Make targets that are read from the store, batch by batch."""
     device = layout.vlm.device
 
-    def parts(key: str, number: int, side: int) -> Parts:
-        read: Parts = {}
+    def parts(number: int, side: int) -> Parts:
+        key, read = layout.keys[number][side], Parts()
         for term in layout.terms:
             mask = _mask(layout, number, side, term).to(device)
             maps = store_format.unpack(store.get(found, key, term.capability).to(device), mask)
             read |= {(term.capability, layer): maps[i] for i, layer in enumerate(term.matches)}
         return read
 
-    return partial(
-        put_together,
-        layout,
-        lambda row: parts(keys.prefixes[row], layout.rows[row][0], 0),
-        lambda number: parts(keys.own[number], number, 1),
-    )
+    return partial(put_together, layout, parts)

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from drivekd.data.options import options_of
-from drivekd.data.sample import Sample, picture_identities
+from drivekd.data.sample import Sample
 from drivekd.data.tags import in_unit, read_tags
 from drivekd.evaluate.reading.metrics import exact_match, match_tags, normalise, read_option
 from drivekd.evaluate.reading.options import yes_no
+from drivekd.files.identity import identities
 
 _TAGS = re.compile(r"<\s*[A-Za-z]+\d*\s*,[^<>]*>|<r\d+>")
 
@@ -140,14 +141,14 @@ def _next(
 
 
 def shown(samples: Sequence[Sample], other: Mapping[Path, Path]) -> dict[str, str]:
-    """A digest of each sample's pictures: cameras, file names and sizes, by sample id.
+    """Digest each sample's pictures, cameras and bytes, by sample id.
 
     Args:
         samples: with their pictures.
         other: stand-ins, see `other_scenes`; where a picture has none, it is shown itself.
     """
     seen = {s.id: [(c, other.get(p, p)) for c, p in s.images.items()] for s in samples}
-    names = picture_identities(path for pairs in seen.values() for _, path in pairs)
+    names = identities(path for pairs in seen.values() for _, path in pairs)
     digests = {}
     for name, pairs in seen.items():
         text = json.dumps([[camera, names[path]] for camera, path in pairs])

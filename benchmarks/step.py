@@ -248,14 +248,14 @@ def measure(
             theirs.close()
             found[arm] = {"peak_mb": [pipes[arm].recv()], "wall": [], "processor": []}
             print(f"{arm}: peak {found[arm]['peak_mb'][0]:.0f} MB", flush=True)
-    for number in range(rounds):
-        for arm, pipe in pipes.items():
-            pipe.send(True)
-            wall, processor = pipe.recv()
-            found[arm]["wall"].append(wall)
-            found[arm]["processor"].append(processor)
-        told = (f"{arm} {each['processor'][-1]:.3g}" for arm, each in found.items())
-        print(f"round {number + 1}, seconds of processor time: {', '.join(told)}", flush=True)
+        for number in range(rounds):
+            for arm, pipe in pipes.items():
+                pipe.send(True)
+                wall, processor = pipe.recv()
+                found[arm]["wall"].append(wall)
+                found[arm]["processor"].append(processor)
+            told = (f"{arm} {each['processor'][-1]:.3g}" for arm, each in found.items())
+            print(f"round {number + 1}, seconds of processor time: {', '.join(told)}", flush=True)
     for pipe in pipes.values():
         pipe.send(False)
     return found

@@ -83,11 +83,16 @@ def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str],
 
 def test_help_is_there_at_once() -> None:
     """Half a second of one core at most, torch and transformers not imported."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "drivekd", "train", "--help"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "drivekd", "train", "--help"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # The best of three: a busy neighbour makes the processor slower, never faster.
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_every_verb_is_listed_here() -> None:

@@ -38,7 +38,7 @@ def state(**changes: Any) -> State:
     who = {NASTY: {"source": NASTY, "sha256": "0123456789abcdef" * 4, "dtype": "float32"}}
     recipe = parse(raw).model_dump(mode="json")
     more = {"log_history": lines, "seconds": 8.0, "questions": 20, "epoch": 2.0, **changes}
-    return State(4, 4, recipe, who, "data", "f" * 64, ["w"], **more)
+    return State(4, 4, recipe, who, {"samples": "data"}, "f" * 64, ["w"], **more)
 
 
 def rendered(text: str) -> list[Any]:

@@ -264,7 +264,7 @@ def test_another_start_or_other_data_cannot_resume(tmp_path: Path, place: str) -
     picture = data.with_name("0_CAM_BACK.png")
     whole = picture.read_bytes()
     picture.write_bytes(whole + b"more")
-    assert "data: other training samples" in refused()
+    assert "pictures: files have other bytes" in refused()
     picture.write_bytes(whole)  # made again: later, but the same
     train(recipe, resume=resume, student=runs.tiny_student())
 

@@ -108,13 +108,15 @@ def test_two_teacher_folders_with_one_tower_run_it_once(data: Path, tmp_path: Pa
     plan = build(data, teachers)
     with counted(plan) as counts:
         plans.fill_caches(plan)
-        assert counts == [4, 3, 0]  # scenes: the student's own tower, the one of both teachers
+        # The student's own tower, the one of both teachers. The held-out scene has the bytes of
+        # the first one's pictures: known by these, it costs nothing.
+        assert counts == [3, 3, 0]
         shared = tables(plan, BATCHES)
-        assert counts == [4, 3, 0]
+        assert counts == [3, 3, 0]
     alone = apart(plan, FeatureCache)
     with counted(alone) as counts:
         plans.fill_caches(alone)
-        assert counts == [4, 3, 3]
+        assert counts == [3, 3, 3]
     assert all(map(torch.equal, shared, tables(alone, BATCHES)))
 
 
@@ -142,7 +144,7 @@ def test_the_student_may_be_one_of_them(data: Path, tmp_path: Path) -> None:
     plan = build(data, teachers, seeing(teachers[A], 1))
     with counted(plan) as counts:
         plans.fill_caches(plan)
-        assert counts == [4, 0, 0]
+        assert counts == [3, 0, 0]
     shared, alone = tables(plan, BATCHES), apart(plan, FeatureCache)
     plans.fill_caches(alone)
     assert all(map(torch.equal, shared, tables(alone, BATCHES)))
@@ -202,7 +204,7 @@ def test_a_changed_weight_is_another_tower_in_a_run(data: Path) -> None:
     plan = build(data, teachers)
     with counted(plan) as counts:
         plans.fill_caches(plan)
-    assert counts == [4, 3, 3]
+    assert counts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("family", sorted(vlms.FAMILIES))

@@ -107,7 +107,7 @@ def test_answers_of_another_model_mode_or_question_are_refused(
         ({"temperature": 0.5}, "temperature 0.0"),
         ({"seed": 7}, "seed 0"),
         ({"top_p": 0.5}, "top_p 1.0"),
-        ({"max_new_tokens": 3}, r"max_new_tokens 1, asked for is 3; write to another folder"),
+        ({"max_new_tokens": 3}, r"max_new_tokens 1, expected 3; write to another folder"),
         ({"system": "Be brief."}, "to other words"),
     ],
 )

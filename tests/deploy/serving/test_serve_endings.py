@@ -30,6 +30,7 @@ from drivekd.cli import app
 from drivekd.deploy.serving import serve as module
 from drivekd.deploy.serving.limits import Limits
 from drivekd.deploy.serving.serve import listening, serve
+from drivekd.files import extras
 from drivekd.models import vlm as models
 from drivekd.models.tiny import tiny_vlm
 
@@ -240,7 +241,7 @@ def test_what_the_command_cannot_do(capsys, monkeypatch, tmp_path):
     assert code == 2
     assert f"port {port} of 127.0.0.1 is taken" in err
     monkeypatch.setattr(
-        module, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name)
+        extras, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name)
     )
     code, err = run(capsys, "--model", "world:teacher")
     assert code == 2

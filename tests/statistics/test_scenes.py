@@ -140,8 +140,7 @@ def test_seeds_widen_the_interval_by_what_they_differ() -> None:
     apart = estimate(np.stack([answers - 9, answers, answers + 9]), names(40))
     plain = estimate(answers, names(40))
     assert alike.standard_error == pytest.approx(plain.standard_error)
-    between = 9**2 / 3  # of the mean of three seeds; 1/39 of it is in the scenes' part already
-    expected = np.sqrt((plain.standard_error or 0) ** 2 + between * (1 - 1 / 39))
+    expected = np.hypot(plain.standard_error or 0, 9 / np.sqrt(3))  # of the mean of three seeds
     assert apart.standard_error == pytest.approx(expected)
     only_seeds = difference(
         np.array([[53.0] * 40, [55.0] * 40, [54.0] * 40]), np.full((3, 40), 50.0), names(40)

@@ -86,8 +86,13 @@ def gaps_of_seeds(
     """Two recipes' accuracies, each trained with the same seeds: a list of answers per seed.
 
     Raises:
-        ValueError: a list answers other questions than the first.
+        ValueError: a list answers other questions than the first, or the sides differ in seeds.
     """
+    if not mine or len(mine) != len(theirs):
+        raise ValueError(
+            f"paired comparison: expected the same seeds on both sides, got {len(mine)} and"
+            f" {len(theirs)} lists of answers"
+        )
     rights = by_seed(*mine, *theirs)
     return gaps(rights[: len(mine)], rights[len(mine) :], mine[0])
 

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from drivekd.statistics.resampling import FEWEST
 
 #: made-up wrong answers by which the error of few wrong answers is steadied, and the correlation of
 #: a scene's answers that they have
 PSEUDO, CORRELATION = 2.0, 0.15
+ROUNDING = 1e-9  # points: what sums of equal differences differ by
 
+#: a number for each question, or a row of them for each seed
+Values = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating]
 Array = NDArray[np.float64]
 
 
@@ -57,7 +60,7 @@ class Difference:
 
 
 def estimate(
-    values: ArrayLike,
+    values: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None = None,
     shares: Sequence[float] | None = None,
@@ -96,8 +99,8 @@ def estimate(
 
 
 def difference(
-    mine: ArrayLike,
-    theirs: ArrayLike,
+    mine: Values,
+    theirs: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None = None,
     shares: Sequence[float] | None = None,
@@ -129,7 +132,10 @@ def difference(
     variance = _variance(data)
     error, freedom = math.sqrt(variance), _freedom(variance, data)
     half = float(student.ppf(0.975, freedom)) * error
-    tails = 2 * float(student.sf(abs(middle) / error, freedom)) if error > 0 else float(middle == 0)
+    if error > ROUNDING:
+        tails = 2 * float(student.sf(abs(middle) / error, freedom))
+    else:  # alike in every scene
+        tails = float(abs(middle) <= ROUNDING)
     differing = len(np.unique(data.scene[(data.values != 0).any(axis=0)]))
     p = min(1.0, max(tails, 2.0 ** (1 - differing)))
     low, high = max(-100.0, middle - half), min(100.0, middle + half)
@@ -173,7 +179,7 @@ class _Data:
 
 
 def _arranged(
-    values: ArrayLike,
+    values: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None,
     shares: Sequence[float] | None,
@@ -205,7 +211,8 @@ def _variance(data: _Data) -> float:
     if (seeds := len(pulls)) < 2:
         return over_scenes
     between = float(pulls.sum(axis=1).var(ddof=1)) / seeds
-    shared = scale * float(pulls.var(axis=0, ddof=1).sum()) / seeds
+    levels = np.outer(pulls.sum(axis=1), data.by_scene(data.weights))  # of each seed, by scene
+    shared = scale * float((pulls - levels).var(axis=0, ddof=1).sum()) / seeds
     return over_scenes + max(0.0, between - shared)
 
 

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from drivekd.evaluate.folder import Evaluation, read_evaluation
-from drivekd.evaluate.pairs import JUDGED, Gap, gaps, measured
-from drivekd.evaluate.resampling import holm
-from drivekd.evaluate.robustness import Robustness, is_robustness, robustness_of
+from drivekd.evaluate.folder import (
+    Evaluation,
+    read_evaluation,
+    refuse_other_judges,
+    refuse_other_questions,
+)
+from drivekd.evaluate.pairs import JUDGED, gaps, measured
+from drivekd.evaluate.robustness import Robustness, is_robustness, robustness
 from drivekd.evaluate.robustness import table as robustness_table
-from drivekd.evaluate.same import refuse_other_judges, refuse_other_questions
 from drivekd.files.writing import write_json
+from drivekd.statistics import Difference, holm
 
 Outcome = Literal["better", "worse", "not distinguishable", "not known"]
 #: a difference is beyond noise below this p
@@ -37,7 +41,7 @@ class Row:
     group: str
     model: str
     reference: str
-    gap: Gap
+    gap: Difference
     p: float | None
     outcome: Outcome
 
@@ -57,58 +61,80 @@ class Comparison:
     notices: Sequence[str]
 
 
-def compare(folders: Sequence[Path], *, judged: bool = True, seed: int = 0) -> Comparison:
-    """Each evaluation against the first, on the same questions [ours].
-
-    Accuracy always, judged scores where all have verdicts. Means, intervals and p values are those
-    of `pairs.gaps`; with more than two models p is corrected for their number (Holm), within each
-    row of the table, not over measures and capabilities.
-
-    Args:
-        folders: of two or more evaluations.
-        judged: False compares accuracy alone.
-        seed: of the bootstrap's draws.
+def read_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
+    """Read two or more folders.
 
     Raises:
-        ValueError: fewer than two folders, one named twice, other questions, other judges, or what
-            cannot be read.
+        ValueError: fewer than two folders, one named twice, or what cannot be read.
     """
-    return _compare(_read(folders), judged=judged, seed=seed)
+    if len(folders) < 2:
+        raise ValueError(f"comparison: expected at least two evaluations, got {len(folders)}")
+    paths = [path.resolve() for path in folders]
+    twice = next((path for i, path in enumerate(folders) if paths[i] in paths[:i]), None)
+    if twice is not None:
+        raise ValueError(f"comparison: {twice} is named twice; name each evaluation once")
+    return [read_evaluation(path) for path in folders]
+
+
+def compare(evaluations: Sequence[Evaluation], *, judged: bool = True) -> Comparison:
+    """Hold each evaluation against the first, on the same questions [ours].
+
+    Accuracy always, judged scores where all have verdicts, unless `judged` is False. Means,
+    intervals and p values are those of `pairs.gaps`; with more than two models p is corrected for
+    their number (Holm), within each row of the table, not over measures and capabilities.
+
+    Raises:
+        ValueError: other questions or other judges.
+    """
+    refuse_other_questions(evaluations)
+    short = [evaluation.folder.resolve().name for evaluation in evaluations]
+    names = short if len(set(short)) == len(short) else [str(e.folder) for e in evaluations]
+    measures = [measured(evaluation.given) for evaluation in evaluations]
+    notices = []
+    everyone = all(JUDGED in scores for scores in measures)
+    if judged and everyone:
+        notices += refuse_other_judges(evaluations)
+        notices += _unscored(names, measures)
+    elif judged and any(JUDGED in scores for scores in measures):
+        notices.append("accuracy alone is compared: not all of these evaluations were judged")
+    shown = [m for m in measures[0] if m != JUDGED or (judged and everyone)]
+    rows = []
+    for measure in shown:
+        answers, first = evaluations[0].given.answers, measures[0][measure]
+        others = [gaps(other[measure], first, answers) for other in measures[1:]]
+        for group in dict.fromkeys(group for gap in others for group in gap):
+            named = [(n, g[group]) for n, g in zip(names[1:], others, strict=True) if group in g]
+            rows += _rows(measure, group, names[0], named)
+    models = (evaluation.model for evaluation in evaluations)
+    return Comparison(dict(zip(names, models, strict=True)), rows, notices)
 
 
 def run(folders: Sequence[Path], out: Path | None = None, *, judged: bool = True) -> str:
-    """Compares evaluations and says so in words; what `drivekd compare` prints.
+    """Compare evaluations in words, all against the first; what `drivekd compare` prints.
 
-    Where they are of one model, once on clean data and else on corrupted ones, its robustness is
-    said as well.
-
-    Args:
-        folders: of two or more evaluations; all are held against the first.
-        out: JSON file for the figures.
-        judged: False compares accuracy alone.
+    Evaluations of one model, once on clean data and else on corrupted ones, show its robustness
+    too. The figures go to the JSON file `out` where one is named.
 
     Raises:
-        ValueError: see `compare`.
+        ValueError: see `read_evaluations` and `compare`.
     """
-    evaluations = _read(folders)
-    found = _compare(evaluations, judged=judged, seed=0)
-    robust = None
-    if is_robustness(evaluations):
-        robust = robustness_of(evaluations, judged=judged)
+    evaluations = read_evaluations(folders)
+    comparison = compare(evaluations, judged=judged)
+    robust = robustness(evaluations, judged=judged) if is_robustness(evaluations) else None
     if out is not None:
-        write_json(out, as_json(found, robust))
-    return table(found) + ("" if robust is None else "\n\n" + robustness_table(robust))
+        write_json(out, as_json(comparison, robust))
+    return table(comparison) + ("" if robust is None else "\n\n" + robustness_table(robust))
 
 
 def as_json(comparison: Comparison, robust: Robustness | None = None) -> dict[str, Any]:
-    """The figures as plain data, each row with its `words`; `robustness` where there is one."""
-    found = asdict(comparison)
-    found["rows"] = [asdict(row) | {"words": words(row)} for row in comparison.rows]
-    return found | ({} if robust is None else {"robustness": asdict(robust)})
+    """Give the figures as plain data, each row with its `words`; `robustness` if there is one."""
+    rows = [asdict(row) | {"words": words(row)} for row in comparison.rows]
+    more = {} if robust is None else {"robustness": asdict(robust)}
+    return asdict(comparison) | {"rows": rows} | more
 
 
 def table(comparison: Comparison) -> str:
-    """Lines for people: who is compared, then a sentence per measure, group and model."""
+    """Write lines for people: who is compared, then a sentence per measure, group and model."""
     lines = [
         f"{name}: {model or 'model not recorded'}" for name, model in comparison.models.items()
     ]
@@ -122,7 +148,7 @@ def table(comparison: Comparison) -> str:
 
 
 def words(row: Row) -> str:
-    """A row as a sentence."""
+    """Write a row as a sentence."""
     gap = row.gap
     counts = f"{gap.mine:.1f} against {gap.theirs:.1f}, n = {gap.n}"
     if gap.low is None or gap.high is None or row.p is None:
@@ -144,57 +170,20 @@ def words(row: Row) -> str:
     )
 
 
-def _read(folders: Sequence[Path]) -> list[Evaluation]:
-    paths = [Path(folder) for folder in folders]
-    if len(paths) < 2:
-        raise ValueError(f"comparison: expected at least two evaluations, got {len(paths)}")
-    seen = [path.resolve() for path in paths]
-    twice = next((path for i, path in enumerate(paths) if path.resolve() in seen[:i]), None)
-    if twice is not None:
-        raise ValueError(f"comparison: {twice} is named twice; name each evaluation once")
-    return [read_evaluation(path) for path in paths]
-
-
-def _compare(evaluations: Sequence[Evaluation], *, judged: bool, seed: int) -> Comparison:
-    refuse_other_questions(evaluations)
-    short = [evaluation.folder.resolve().name for evaluation in evaluations]
-    names = short if len(set(short)) == len(short) else [str(e.folder) for e in evaluations]
-    measures = [measured(evaluation.given) for evaluation in evaluations]
-    notices = []
-    everyone = all(JUDGED in each for each in measures)
-    if judged and everyone:
-        notices += refuse_other_judges(evaluations)
-        notices += _unscored(names, measures)
-    elif judged and any(JUDGED in each for each in measures):
-        notices.append("accuracy alone is compared: not all of these evaluations were judged")
-    shown = [m for m in measures[0] if m != JUDGED or (judged and everyone)]
-    rows = []
-    for measure in shown:
-        given = evaluations[0].given.answers
-        found = [gaps(m[measure], measures[0][measure], given, seed=seed) for m in measures[1:]]
-        for group in dict.fromkeys(group for each in found for group in each):
-            each = [(n, g[group]) for n, g in zip(names[1:], found, strict=True) if group in g]
-            rows += _rows(measure, group, names[0], each)
-    return Comparison(
-        dict(zip(names, (evaluation.model for evaluation in evaluations), strict=True)),
-        rows,
-        notices,
-    )
-
-
-def _rows(measure: str, group: str, reference: str, found: Sequence[tuple[str, Gap]]) -> list[Row]:
+def _rows(
+    measure: str, group: str, reference: str, named: Sequence[tuple[str, Difference]]
+) -> list[Row]:
     """The rows of one group, their p values corrected for how many they are."""
-    known = [gap.p for _, gap in found if gap.p is not None]
-    corrected = iter(holm(known))
+    corrected = iter(holm([gap.p for _, gap in named if gap.p is not None]))
     rows = []
-    for name, gap in found:
+    for name, gap in named:
         p = None if gap.p is None else next(corrected)
         row = Row(measure, group, name, reference, gap, p, "not known")
         rows.append(replace(row, outcome=_outcome(gap, p)))
     return rows
 
 
-def _outcome(gap: Gap, p: float | None) -> Outcome:
+def _outcome(gap: Difference, p: float | None) -> Outcome:
     if p is None:
         return "not known"
     if p >= LEVEL:
@@ -207,8 +196,8 @@ def _unscored(
 ) -> list[str]:
     """How many questions a judge gave no score, which are in no difference."""
     return [
-        f"judged: {without} of {len(found['accuracy'])} questions of {name} have no score and are"
+        f"judged: {without} of {len(scores['accuracy'])} questions of {name} have no score and are"
         " in no difference with it"
-        for name, found in zip(names, measures, strict=True)
-        if (without := len(found["accuracy"]) - len(found[JUDGED]))
+        for name, scores in zip(names, measures, strict=True)
+        if (without := len(scores["accuracy"]) - len(scores[JUDGED]))
     ]

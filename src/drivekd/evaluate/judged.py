@@ -12,20 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.judging.judge import Verdict
-from drivekd.evaluate.resampling import (
-    RESAMPLES,
-    SCORES,
-    Array,
-    draws,
-    estimate,
-    places,
-    tally,
-)
 from drivekd.evaluate.score import in_order, scene_of
+from drivekd.statistics import estimate
 
 TASKS = ("perception", "prediction", "behavior", "planning")
 #: tasks whose plain mean is reasoning, where tasks and not questions count alike
@@ -59,7 +52,7 @@ class JudgedScore:
     Attributes:
         mean: over questions.
         standard_error: clustered by scene; None, as are the ends of the interval, where there are
-            fewer than `FEWEST` scenes.
+            fewer than five scenes.
         low, high: 95 % interval.
         n: questions with a score.
         scenes: that they are about.
@@ -120,7 +113,7 @@ class _Question:
 
     scene: str
     value: float | None
-    totals: Array
+    totals: NDArray[np.float64]
     status: Mapping[str, int]
     left_out: int
 
@@ -132,52 +125,41 @@ def judged(
     answers: Sequence[Answer],
     verdicts: Sequence[Verdict],
     tasks: Mapping[str, str | None],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> JudgedScores:
-    """Means, errors and variances of judged answers; a group without a score is absent.
+    """Give means, errors and variances of judged answers; a group without a score is absent.
 
-    Standard errors and intervals are over scenes, see `evaluate/resampling.py`.
+    Standard errors and intervals are over scenes, see `drivekd.statistics.estimate`.
 
     Args:
         answers: of one model, each question in one or more runs.
         verdicts: of these answers, all of them, in one or more runs of one judge.
         tasks: by sample id, see `drivekd.data.cameras.task_of`; {} where none is known.
-        seed: of the draws.
-        resamples: number of draws.
 
     Raises:
         ValueError: an answer or a verdict occurs twice, a verdict is of no answer, or an answer
             lacks a verdict.
     """
     questions = _questions(answers, verdicts)
-    asked = {answer.id: answer.capability for answer in answers}
-    capabilities = _grouped(questions, asked)
+    kinds = {answer.id: answer.capability for answer in answers}
+    capabilities = _grouped(questions, kinds)
     by_task = _grouped(questions, tasks)
-    columns = places(each.scene for each in questions.values())
-    weights = draws(len(columns), seed, resamples)
 
-    def of(*parts: tuple[int, Sequence[_Question]]) -> JudgedScore | None:
-        return _score(parts, columns, weights)
-
-    def each(groups: _Groups, names: Iterable[str]) -> dict[str, JudgedScore]:
-        found = ((name, of((1, groups[name]))) for name in names if name in groups)
-        return {name: score for name, score in found if score is not None}
+    def scores(groups: _Groups, names: Iterable[str]) -> dict[str, JudgedScore]:
+        made = ((name, _score((1, groups[name]))) for name in names if name in groups)
+        return {name: score for name, score in made if score is not None}
 
     three = [capabilities.get(name, ()) for name in CAPABILITIES]
     # mean of (perception, mean of two tasks, planning) in sixths
     two = [by_task.get(name, ()) for name in _REASONING]
-    known = all(tasks.get(id) in _REASONING for id in asked if asked[id] == "reasoning")
+    known = all(tasks.get(id) in _REASONING for id in kinds if kinds[id] == "reasoning")
+    per_task = [(1, task) for task in two]
     return JudgedScores(
-        capabilities=each(capabilities, in_order(capabilities)),
-        tasks=each(by_task, TASKS),
-        reasoning_per_task=of(*((1, task) for task in two)) if known else None,
-        average=of(*((1, part) for part in three)),
-        average_per_task=of((2, three[0]), *((1, task) for task in two), (2, three[2]))
-        if known
-        else None,
-        everything=of((1, list(questions.values()))),
+        capabilities=scores(capabilities, in_order(capabilities)),
+        tasks=scores(by_task, TASKS),
+        reasoning_per_task=_score(*per_task) if known else None,
+        average=_score(*((1, part) for part in three)),
+        average_per_task=_score((2, three[0]), *per_task, (2, three[2])) if known else None,
+        everything=_score((1, list(questions.values()))),
         without_score={
             "capabilities": _without_score(capabilities),
             "tasks": _without_score(by_task),
@@ -196,7 +178,7 @@ def question_scores(answers: Sequence[Answer], verdicts: Sequence[Verdict]) -> d
 
 
 def as_json(scores: JudgedScores) -> dict[str, Any]:
-    """The scores as plain data; what has no score is absent."""
+    """Give the scores as plain data; what has no score is absent."""
     return {name: value for name, value in asdict(scores).items() if value is not None}
 
 
@@ -316,26 +298,21 @@ def _statuses(questions: Iterable[_Question]) -> Counter[str]:
     return counts
 
 
-def _score(
-    parts: Sequence[tuple[int, Sequence[_Question]]], columns: Mapping[str, int], weights: Array
-) -> JudgedScore | None:
-    """The score of a mix of groups, None where one of them has none."""
-    values = [
-        (share, [(q.scene, q.value) for q in part if q.value is not None]) for share, part in parts
+def _score(*parts: tuple[int, Sequence[_Question]]) -> JudgedScore | None:
+    """The score of a mix of groups with their shares, None where one of them has none."""
+    scored = [
+        (float(question.value), question.scene, str(number), share)
+        for number, (share, part) in enumerate(parts)
+        for question in part
+        if question.value is not None
     ]
-    if not all(part for _, part in values):
+    if len({number for _, _, number, _ in scored}) < len(parts):
         return None
-    mix = [(share, tally(part, columns)) for share, part in values]
-    found = estimate(mix, weights, SCORES)
+    mean = estimate(*zip(*scored, strict=True))
     questions = [question for _, part in parts for question in part]
     counts = _statuses(questions)
     return JudgedScore(
-        mean=found.mean,
-        standard_error=found.standard_error,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-        scenes=found.scenes,
+        **asdict(mean),
         scored=counts.pop("scored", 0),
         unscored=dict(sorted(counts.items())),
         left_out=sum(question.left_out for question in questions),

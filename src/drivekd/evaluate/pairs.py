@@ -1,32 +1,18 @@
-"""Two sets of scores of the same questions: how far they are apart, and whether that is noise."""
+"""Two sets of scores of the same questions and their difference; every mean beside its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drivekd.data.sample import CAPABILITIES
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.judged import question_scores
 from drivekd.evaluate.judging.judge import Verdict
-from drivekd.evaluate.resampling import (
-    DIFFERENCES,
-    RESAMPLES,
-    Mix,
-    alone,
-    draws,
-    estimate,
-    mean,
-    p_value,
-    places,
-    tally,
-)
-from drivekd.evaluate.score import in_order, scene_of
+from drivekd.evaluate.score import accuracies, by_seed, grouped
+from drivekd.statistics import Difference, difference
 
 #: percent of right answers; the mean of a judge's points
 ACCURACY, JUDGED = "accuracy", "judged"
-#: means beside those of the capabilities
-AVERAGE, EVERYTHING = "average", "everything"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +24,19 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """Mean score of one side minus the other's, over the questions that both have [points].
+class Beside:
+    """One mean of a model with its controls.
 
     Attributes:
-        mine, theirs: the two means, 0 … 100.
-        mean: mine − theirs.
-        low, high: 95 % interval of the difference, scenes drawn in pairs; None, as is p, where
-            there are fewer than `FEWEST` scenes.
-        p: two-sided, of no difference.
-        n: questions.
-        scenes: that they are about.
+        measure: `accuracy` or `judged`.
+        group: a capability, `average` or `everything`.
+        controls: by the control's name, `mine` being the model, over the questions that both have
+            a score for.
     """
 
-    mine: float
-    theirs: float
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
-    scenes: int
+    measure: str
+    group: str
+    controls: Mapping[str, Difference]
 
 
 def measured(given: Given) -> dict[str, dict[str, float]]:
@@ -67,58 +45,82 @@ def measured(given: Given) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: answers and verdicts do not fit.
     """
-    runs: dict[str, list[float]] = {}
-    for answer in given.answers:
-        runs.setdefault(answer.id, []).append(100.0 * answer.correct)
-    found = {ACCURACY: {id: sum(values) / len(values) for id, values in runs.items()}}
+    scores = {ACCURACY: accuracies(given.answers)}
     if given.verdicts is not None:
-        found[JUDGED] = question_scores(given.answers, given.verdicts)
-    return found
+        scores[JUDGED] = question_scores(given.answers, given.verdicts)
+    return scores
 
 
 def gaps(
-    mine: Mapping[str, float],
-    theirs: Mapping[str, float],
+    mine: Sequence[Mapping[str, float]] | Mapping[str, float],
+    theirs: Sequence[Mapping[str, float]] | Mapping[str, float],
     answers: Sequence[Answer],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Gap]:
+) -> dict[str, Difference]:
     """The difference in each capability, in their average and over everything [ours].
 
-    A paired bootstrap over scenes: of a scene that is drawn, both sides' questions count. What has
-    no question on both sides is absent, the average where a capability is.
+    What has no question on both sides is absent, the average where a capability is. See
+    `drivekd.statistics.difference`.
 
     Args:
-        mine: scores by question.
-        theirs: the other side's; questions that only one side has are left out.
-        answers: to say each question's capability and scene.
-        seed: of the draws.
-        resamples: number of draws.
+        mine: scores by question, of several training seeds one after the other.
+        theirs: the other side's, of as many seeds.
+        answers: to say each question's capability and scene; questions that only one side has are
+            left out.
     """
-    asked = {answer.id: answer for answer in answers if answer.id in mine and answer.id in theirs}
-    columns = places(scene_of(answer) for answer in asked.values())
-    weights = draws(len(columns), seed, resamples)
-    ids = {
-        name: [id for id, answer in asked.items() if answer.capability == name]
-        for name in in_order({a.capability for a in asked.values() if a.capability is not None})
+    one, other = ([side] if isinstance(side, Mapping) else side for side in (mine, theirs))
+    shared = {a.id: a for a in answers if all(a.id in scores for scores in (*one, *other))}
+    return {
+        name: difference(
+            *([[scores[id] for id in group.ids] for scores in side] for side in (one, other)),
+            group.scenes,
+            group.capabilities,
+        )
+        for name, group in grouped(shared, "capability").items()
     }
-    groups: dict[str, list[list[str]]] = {name: [each] for name, each in ids.items()}
-    if all(name in ids for name in CAPABILITIES):
-        groups[AVERAGE] = [ids[name] for name in CAPABILITIES]
-    if asked:
-        groups[EVERYTHING] = [list(asked)]
 
-    def mix(parts: Sequence[Sequence[str]], values: Mapping[str, float]) -> Mix:
-        scored = ([(scene_of(asked[id]), values[id]) for id in part] for part in parts)
-        return [part for each in scored for part in alone(tally(each, columns))]
 
-    both = {id: mine[id] - theirs[id] for id in asked}
-    found = {}
-    for name, parts in groups.items():
-        difference = mix(parts, both)
-        e = estimate(difference, weights, DIFFERENCES)
-        p = p_value(difference, weights)
-        sides = mean(mix(parts, mine)), mean(mix(parts, theirs))
-        found[name] = Gap(*sides, e.mean, e.low, e.high, p, e.n, e.scenes)
-    return found
+def gaps_of_seeds(
+    mine: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]]
+) -> dict[str, Difference]:
+    """Two recipes' accuracies, each trained with the same seeds: a list of answers per seed.
+
+    Raises:
+        ValueError: a list answers other questions than the first.
+    """
+    rights = by_seed(*mine, *theirs)
+    return gaps(rights[: len(mine)], rights[len(mine) :], mine[0])
+
+
+def beside(model: Given, controls: Mapping[str, Given]) -> list[Beside]:
+    """The controls, `black` and `majority`, beside every mean that they have too.
+
+    Raises:
+        ValueError: answers and verdicts do not fit.
+    """
+    mine = measured(model)
+    others = {name: measured(given) for name, given in controls.items()}
+    rows = []
+    for measure, values in mine.items():
+        by_control = {
+            name: gaps(values, other[measure], model.answers)
+            for name, other in others.items()
+            if measure in other
+        }
+        for group in dict.fromkeys(group for gap in by_control.values() for group in gap):
+            row = {name: gap[group] for name, gap in by_control.items() if group in gap}
+            rows.append(Beside(measure, group, row))
+    return rows
+
+
+def table(rows: Sequence[Beside]) -> str:
+    """A line per mean for people: the model, each control, and what the model has more."""
+    return "\n".join(
+        f"{row.measure:<9} {row.group:<12}{next(iter(row.controls.values())).mine:6.1f}"
+        + "".join(f"  {name} {_cell(gap):<32}" for name, gap in row.controls.items()).rstrip()
+        for row in rows
+    )
+
+
+def _cell(gap: Difference) -> str:
+    interval = "" if gap.low is None else f" [{gap.low:+.1f}, {gap.high:+.1f}]"
+    return f"{gap.theirs:.1f}: {gap.mean:+.1f}{interval}"

@@ -12,11 +12,10 @@ from typing import Any
 
 from drivekd.data.cameras import task_of
 from drivekd.data.sample import Sample
-from drivekd.evaluate import controls, judged, published, score
+from drivekd.evaluate import judged, pairs, published, score
 from drivekd.evaluate.answers.answer import Answer, options_given
-from drivekd.evaluate.controls import Beside
 from drivekd.evaluate.judged import JudgedScores
-from drivekd.evaluate.pairs import Given
+from drivekd.evaluate.pairs import Beside, Given
 from drivekd.evaluate.published import PublishedRow
 from drivekd.evaluate.reading.metrics import TagMatch, TagScores, normalise, tag_scores, unreadable
 from drivekd.evaluate.reading.text_overlap import Overlap, text_overlap, words
@@ -61,33 +60,29 @@ def results(
     model: Given,
     others: Mapping[str, Given],
     judge_model: str | None = None,
-    *,
-    seed: int = 0,
 ) -> Results:
-    """Scores the answers of a model, and its controls beside them.
+    """Score the answers of a model, and its controls beside them.
 
     Args:
         samples: the questions.
         model: its answers, with their verdicts where they were judged.
         others: answers of the controls by name, `black` and `majority`; {} for none.
         judge_model: the judge's name, for the notice beside published rows.
-        seed: of the bootstrap's draws.
 
     Raises:
         ValueError: answers and verdicts do not fit.
     """
     options = {sample.id: options_given(sample) for sample in samples}
     free = [a for a in model.answers if not options[a.id] and _is_free(a.expected)]
-    pairs = [(answer.reply, answer.expected) for answer in model.answers]
     found = None
     rows: Sequence[PublishedRow] = ()
     if model.verdicts is not None:
         tasks = {sample.id: task_of(sample) for sample in samples}
-        found = judged.judged(model.answers, model.verdicts, tasks, seed=seed)
+        found = judged.judged(model.answers, model.verdicts, tasks)
         rows = [row for row in published.rows(judge_model) if row.table == "main"]
-    tags = tag_scores(pairs)
+    tags = tag_scores([(answer.reply, answer.expected) for answer in model.answers])
     return Results(
-        scores=score.score(model.answers, seed=seed),
+        scores=score.score(model.answers),
         unreadable=Counter(
             answer.capability or "no capability"
             for answer in model.answers
@@ -96,7 +91,7 @@ def results(
         text=_overlaps(free),
         tags=tags if tags.questions else None,
         judged=found,
-        beside=controls.beside(model, others, seed=seed),
+        beside=pairs.beside(model, others),
         published=rows,
         unscored=Counter(
             verdict.status
@@ -130,8 +125,8 @@ def as_json(found: Results) -> dict[str, Any]:
     (capability → fields of `Overlap`), `tags`, `judged` (fields of `JudgedScores`), `published`
     (rows of the paper's main table, `notice` among their fields), and `controls`, a list of
     {`measure`: accuracy or judged, `group`: a capability, average or everything, `controls`: {name:
-    G}}, with G the fields of `pairs.Gap`, `mine` being the model, and `unscored` (status →
-    verdicts, those of controls included).
+    G}}, with G the fields of `statistics.Difference`, `mine` being the model, and `unscored`
+    (status → verdicts, those of controls included).
     """
     rest = {
         "unreadable": dict(found.unreadable),
@@ -166,7 +161,7 @@ def table(found: Results) -> str:
         parts.append("\n".join(_unscored(found.unscored)))
     if found.beside:
         title = "beside controls: theirs, and what the model has more"
-        parts.append(f"{title}\n{controls.table(list(found.beside))}")
+        parts.append(f"{title}\n{pairs.table(found.beside)}")
     if found.published:
         parts.append(published.table(found.published))
     if not found.scenes:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from drivekd.evaluate.folder import Evaluation, read_evaluation
-from drivekd.evaluate.pairs import JUDGED, Gap, gaps, measured
-from drivekd.evaluate.same import refuse_other_judges, refuse_other_questions
+from drivekd.evaluate.folder import (
+    Evaluation,
+    refuse_other_judges,
+    refuse_other_questions,
+)
+from drivekd.evaluate.pairs import JUDGED, gaps, measured
+from drivekd.statistics import Difference
 
 #: a control and no corruption: it is shown, but in no mean over them
 NO_IMAGE = "NoImage"
@@ -28,7 +31,7 @@ class Fall:
 
     corruption: str
     measure: str
-    groups: Mapping[str, Gap]
+    groups: Mapping[str, Difference]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,65 +59,48 @@ def is_robustness(evaluations: Sequence[Evaluation]) -> bool:
     return alike and kinds.count(None) == 1 and len(set(kinds)) == len(kinds) > 1
 
 
-def robustness(folders: Sequence[Path], *, judged: bool = True, seed: int = 0) -> Robustness:
-    """Scores under each corruption and their fall from clean, on the same questions [ours].
+def robustness(evaluations: Sequence[Evaluation], *, judged: bool = True) -> Robustness:
+    """Measure the fall from clean to each corruption, on the same questions [ours].
 
     The mean over corruptions is that of each question's scores, so its interval is one over scenes,
-    for these corruptions.
-
-    Args:
-        folders: evaluations of one model, one of them on clean data.
-        judged: False for accuracy alone.
-        seed: of the bootstrap's draws.
+    for these corruptions. `judged=False` is accuracy alone.
 
     Raises:
         ValueError: they are of several models, not one is on clean data, a corruption occurs twice,
             or see `compare`.
     """
-    return robustness_of(
-        [read_evaluation(Path(each)) for each in folders], judged=judged, seed=seed
-    )
-
-
-def robustness_of(
-    evaluations: Sequence[Evaluation], *, judged: bool = True, seed: int = 0
-) -> Robustness:
-    """The same of evaluations that are read already."""
     if not is_robustness(evaluations):
-        told = "; ".join(
+        got = "; ".join(
             f"{e.folder}: {e.model or 'model not recorded'}, {_label(e)}" for e in evaluations
         )
         raise ValueError(
             f"robustness: expected evaluations of one model, one on clean data and one for each"
-            f" corruption, got {told or 'none'}"
+            f" corruption, got {got or 'none'}"
         )
-    ordered = sorted(evaluations, key=lambda each: each.corruption is not None)
+    ordered = sorted(evaluations, key=lambda evaluation: evaluation.corruption is not None)
     refuse_other_questions(ordered)
     clean, *corrupted = ordered
-    measures = [measured(each.given) for each in ordered]
-    shown = [m for m in measures[0] if all(m in each for each in measures)]
+    measures = [measured(evaluation.given) for evaluation in ordered]
+    shown = [m for m in measures[0] if all(m in scores for scores in measures)]
     shown = [m for m in shown if judged or m != JUDGED]
     notices = refuse_other_judges(ordered) if JUDGED in shown else []
     falls = []
     for measure in shown:
-        mine, *scores = (each[measure] for each in measures)
-        rows = [(_label(each), found) for each, found in zip(corrupted, scores, strict=True)]
+        first, *others = (scores[measure] for scores in measures)
+        rows = [(_label(e), scores) for e, scores in zip(corrupted, others, strict=True)]
         counted = [
-            found
-            for each, found in zip(corrupted, scores, strict=True)
-            if each.corruption is not None and each.corruption[0] != NO_IMAGE
+            scores
+            for e, scores in zip(corrupted, others, strict=True)
+            if e.corruption is not None and e.corruption[0] != NO_IMAGE
         ]
         if len(counted) > 1:
             rows.append((f"mean of {len(counted)}", _mean(counted)))
-        falls += [
-            Fall(label, measure, gaps(mine, found, clean.given.answers, seed=seed))
-            for label, found in rows
-        ]
+        falls += [Fall(label, measure, gaps(first, s, clean.given.answers)) for label, s in rows]
     return Robustness(str(clean.model), str(clean.folder), falls, notices)
 
 
 def table(robust: Robustness) -> str:
-    """Lines for people: per corruption each group's score, and how much was lost with its interval.
+    """Write each group's score per corruption, and how much was lost with its interval.
 
     The clean score in a row is over the questions that both have.
     """
@@ -133,21 +119,21 @@ def table(robust: Robustness) -> str:
     return "\n".join(line.rstrip() for line in [*lines, *robust.notices])
 
 
-def _cell(gap: Gap) -> str:
+def _cell(gap: Difference) -> str:
     if gap.low is None or gap.high is None:
         return f"{gap.theirs:5.1f} {-gap.mean:+.1f}"
     return f"{gap.theirs:5.1f} {-gap.mean:+.1f} [{-gap.high:+.1f}, {-gap.low:+.1f}]"
 
 
 def _label(evaluation: Evaluation) -> str:
-    found = evaluation.corruption
-    return "clean" if found is None else f"{found[0]} {found[1]}"
+    corruption = evaluation.corruption
+    return "clean" if corruption is None else f"{corruption[0]} {corruption[1]}"
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Each question's mean over the corruptions, for those that have a score in all."""
     return {
-        id: float(np.mean([each[id] for each in scores]))
+        id: float(np.mean([values[id] for values in scores]))
         for id in scores[0]
-        if all(id in each for each in scores)
+        if all(id in values for values in scores)
     }

@@ -136,7 +136,7 @@ def evaluate(
         verdicts = {} if judging is None else _judged(given, samples, judging, out)
         sides = {name: Given(answers, verdicts.get(name)) for name, answers in given.items()}
         judge = judging.judge.identity().get("model") if judging is not None else None
-        found = results(samples, sides.pop(MAIN), sides, judge, seed=questions.seed)
+        found = results(samples, sides.pop(MAIN), sides, judge)
         write_json(out / "scores.json", as_json(found))
     return found
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from drivekd.data.convert import jsonl_row
 from drivekd.data.formats.readers import read
@@ -26,6 +25,7 @@ from drivekd.method.signals.layers import resolve
 from drivekd.models import vlm as vlms
 from drivekd.models.encode import encode
 from drivekd.recipe import Recipe, parse
+from drivekd.statistics import over_seeds
 from drivekd.study.gap import Gap, gap
 
 #: layers and signal of each capability [paper]
@@ -193,12 +193,10 @@ def _figures(before: Gap, after: Sequence[Gap]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-    """Mean and 95 % interval of Student's t over probes."""
-    count = len(values)
-    half = float(student_t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / count**0.5
-    mean = float(values.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float | None]:
+    """Mean and 95 % interval of Student's t over probes; no ends where they are all equal."""
+    over = over_seeds(values.tolist())
+    return {"mean": over.mean, "low": over.low, "high": over.high}
 
 
 def _advice(candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -218,5 +216,9 @@ def _advice(candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         found[name] = {"teacher": ranked[0], "next": None, "margin": None, "weak": True}
         if len(ranked) > 1:
             margin = _interval(left[ranked[1]] - left[ranked[0]])
-            found[name] |= {"next": ranked[1], "margin": margin, "weak": margin["low"] <= 0}
+            found[name] |= {
+                "next": ranked[1],
+                "margin": margin,
+                "weak": margin["low"] is None or margin["low"] <= 0,
+            }
     return found

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import NDArray
 
-LEVEL = 95.0  # of the bands [percent]
+from drivekd.statistics import band
+
 BINS = 10  # of an answer's positions: the paper's panel has ten
 
 
@@ -29,32 +30,8 @@ class Curve:
 
     @property
     def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return the ends of the 95 % band; None where one scene cannot show how they vary."""
-        if self.scenes < 2:
-            return None
-        low, high = np.full((2, self.draws.shape[1]), np.nan)
-        for place in range(len(low)):
-            low[place], high[place] = band(self.draws[1:, place])
-        return low, high
-
-
-def band(values: Float[ndarray, " D"]) -> tuple[float, float]:
-    """Return the middle 95 % of draws; those in which nothing was seen do not count."""
-    seen = values[np.isfinite(values)]
-    if not len(seen):
-        return np.nan, np.nan
-    low, high = np.percentile(seen, ((100 - LEVEL) / 2, (100 + LEVEL) / 2))
-    return float(low), float(high)
-
-
-def draw_weights(scenes: int, draws: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Count how often each scene is drawn: a row of ones (the data as it is), then bootstrap draws.
-
-    Every draw takes as many scenes as there are, with replacement; its weights w_s sum to their
-    number. [ours: the paper has no bands]
-    """
-    drawn = random.multinomial(scenes, np.full(scenes, 1 / scenes), size=draws)
-    return np.vstack([np.ones((1, scenes)), drawn]).astype(np.float64)
+        """Lower and upper end of the 95 % band; None with fewer than five scenes."""
+        return band(self.draws, self.scenes)
 
 
 def ratio(

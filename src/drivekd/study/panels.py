@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from drivekd.data.sample import CAPABILITIES
 from drivekd.distill.order import stream
-from drivekd.study.curves import Curve, band
+from drivekd.statistics import band
+from drivekd.study.curves import Curve
 from drivekd.study.recommend import Advice, advise
 from drivekd.study.sums import Sums, mean_curve, pair_curve
 
@@ -92,8 +93,8 @@ def _difference(larger: Curve, smaller: Curve) -> tuple[float, float | None, flo
     """
     places = np.isfinite(larger.mean) & np.isfinite(smaller.mean)
     gap = (larger.draws[:, places] - smaller.draws[:, places]).mean(axis=1)
-    low, high = (None, None) if min(larger.scenes, smaller.scenes) < 2 else band(gap[1:])
-    return float(gap[0]), low, high
+    ends = band(gap, min(larger.scenes, smaller.scenes))
+    return float(gap[0]), *((None, None) if ends is None else map(float, ends))
 
 
 def _lacks(sums: Sums, capabilities: list[str]) -> dict[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from drivekd.statistics import FEWEST
 from drivekd.study.curves import Curve
 
 #: a layer takes part if it pays images at least so much of what the layer that looks most does
@@ -29,7 +30,6 @@ NEAR = 0.15
 #: the limit that the paper's summary names for a signal that may be unreliable
 UNSTEADY = 0.3
 SURE = 0.8  # in so many of the bootstrap draws the rules must choose the same layers
-SCENES = 5  # draws of fewer scenes say little
 Signal = Literal["text_to_vision", "full", "hidden"]
 Shape = Literal["even", "peak", "highest"]
 
@@ -182,8 +182,8 @@ def advise(
 
 
 def _agreement(curve: Curve, part: NDArray[np.bool_] | None, found: Found) -> float:
-    """Share of bootstrap draws in which the rules choose the same layers; 0 with one scene."""
-    if curve.scenes < 2:
+    """Share of bootstrap draws in which the rules choose the same layers; 0 of too few scenes."""
+    if curve.scenes < FEWEST:
         return 0.0
     drawn = [find(each, part) for each in curve.draws[1:] if np.isfinite(each).any()]
     same = [each is not None and each.layers == found.layers for each in drawn]
@@ -193,9 +193,9 @@ def _agreement(curve: Curve, part: NDArray[np.bool_] | None, found: Found) -> fl
 def _doubts(curve: Curve, found: Found, sure: float) -> tuple[str, ...]:
     """Why the choice of layers may be chance."""
     doubts = []
-    if curve.scenes < SCENES:
-        doubts.append(f"fewer than {SCENES} scenes")
-    if curve.scenes > 1 and sure < SURE:
+    if curve.scenes < FEWEST:
+        doubts.append(f"fewer than {FEWEST} scenes")
+    elif sure < SURE:
         doubts.append(f"only {100 * sure:.0f} % of bootstrap draws choose the same layers")
     if found.shape == "highest" and found.margin < CLEAR:
         doubts.append(f"no layer stands out by {CLEAR}")

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from drivekd.data.sample import Sample
 from drivekd.distill.order import scene_of, stream
-from drivekd.study.curves import Curve, band, unit
+from drivekd.statistics import FEWEST as FEWEST_SCENES
+from drivekd.statistics import band
+from drivekd.study.curves import Curve, unit
 from drivekd.study.forward import Array, Seen
 from drivekd.study.measuring import Asked
 from drivekd.study.panels import DRAWS, FEWEST
-from drivekd.study.recommend import SCENES
 from drivekd.study.sums import Sums, mean_curve
 
 DROP = 0.3  # a cosine that falls by more is a drop [summary of the paper]
@@ -142,7 +143,7 @@ def _spared(near: Array, other: Array) -> Array:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its 95 % band; without one where there is a single scene."""
+    """A number with its 95 % band; without one where there are fewer than five scenes."""
 
     mean: float
     low: float | None
@@ -198,22 +199,22 @@ def judge(
     steady, drops = _figure(cosine, scenes), _figure(beyond, scenes)
     by_chance = None if other is None else _figure(other, scenes)
     ahead = None if spared is None else _figure(spared, scenes)
-    word, reasons = _word(steady, drops, ahead, scenes, drop)
+    word, reasons = _word(steady, drops, ahead, drop)
     n, figures = found[f"cosine/{group}"].n, (steady, drops, by_chance, ahead)
     return Verdict(capability, word, tuple(layers), n, scenes, *figures, reasons)
 
 
 def _figure(draws: Array, scenes: int) -> Figure:
-    low, high = (None, None) if scenes < FEWEST else band(draws[1:])
-    return Figure(float(draws[0]), low, high)
+    ends = band(draws, scenes)
+    return Figure(float(draws[0]), *((None, None) if ends is None else map(float, ends)))
 
 
 def _word(
-    cosine: Figure, beyond: Figure, spared: Figure | None, scenes: int, drop: float
+    cosine: Figure, beyond: Figure, spared: Figure | None, drop: float
 ) -> tuple[Word, tuple[str, ...]]:
     """The rules of `judge`; reasons say what stands in the way of a better verdict."""
-    if scenes < SCENES or cosine.high is None or beyond.low is None or beyond.high is None:
-        return "use with care", (f"fewer than {SCENES} scenes",)
+    if cosine.high is None or beyond.low is None or beyond.high is None:
+        return "use with care", (f"fewer than {FEWEST_SCENES} scenes",)
     shared = f"{100 * beyond.mean:.1f} % of questions lose more than {drop:g} of cosine"
     bad = []
     if beyond.low > OFTEN:

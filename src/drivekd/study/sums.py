@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.study.curves import Curve, draw_weights, pair_mean, ratio
+from drivekd.statistics import draw_scenes
+from drivekd.study.curves import Curve, pair_mean, ratio
 
 Array = NDArray[np.float64]
 
@@ -50,7 +51,7 @@ def mean_curve(total: Total, draws: int, random: Callable[[], np.random.Generato
     """Mean over samples at every place, with bootstrap draws over scenes."""
     sums = np.stack(list(total.sums.values()))
     counts = np.stack([np.broadcast_to(c, sums.shape[1:]) for c in total.counts.values()])
-    weights = draw_weights(len(sums), draws, random())
+    weights = draw_scenes(len(sums), draws, random())
     return Curve(ratio(sums, counts, weights), total.n, len(sums))
 
 
@@ -60,7 +61,7 @@ def pair_curve(total: Total, draws: int, random: Callable[[], np.random.Generato
     The values that were added are unit vectors [layers, width]. Every layer sees the same draws.
     """
     counts = np.array([float(c) for c in total.counts.values()])
-    weights = draw_weights(len(counts), draws, random())
+    weights = draw_scenes(len(counts), draws, random())
     scenes = list(total.sums.values())
     layers = range(len(scenes[0]))
     found = [pair_mean(np.stack([s[layer] for s in scenes]), counts, weights) for layer in layers]

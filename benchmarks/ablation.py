@@ -5,7 +5,7 @@
 An arm is a shipped recipe (recipes/ablations), some at a second ρ: below 3, where the second stage
 of AGP cannot fire, and above. A seed draws training scenes, data order and projection order; all
 arms of a seed share the scenes, their order, the steps and the start. Each arm is compared with
-cross-entropy and with AGP: paired t over seeds, and a bootstrap over scenes with seeds averaged.
+cross-entropy and with AGP: paired t over seeds, and over scenes and seeds together.
 Writes results/ablation.json and docs/pictures/ablation.png. A second call continues.
 """
 
@@ -15,7 +15,6 @@ import argparse
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from provenance import write_result
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo.run import arm_recipe
 from drivekd.evaluate.answers.answer import Answer
-from drivekd.evaluate.score import paired_scenes, score
+from drivekd.evaluate.pairs import gaps_of_seeds
+from drivekd.evaluate.score import score
 from drivekd.recipe import to_yaml
 from study import OUT, VALIDATION, brief, compare, job, run_jobs, worlds
 
@@ -75,14 +75,14 @@ def pairs() -> list[tuple[str, str]]:
 def over_scenes(
     found: Mapping[str, Sequence[Answer]], one: str, other: str, seeds: Sequence[int]
 ) -> dict[str, dict[str, float | None]]:
-    """Bootstrap over scenes of one arm minus another."""
+    """One arm minus another, with errors over scenes and seeds."""
     mine, theirs = ([found[f"{arm}/{seed}"] for seed in seeds] for arm in (one, other))
     return {
         f"{one} - {other}, {part}": {
-            name: value if value is None else round(value, 2)
-            for name, value in asdict(difference).items()
+            name: None if (value := getattr(difference, name)) is None else round(value, 2)
+            for name in ("mean", "low", "high", "p", "scenes")
         }
-        for part, difference in paired_scenes(mine, theirs).items()
+        for part, difference in gaps_of_seeds(mine, theirs).items()
     }
 
 
@@ -131,13 +131,13 @@ def main() -> None:
     answered = run_jobs(jobs, given.workers)
     found = {name.partition("/")[2]: each for name, each in answered.items()}
     scores = {name: brief(score(each)) for name, each in found.items()}
-    bootstrap: dict[str, Any] = {}
+    compared: dict[str, Any] = {}
     for one, other in pairs():
-        bootstrap |= over_scenes(found, one, other, seeds)
+        compared |= over_scenes(found, one, other, seeds)
     content = {
         "scores": scores,
         "paired": compare(scores, pairs(), seeds),
-        "scenes": bootstrap,
+        "scenes": compared,
         "seeds": list(seeds),
         "recipe": to_yaml(arm_recipe("drivekd", OUT, steps)),
     }

@@ -28,10 +28,11 @@ from provenance import COMMIT, RESULTS, provenance, write_result
 from drivekd.data.sample import CAPABILITIES
 from drivekd.demo.run import arm_recipe, score_team
 from drivekd.evaluate.answers.answer import Answer
-from drivekd.evaluate.score import Scores, majority, paired, score
+from drivekd.evaluate.score import Scores, majority, score
 from drivekd.files.workers import side_by_side
 from drivekd.files.writing import write_json
 from drivekd.recipe import Recipe, load, to_yaml
+from drivekd.statistics import paired
 
 POOL, VALIDATION, TEST = 1500, 200, 300  # scenes
 RHOS = (2.0, 5.4, 10.0)
@@ -172,13 +173,14 @@ def compare(
     scores: Mapping[str, Mapping[str, float]],
     pairs: Sequence[tuple[str, str]],
     seeds: Sequence[int],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Two-sided paired t over seeds, per capability and on average."""
     compared = {}
     for (one, other), part in itertools.product(pairs, (*CAPABILITIES, "average")):
         mine, theirs = ([scores[f"{arm}/{s}"][part] for s in seeds] for arm in (one, other))
         compared[f"{one} - {other}, {part}"] = {
-            name: round(float(value), 4) for name, value in asdict(paired(mine, theirs)).items()
+            name: None if value is None else round(float(value), 4)
+            for name, value in asdict(paired(mine, theirs)).items()
         }
     return compared
 

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from drivekd.evaluate import compare as comparing
 from drivekd.evaluate.answers.answer import Answer
-from drivekd.evaluate.compare import compare, run, table
+from drivekd.evaluate.compare import Comparison, run, table
 from drivekd.evaluate.judging.judge import Verdict
 from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 JUDGE = {"model": "judge", "temperature": 0.2, "runs": 5}
+
+
+def compare(folders: Sequence[Path], *, judged: bool = True) -> Comparison:
+    return comparing.compare(comparing.read_evaluations(folders), judged=judged)
 
 
 def asked(skill: float, seed: int = 0, scenes: int = 20) -> list[Answer]:

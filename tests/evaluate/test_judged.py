@@ -125,11 +125,7 @@ def planted(
 def test_planted_variances_are_told_apart(answering: float, judging: float) -> None:
     rng, found = np.random.default_rng(2), []
     for _ in range(60):
-        spread = (
-            judged(*planted(rng, answering, judging), {}, resamples=1)
-            .capabilities["perception"]
-            .spread
-        )
+        spread = judged(*planted(rng, answering, judging), {}).capabilities["perception"].spread
         assert spread is not None
         assert spread.answer_variance is not None and spread.judge_variance is not None
         found.append((spread.answer_variance, spread.judge_variance, spread.floored))
@@ -147,7 +143,7 @@ def test_verdicts_shared_by_equal_answers_are_no_answer_variance() -> None:
     for _ in range(20):
         judge = rng.normal(0, 2, 5)
         row = [float(50 + each) for each in judge]
-        spread = judged(*both({"q": [row] * 5}), {}, resamples=1).capabilities["perception"].spread
+        spread = judged(*both({"q": [row] * 5}), {}).capabilities["perception"].spread
         assert spread is not None and spread.judge_variance is not None
         assert spread.judge_variance == pytest.approx(judge.var(ddof=1))
         answers.append(spread.answer_variance)

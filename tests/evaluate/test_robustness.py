@@ -6,12 +6,19 @@ from typing import Any
 
 import pytest
 
+from drivekd.evaluate import robustness as measuring
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.compare import run
-from drivekd.evaluate.robustness import robustness, table
+from drivekd.evaluate.folder import read_evaluation
+from drivekd.evaluate.robustness import Robustness, table
 from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
+
+
+def robustness(folders: list[Path], *, judged: bool = True) -> Robustness:
+    evaluations = [read_evaluation(folder) for folder in folders]
+    return measuring.robustness(evaluations, judged=judged)
 
 
 def asked(right: int) -> list[Answer]:

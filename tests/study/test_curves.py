@@ -7,12 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from drivekd.statistics import draw_scenes
 from drivekd.study.curves import (
     Curve,
-    band,
     bins,
     dispersion,
-    draw_weights,
     pair_mean,
     ratio,
     unit,
@@ -29,7 +28,7 @@ def per_scene(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_pairs_from_sums_are_the_pairs_one_by_one() -> None:
     features = unit(np.random.default_rng(0).normal(size=(sum(SCENES), 7)))
     sums, counts = per_scene(features)
-    weights = draw_weights(len(SCENES), 5, np.random.default_rng(1))
+    weights = draw_scenes(len(SCENES), 5, np.random.default_rng(1))
     scene = np.repeat(np.arange(len(SCENES)), SCENES)
     for found, weight in zip(pair_mean(sums, counts, weights), weights, strict=True):
         total = pairs = 0.0
@@ -42,7 +41,7 @@ def test_pairs_from_sums_are_the_pairs_one_by_one() -> None:
 def test_copies_of_a_drawn_scene_do_not_lift_the_band() -> None:
     """Orthogonal samples have a consistency of 0 in every draw, not the copies' cosine of 1."""
     sums, counts = np.eye(4), np.ones(4)
-    weights = draw_weights(4, 200, np.random.default_rng(2))
+    weights = draw_scenes(4, 200, np.random.default_rng(2))
     found = pair_mean(sums, counts, weights)
     assert np.abs(found[np.isfinite(found)]).max() < 1e-12
 
@@ -82,16 +81,7 @@ def test_bins_follow_the_formula(tokens: int, places: list[int]) -> None:
     assert sums.tolist() == np.bincount(places, margins, minlength=10).tolist()
 
 
-def test_the_band_holds_the_middle_of_the_draws() -> None:
+def test_a_curve_of_few_scenes_has_no_band() -> None:
     draws = np.arange(1001.0)[:, None]
-    low, high = Curve(draws, n=9, scenes=3).band or (None, None)
-    assert (low[0], high[0]) == pytest.approx((25.975, 975.025))  # type: ignore[index]
-    assert Curve(draws, n=9, scenes=1).band is None
-    assert np.isnan(band(np.array([np.nan, np.nan]))).all()
-
-
-def test_draws_take_as_many_scenes_as_there_are() -> None:
-    weights = draw_weights(6, 50, np.random.default_rng(5))
-    assert weights[0].tolist() == [1] * 6
-    assert set(weights.sum(axis=1)) == {6.0}
-    assert len({tuple(row) for row in weights}) > 30
+    assert Curve(draws, n=9, scenes=4).band is None
+    assert Curve(draws, n=9, scenes=5).band is not None

@@ -71,7 +71,8 @@ def gaps(
     shared = {a.id: a for a in answers if all(a.id in scores for scores in (*one, *other))}
     return {
         name: difference(
-            *([[scores[id] for id in group.ids] for scores in side] for side in (one, other)),
+            [[scores[id] for id in group.ids] for scores in one],
+            [[scores[id] for id in group.ids] for scores in other],
             group.scenes,
             group.capabilities,
         )

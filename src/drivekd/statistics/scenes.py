@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from drivekd.statistics.resampling import FEWEST
 
@@ -19,6 +19,8 @@ from drivekd.statistics.resampling import FEWEST
 PSEUDO, CORRELATION = 2.0, 0.15
 
 Array = NDArray[np.float64]
+#: a number for each question, or a row of them for each seed
+Values = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Difference:
 
 
 def estimate(
-    values: ArrayLike,
+    values: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None = None,
     shares: Sequence[float] | None = None,
@@ -96,8 +98,8 @@ def estimate(
 
 
 def difference(
-    mine: ArrayLike,
-    theirs: ArrayLike,
+    mine: Values,
+    theirs: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None = None,
     shares: Sequence[float] | None = None,
@@ -120,10 +122,10 @@ def difference(
             f" {list(one.shape)} and {list(other.shape)} scores"
         )
     data = _arranged(one - other, scenes, groups, shares)
-    sides = [_arranged(side, scenes, groups, shares).mean for side in (one, other)]
+    left, right = (_arranged(side, scenes, groups, shares).mean for side in (one, other))
     n, middle = data.values.shape[1], data.mean
     if data.least < FEWEST:
-        return Difference(*sides, middle, None, None, None, None, n, data.columns)
+        return Difference(left, right, middle, None, None, None, None, n, data.columns)
     from scipy.stats import t as student  # not needed by those who only train
 
     variance = _variance(data)
@@ -133,7 +135,7 @@ def difference(
     differing = len(np.unique(data.scene[(data.values != 0).any(axis=0)]))
     p = min(1.0, max(tails, 2.0 ** (1 - differing)))
     low, high = max(-100.0, middle - half), min(100.0, middle + half)
-    return Difference(*sides, middle, error, low, high, p, n, data.columns)
+    return Difference(left, right, middle, error, low, high, p, n, data.columns)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -169,11 +171,11 @@ class _Data:
 
     def by_scene(self, values: Array) -> Array:
         """Sums over the questions of each scene [scenes]."""
-        return np.bincount(self.scene, values, self.columns)
+        return np.bincount(self.scene, values, self.columns).astype(np.float64)
 
 
 def _arranged(
-    values: ArrayLike,
+    values: Values,
     scenes: Sequence[str],
     groups: Sequence[str] | None,
     shares: Sequence[float] | None,

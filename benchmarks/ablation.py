@@ -79,11 +79,10 @@ def over_scenes(
     mine, theirs = ([found[f"{arm}/{seed}"] for seed in seeds] for arm in (one, other))
     return {
         f"{one} - {other}, {part}": {
-            name: None if (value := getattr(gap, name)) is None else round(value, 4)
+            name: None if (value := getattr(difference, name)) is None else round(value, 2)
             for name in ("mean", "low", "high", "p", "scenes")
         }
-        for part, gap in gaps_of_seeds(mine, theirs).items()
-        if part in PARTS
+        for part, difference in gaps_of_seeds(mine, theirs).items()
     }
 
 

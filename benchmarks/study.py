@@ -179,7 +179,7 @@ def compare(
     for (one, other), part in itertools.product(pairs, (*CAPABILITIES, "average")):
         mine, theirs = ([scores[f"{arm}/{s}"][part] for s in seeds] for arm in (one, other))
         compared[f"{one} - {other}, {part}"] = {
-            name: None if value is None else round(value, 4)
+            name: None if value is None else round(float(value), 4)
             for name, value in asdict(paired(mine, theirs)).items()
         }
     return compared

@@ -92,7 +92,11 @@ def test_a_comparison_is_paired_by_seed(study: ModuleType) -> None:
     found = study.compare(scores, [("a", "b")], range(3))
     assert len(found) == 4
     average = found["a - b, average"]
-    assert (average["mean"], average["low"], average["p"]) == (3.0, None, None)
+    assert (average["mean"], average["low"], average["p"]) == (
+        3.0,
+        None,
+        None,
+    )
 
 
 def test_looks_at_the_test_scenes_add_up(

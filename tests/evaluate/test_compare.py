@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from drivekd.evaluate import compare as comparing
 from drivekd.evaluate.answers.answer import Answer
-from drivekd.evaluate.compare import Comparison, compare, read_evaluations, run, table
+from drivekd.evaluate.compare import Comparison, run, table
 from drivekd.evaluate.judging.judge import Verdict
 from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 JUDGE = {"model": "judge", "temperature": 0.2, "runs": 5}
+
+
+def compare(folders: Sequence[Path], *, judged: bool = True) -> Comparison:
+    return comparing.compare(comparing.read_evaluations(folders), judged=judged)
 
 
 def asked(skill: float, seed: int = 0, scenes: int = 20) -> list[Answer]:
@@ -35,18 +41,14 @@ def points(answers: list[Answer], level: float, seed: int = 0) -> list[Verdict]:
     ]
 
 
-def compared(folders: list[Path], *, judged: bool = True) -> Comparison:
-    return compare(read_evaluations(folders), judged=judged)
-
-
 def test_better_and_worse(tmp_path: Path) -> None:
     one = a_folder(tmp_path / "one", asked(0.4), settings={"model": "m/one"})
     other = a_folder(tmp_path / "other", asked(0.8, 1), settings={"model": "m/other"})
-    found = compared([one, other])
+    found = compare([one, other])
     assert found.models == {"one": "m/one", "other": "m/other"}
     assert [row.group for row in found.rows] == [*CAPABILITIES, "average", "everything"]
     assert all(row.outcome == "better" and row.gap.mean > 20 for row in found.rows)
-    back = compared([other, one])
+    back = compare([other, one])
     assert all(row.outcome == "worse" for row in back.rows)
     for there, here in zip(found.rows, back.rows, strict=True):
         assert here.gap.mean == pytest.approx(-there.gap.mean)
@@ -63,10 +65,10 @@ def test_better_and_worse(tmp_path: Path) -> None:
 def test_noise_is_noise(tmp_path: Path) -> None:
     one = a_folder(tmp_path / "one", asked(0.6))
     other = a_folder(tmp_path / "other", asked(0.6, 1))
-    found = compared([one, other])
+    found = compare([one, other])
     assert {row.outcome for row in found.rows} == {"not distinguishable"}
     assert "other is not distinguishable from one" in run([one, other])
-    same = compared([one, a_folder(tmp_path / "same", asked(0.6))])
+    same = compare([one, a_folder(tmp_path / "same", asked(0.6))])
     assert all((row.gap.mean, row.p) == (0, 1) for row in same.rows)
 
 
@@ -74,7 +76,7 @@ def test_runs_may_differ_in_number_and_order_does_not_count(tmp_path: Path) -> N
     one = a_folder(tmp_path / "one", asked(0.6))
     runs = [an_answer(a.id, a.correct, r, scene=a.scene, capability=a.capability)
             for r in (1, 0) for a in reversed(asked(0.6))]  # fmt: skip
-    found = compared([one, a_folder(tmp_path / "runs", runs)])
+    found = compare([one, a_folder(tmp_path / "runs", runs)])
     assert all((row.gap.mean, row.gap.n > 0) == (0, True) for row in found.rows)
     assert found.rows[-1].gap.n == 120
 
@@ -84,8 +86,8 @@ def test_three_models_are_corrected_for(tmp_path: Path) -> None:
     folders = [
         a_folder(tmp_path / name, asked(skill, i)) for i, (name, skill) in enumerate(skills.items())
     ]
-    three = [row for row in compared(folders).rows if row.group == "everything"]
-    alone = [compared([folders[0], each]).rows[-1] for each in folders[1:]]
+    three = [row for row in compare(folders).rows if row.group == "everything"]
+    alone = [compare([folders[0], each]).rows[-1] for each in folders[1:]]
     assert [row.gap for row in three] == [row.gap for row in alone]
     small, large = sorted(row.p or 0 for row in alone)
     corrected = sorted(row.p or 0 for row in three)
@@ -99,7 +101,7 @@ def test_judged_scores_are_compared_where_all_are_judged(tmp_path: Path) -> None
     verdicts = points(answers, 55, 1)
     verdicts[0] = a_verdict(answers[0].id, None)
     other = a_folder(tmp_path / "other", answers, verdicts, {"judge": JUDGE | {"runs": 1}})
-    found = compared([one, other])
+    found = compare([one, other])
     judged = {row.group: row for row in found.rows if row.measure == "judged"}
     assert judged["average"].outcome == "better"
     assert judged["average"].gap.mean == pytest.approx(15, abs=3)
@@ -109,7 +111,7 @@ def test_judged_scores_are_compared_where_all_are_judged(tmp_path: Path) -> None
     ]
     assert "judged score" in run([one, other])
     plain = a_folder(tmp_path / "plain", answers)
-    without = compared([one, plain])
+    without = compare([one, plain])
     assert {row.measure for row in without.rows} == {"accuracy"}
     assert "accuracy alone" in without.notices[0]
 
@@ -126,13 +128,13 @@ def test_other_judges_are_refused_unless_accuracy_is_asked_for(tmp_path: Path) -
     ]
     for other in folders[1:]:
         with pytest.raises(ValueError, match="judges") as raised:
-            compared([folders[0], other])
+            compare([folders[0], other])
         assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"temperature 0\.2 and 1\.0"):
-        compared(folders[:2])
-    assert {row.measure for row in compared(folders, judged=False).rows} == {"accuracy"}
+        compare(folders[:2])
+    assert {row.measure for row in compare(folders, judged=False).rows} == {"accuracy"}
     again = a_folder(tmp_path / "untold2", answers, points(answers, 40))
-    assert "taken for granted" in compared([folders[2], again]).notices[0]
+    assert "taken for granted" in compare([folders[2], again]).notices[0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_other_questions_are_refused(tmp_path: Path, change: dict[str, str], sai
     text[0] = json.dumps(json.loads(text[0]) | change)
     (other / "answers.jsonl").write_text("\n".join(text))
     with pytest.raises(ValueError, match=said):
-        compared([one, other])
+        compare([one, other])
 
 
 def test_an_unfinished_file_lacks_questions(tmp_path: Path) -> None:
@@ -162,14 +164,14 @@ def test_an_unfinished_file_lacks_questions(tmp_path: Path) -> None:
     (other / "answers.jsonl").write_text(text[:-40])
     for pair in ([one, other], [other, one]):
         with pytest.raises(ValueError, match=r"other .*1 of the 120 .*'19/5'"):
-            compared(pair)
+            compare(pair)
 
 
 def test_a_single_scene_has_no_interval_and_says_so(tmp_path: Path) -> None:
     one, other = (
         a_folder(tmp_path / name, asked(skill, scenes=1)) for name, skill in (("a", 0), ("b", 1))
     )
-    found = compared([one, other])
+    found = compare([one, other])
     assert {(row.outcome, row.p, row.gap.low) for row in found.rows} == {("not known", None, None)}
     assert "at least five scenes" in run([one, other])
 
@@ -180,7 +182,7 @@ def test_few_scenes_are_never_beyond_noise(tmp_path: Path, scenes: int, outcome:
         a_folder(tmp_path / name, asked(skill, scenes=scenes))
         for name, skill in (("a", 0), ("b", 1))
     )
-    found = compared([one, other])
+    found = compare([one, other])
     assert {row.outcome for row in found.rows} == {outcome}
     assert ("too few scenes differ" in table(found)) == (scenes == 5)
 
@@ -188,14 +190,14 @@ def test_few_scenes_are_never_beyond_noise(tmp_path: Path, scenes: int, outcome:
 def test_which_folders(tmp_path: Path) -> None:
     one = a_folder(tmp_path / "x" / "same", asked(0.5))
     other = a_folder(tmp_path / "y" / "same", asked(0.5))
-    assert list(compared([one, other]).models) == [str(one), str(other)]
+    assert list(compare([one, other]).models) == [str(one), str(other)]
     for folders, said in (
         ([one], "at least two"),
         ([one, one], "named twice"),
         ([one, tmp_path / "none"], "no such folder"),
     ):
         with pytest.raises(ValueError, match=said):
-            compared(folders)
+            compare(folders)
 
 
 def test_figures_are_written(tmp_path: Path) -> None:

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from drivekd.evaluate import robustness as measuring
 from drivekd.evaluate.answers.answer import Answer
 from drivekd.evaluate.compare import run
 from drivekd.evaluate.folder import read_evaluation
-from drivekd.evaluate.robustness import Robustness, robustness, table
+from drivekd.evaluate.robustness import Robustness, table
 from evaluations import a_folder, a_verdict, an_answer
 
 CAPABILITIES = ("perception", "reasoning", "planning")
+
+
+def robustness(folders: list[Path], *, judged: bool = True) -> Robustness:
+    evaluations = [read_evaluation(folder) for folder in folders]
+    return measuring.robustness(evaluations, judged=judged)
 
 
 def asked(right: int) -> list[Answer]:
@@ -34,10 +40,6 @@ def fog(severity: int) -> dict[str, Any]:
     return {"name": "Fog", "severity": severity}
 
 
-def fallen(folders: list[Path], *, judged: bool = True) -> Robustness:
-    return robustness([read_evaluation(folder) for folder in folders], judged=judged)
-
-
 def test_falls_from_clean_and_their_mean(tmp_path: Path) -> None:
     folders = [
         evaluated(tmp_path, "fog2", 7, fog(2)),
@@ -45,7 +47,7 @@ def test_falls_from_clean_and_their_mean(tmp_path: Path) -> None:
         evaluated(tmp_path, "fog5", 5, fog(5)),
         evaluated(tmp_path, "none", 2, {"name": "NoImage", "severity": 4}),
     ]
-    found = fallen(folders)
+    found = robustness(folders)
     falls = {fall.corruption: fall.groups["average"] for fall in found.falls}
     assert list(falls) == ["Fog 2", "Fog 5", "NoImage 4", "mean of 2"]
     assert found.clean.endswith("clean")
@@ -76,9 +78,9 @@ def test_judged_falls(tmp_path: Path) -> None:
         verdicts = [a_verdict(answer.id, level) for answer in answers]
         settings = {"model": "student", "corruption": corruption, "judge": {"model": "j"}}
         folders.append(a_folder(tmp_path / name, answers, verdicts, settings))
-    falls = {fall.measure: fall.groups["average"].mean for fall in fallen(folders).falls}
+    falls = {fall.measure: fall.groups["average"].mean for fall in robustness(folders).falls}
     assert falls == {"accuracy": pytest.approx(0), "judged": pytest.approx(15)}
-    assert {fall.measure for fall in fallen(folders, judged=False).falls} == {"accuracy"}
+    assert {fall.measure for fall in robustness(folders, judged=False).falls} == {"accuracy"}
 
 
 def test_what_is_no_robustness_is_refused(tmp_path: Path) -> None:
@@ -88,9 +90,9 @@ def test_what_is_no_robustness_is_refused(tmp_path: Path) -> None:
     untold = evaluated(tmp_path, "untold", 5, fog(4), model=None)
     for folders in ([clean], [fogs, again], [clean, fogs, again], [clean, other], [clean, untold]):
         with pytest.raises(ValueError, match="one model"):
-            fallen(folders)
+            robustness(folders)
     with pytest.raises(ValueError, match="one model"):
-        fallen([])
+        robustness([])
 
 
 @pytest.mark.parametrize("corruption", ["Fog", {"name": "Fog"}, {"severity": 3}, 5, [1]])

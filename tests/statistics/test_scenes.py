@@ -74,7 +74,7 @@ def test_ends_of_independent_answers_are_wilsons() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9, 0.95, 0.97])
-@pytest.mark.parametrize("scenes", [5, 20, 100])
+@pytest.mark.parametrize("scenes", [5, 10, 20, 50, 100])
 def test_intervals_hold_the_truth_as_often_as_they_say(scenes: int, rate: float) -> None:
     """A few hundred sets; benchmarks/coverage.py takes 2,000 of every kind."""
     random, held, sets = np.random.default_rng([scenes, int(100 * rate)]), 0, 300
@@ -146,6 +146,14 @@ def test_seeds_widen_the_interval_by_what_they_differ() -> None:
         np.array([[53.0] * 40, [55.0] * 40, [54.0] * 40]), np.full((3, 40), 50.0), names(40)
     )
     assert only_seeds.p == pytest.approx(ttest_1samp([3.0, 5.0, 4.0], 0).pvalue)
+
+
+def test_a_difference_of_rounding_is_none() -> None:
+    """It had a p of 2^(1 − 10), as if ten scenes had differed alike."""
+    nothing = difference([0.1 + 0.2] * 10, [0.3] * 10, names(10))
+    assert nothing.p == 1.0
+    apart = difference([0.1 + 0.2, 0.3] * 5, [0.2, 0.2] * 5, names(10))
+    assert apart.p == 2.0**-9
 
 
 @pytest.mark.parametrize(

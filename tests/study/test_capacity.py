@@ -109,7 +109,7 @@ def test_weak_is_what_probes_do_not_agree_on() -> None:
     def candidate(left: list[float]) -> dict[str, Any]:
         return {"perception": {"left": left}}
 
-    clear = capacity._advice({"a": candidate([0.5, 0.6, 0.55]), "b": candidate([0.2, 0.3, 0.25])})
+    clear = capacity._advice({"a": candidate([0.5, 0.6, 0.55]), "b": candidate([0.2, 0.31, 0.24])})
     assert clear["perception"] | {"margin": 0} == {
         "teacher": "b",
         "next": "a",
@@ -117,6 +117,8 @@ def test_weak_is_what_probes_do_not_agree_on() -> None:
         "weak": False,
     }
     assert clear["perception"]["margin"]["mean"] == pytest.approx(0.3)
+    same = capacity._advice({"a": candidate([0.5, 0.6]), "b": candidate([0.2, 0.3])})
+    assert same["perception"]["weak"]  # two equal differences: how far probes differ is not known
     near = capacity._advice({"a": candidate([0.5, 0.2, 0.4]), "b": candidate([0.2, 0.5, 0.41])})
     assert near["perception"]["weak"]
 

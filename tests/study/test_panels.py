@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from drivekd.statistics import stretch
 from drivekd.study.panels import panels
 from drivekd.study.sums import Sums
 from drivekd.study.tables import prestudy as table
@@ -19,7 +20,7 @@ def test_driving_and_general_answers_are_drawn_apart_however_many_scenes_there_a
     mean, low, high = found.differences["margin"]
     assert mean == pytest.approx(0)
     assert low is not None and high is not None
-    error = float(values.std()) / 12**0.5
+    error = stretch(12) * float(values.std()) / 12**0.5
     assert high - low == pytest.approx(2 * 1.96 * 2**0.5 * error, rel=0.15)
 
 

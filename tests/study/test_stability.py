@@ -118,7 +118,7 @@ def test_few_scenes_or_no_other_question_give_no_clear_verdict() -> None:
     for scenes, said in ((1, "fewer than 5"), (4, "fewer than 5"), (8, None)):
         judged = verdict_of(planted("deaf", scenes))
         assert judged.verdict == ("use with care" if said else "use")
-        assert (judged.cosine.low is None) == (scenes == 1)
+        assert (judged.cosine.low is None) == (scenes < 5)
         assert said is None or said in judged.reasons[0]
     alone = verdict_of(planted("deaf", questions=1))
     assert alone.verdict == "use with care" and alone.spared is None and alone.other is None

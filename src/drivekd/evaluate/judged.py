@@ -301,15 +301,14 @@ def _statuses(questions: Iterable[_Question]) -> Counter[str]:
 def _score(*parts: tuple[int, Sequence[_Question]]) -> JudgedScore | None:
     """The score of a mix of groups with their shares, None where one of them has none."""
     scored = [
-        (float(question.value), question.scene, str(number), float(share))
+        (float(question.value), question.scene, str(number), share)
         for number, (share, part) in enumerate(parts)
         for question in part
         if question.value is not None
     ]
     if len({number for _, _, number, _ in scored}) < len(parts):
         return None
-    values, scenes, groups, shares = map(list, zip(*scored, strict=True))
-    mean = estimate(values, scenes, groups, shares)
+    mean = estimate(*zip(*scored, strict=True))
     questions = [question for _, part in parts for question in part]
     counts = _statuses(questions)
     return JudgedScore(

@@ -24,11 +24,11 @@ def stamp(path: Path) -> Stamp:
 def identity(path: Path) -> str:
     """Hash the bytes of a file: neither its name nor its folder nor its time of writing counts.
 
-    A missing file is `missing`; whoever opens it says so.
+    What is no file to read is `missing`; whoever opens it says so.
     """
     try:
         return _hash(path, stamp(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
         return "missing"
 
 

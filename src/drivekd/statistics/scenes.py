@@ -19,9 +19,9 @@ from drivekd.statistics.resampling import FEWEST
 PSEUDO, CORRELATION = 2.0, 0.15
 ROUNDING = 1e-9  # points: what sums of equal differences differ by
 
+Array = NDArray[np.float64]
 #: a number for each question, or a row of them for each seed
 Values = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating]
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

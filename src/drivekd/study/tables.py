@@ -45,7 +45,10 @@ def capacity(content: Content) -> str:
         for teacher, figures in content["candidates"].items():
             if name in figures:
                 row = figures[name]
-                after, closed = f"{np.mean(row['left']):.3f}", _percent(row["closed"])
+                after, closed = (
+                    f"{np.mean(row['left']):.3f}",
+                    _with_band(row["closed"], percent=True),
+                )
                 table.add_row(name, escape(teacher), f"{row['distance']:.3f}", after, closed)
     return _text(table, *(f"{n}: {_followed(a)}" for n, a in content["advice"].items()))
 
@@ -150,19 +153,12 @@ def _cosines(content: Content) -> Table:
     return table
 
 
-def _percent(share: Mapping[str, float] | None) -> str:
-    if share is None:
-        return "–"
-    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
-    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
-
-
 def _followed(advice: Content) -> str:
     if advice["next"] is None:
         return f"{advice['teacher']} is the only candidate"
-    margin = advice["margin"]
+    margin = _with_band(advice["margin"]).replace("\n", " ")
     text = (
-        f"the student ends nearest to {advice['teacher']}, by {margin['mean']:.3f} "
-        f"[{margin['low']:.3f}, {margin['high']:.3f}] nearer than to {advice['next']}"
+        f"the student ends nearest to {advice['teacher']}, by {margin} nearer than to"
+        f" {advice['next']}"
     )
     return f"{text}; the evidence is weak" if advice["weak"] else text

@@ -33,9 +33,9 @@ import torch
 from provenance import write_result
 
 from drivekd.distill import plan as plans
-from drivekd.distill import train
 from drivekd.distill.order import windows
 from drivekd.distill.run import Run, initial_state, prepare, save
+from drivekd.distill.step import step
 
 SIZE, ROUNDS, KEPT = "M", 15, 2
 GOAL = 1.5
@@ -61,7 +61,7 @@ def measure(size: steps.Size, rounds: int, where: Path) -> tuple[int, dict[str, 
     """Bytes of a checkpoint and seconds of every round; the first rounds do not count."""
     recipe = steps.recipe_of("sft", steps.write_sample(size, where))
     run = prepare(plans.build(recipe, steps.model(size.student, 0), {}))
-    train.step(run, next(iter(windows(run.plan.order, 0, 1))))
+    step(run, next(iter(windows(run.plan.schedule.order, 0, 1))))
     state, plain, contents = initial_state(run, "none"), where / "plain", dict[str, bytes]()
     runs = {"checkpoint": keeping(run, KEPT), "kept": keeping(run, None)}
     found: dict[str, list[float]] = {name: [] for name in (*runs, "plain")}

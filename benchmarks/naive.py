@@ -1,6 +1,6 @@
 """One optimizer step as the public release takes it: the twin that benchmarks/step.py times.
 
-The same update as `drivekd.distill.train.step` for one sample a step. What it does not do is what
+The same update as `drivekd.distill.step.step` for one sample a step. What it does not do is what
 ours does: it keeps the attention of every head and layer of the student (eager attention), runs
 every teacher to its last layer and head and holds its attention in the same way until its loss is
 made, walks the retained graph once for each loss, and projects lists of gradients, one clone of all
@@ -42,15 +42,20 @@ def prepare(plan: Plan) -> Naive:
     """Switch the models of a plan to eager attention; fixed weights, batch of one sample."""
     assert plan.recipe.weighting.mode == "fixed"
     teachers = {
-        term.capability: (each.vlm, each.features) for each in plan.teachers for term in each.terms
+        term.capability: (each.vlm, each.features)
+        for each in plan.models.teachers
+        for term in each.terms
     }
-    for vlm in (plan.student, *(vlm for vlm, _ in teachers.values())):
+    for vlm in (plan.models.student, *(vlm for vlm, _ in teachers.values())):
         vlm.model.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
-    plan.student.model.train(False)
-    language_model(plan.student).train()
+    plan.models.student.model.train(False)
+    language_model(plan.models.student).train()
     settings = plan.recipe.train
     optimizer = torch.optim.AdamW(
-        plan.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        plan.trained.parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     return Naive(plan, teachers, optimizer)
 
@@ -60,15 +65,15 @@ def step(run: Naive, window: Window) -> None:
     plan = run.plan
     ((row,),) = window.batches
     batch = batch_of(plan, [row])
-    logits, maps = run_model(plan.student, plan.features, batch)
+    logits, maps = run_model(plan.models.student, plan.models.features, batch)
     losses = [answer_loss(logits, batch), *attention_losses(run, batch, maps)]
-    gradients = [gradient(loss, plan.parameters) for loss in losses]
+    gradients = [gradient(loss, plan.trained.parameters) for loss in losses]
     order = projection_order(plan.recipe.seed, (window.step, 0), len(gradients) - 1)
-    for parameter, update in zip(plan.parameters, agp(gradients, order), strict=True):
+    for parameter, update in zip(plan.trained.parameters, agp(gradients, order), strict=True):
         parameter.grad = update
     limit = plan.recipe.train.max_grad_norm
     if limit is not None:
-        torch.nn.utils.clip_grad_norm_(plan.parameters, limit)
+        torch.nn.utils.clip_grad_norm_(plan.trained.parameters, limit)
     run.optimizer.step()
 
 
@@ -101,7 +106,7 @@ def attention_losses(run: Naive, batch: Batch, maps: Sequence[Tensor]) -> list[T
     weights = plan.recipe.weighting.fixed
     student = [map_.mean(dim=1) for map_ in maps]
     losses = []
-    for term in plan.terms:
+    for term in plan.models.terms:
         name = term.capability
         with torch.no_grad():
             teacher = [map_.mean(dim=1) for map_ in run_model(*run.teachers[name], batch)[1]]

@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -39,13 +39,21 @@ from step import CAPABILITIES, SIZES, Decoder  # noqa: E402
 
 from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.data.sample import CAMERAS, Sample  # noqa: E402
-from drivekd.distill import corpus, train  # noqa: E402
+from drivekd.distill import corpus  # noqa: E402
 from drivekd.distill import plan as plans  # noqa: E402
 from drivekd.distill.objective import batch_of, losses  # noqa: E402
-from drivekd.distill.order import Row, Window  # noqa: E402
-from drivekd.distill.run import Run  # noqa: E402
+from drivekd.distill.order import windows  # noqa: E402
+from drivekd.distill.run import Run, prepare  # noqa: E402
+from drivekd.distill.step import step  # noqa: E402
 from drivekd.files.progress import track  # noqa: E402
-from drivekd.models.batch import Encoded, answer_loss, collate, forward, rows_of  # noqa: E402
+from drivekd.models.batch import (  # noqa: E402
+    Encoded,
+    Row,
+    answer_loss,
+    collate,
+    forward,
+    rows_of,
+)
 from drivekd.models.features import FeatureCache  # noqa: E402
 from drivekd.models.tiny import build_tokenizer, tiny_vlm  # noqa: E402
 from drivekd.models.vlm import Vlm  # noqa: E402
@@ -163,7 +171,7 @@ def run_of(arm: str, settings: Settings, samples: Sequence[Sample], row: Row, fi
     teachers = {"bench:teacher": model(samples, settings, settings.teacher, 1)}
     plan = plans.build(recipe_of(arm, file, excluded), student, teachers)
     plans.fill_caches(plan)
-    return train.prepare(plan)
+    return prepare(plan)
 
 
 def batches(indices: Sequence[int], parts: int | None) -> tuple[tuple[int, ...], ...]:
@@ -178,7 +186,7 @@ def tables(run: Run, layout: Sequence[Row]) -> torch.Tensor:
     """The losses of every question in one layout."""
     found = []
     for indices in layout:
-        with losses(run.plan, batch_of(run.plan, [indices])) as each:
+        with losses(run.plan.models, batch_of(run.plan, [indices])) as each:
             found.append(each.table())
     return torch.cat(found, dim=1)
 
@@ -189,16 +197,17 @@ def measure(
     """Seconds of an optimizer step over the frame's questions, for each layout in turn."""
     run = run_of(arm, settings, samples, row, file)
     wanted = {samples[index].id for index in row}
-    indices = [n for n, each in enumerate(run.plan.encoded) if each.sample.id in wanted]
+    indices = [n for n, each in enumerate(run.plan.schedule.encoded) if each.sample.id in wanted]
     layouts = {name: batches(indices, parts) for name, parts in LAYOUTS.items()}
     alone, packed = (tables(run, layouts[name]) for name in ("alone", "one row"))
-    terms = 1 + len(run.plan.terms)
+    terms = 1 + len(run.plan.models.terms)
     error = ((packed - alone).abs()[:terms] / alone[:terms].clamp(min=1e-30)).amax(1).tolist()
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
     for number in range(1 + settings.rounds):
         for name, layout in layouts.items():
             started = time.perf_counter()
-            train.step(run, Window(number, 0.0, tuple((row,) for row in layout)))
+            window = next(windows(run.plan.schedule.order, number, number + 1))
+            step(run, replace(window, batches=tuple((row,) for row in layout)))
             seconds[name].append(time.perf_counter() - started)
         told = ", ".join(f"{name} {each[-1]:.3g} s" for name, each in seconds.items())
         print(f"{arm}, round {number}: {told}", flush=True)
@@ -211,7 +220,9 @@ def measure(
         "fastest": best,
         "row_limits": best != "one row",
         "seconds": {name: [round(x, 4) for x in each[1:]] for name, each in seconds.items()},
-        "relative_error": dict(zip(("ce", *run.plan.capabilities), error, strict=True)),
+        "relative_error": dict(
+            zip(("ce", *[term.capability for term in run.plan.models.terms]), error, strict=True)
+        ),
     }
 
 

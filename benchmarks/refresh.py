@@ -21,11 +21,12 @@ from provenance import write_result
 from torch import Tensor
 
 from drivekd.demo.run import arm_recipe
-from drivekd.distill import gradients, update
+from drivekd.distill import gradients
 from drivekd.distill import plan as plans
 from drivekd.distill.order import Window, windows
 from drivekd.distill.plan import Plan
-from drivekd.distill.train import Run, prepare, step
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import kept_factors, solve, step
 from drivekd.files.progress import track
 from drivekd.recipe import to_yaml
 from study import OUT, POOL, worlds
@@ -46,13 +47,13 @@ class Shadow:
 
 def follow(shadow: Shadow, run: Run, exact: Tensor, window: Window) -> None:
     """One step of a shadow, from the gradients that the exact step left in `run.unit`."""
-    factors = update.factors(shadow.plan, run.unit, shadow.kept, run.unit.indices)
+    factors = kept_factors(shadow.plan, shadow.kept, run.unit.indices)
     if factors is None:
-        solved = update.solve(shadow.plan, run.unit, run.method, shadow.memory, (window.step, 0))
-        shadow.memory.update(solved.memory)
-        shadow.kept = dict(solved.kept)
+        _, left = solve(shadow.plan, run.unit, run.method, shadow.memory, window.orders[0])
+        shadow.memory.update(left.memory)
+        shadow.kept = dict(left.kept)
         return
-    reading = gradients.read(run.unit, run.plan)
+    reading = gradients.read(run.unit)
     mine = gradients.combination(run.unit, reading, np.array(factors))
     shadow.cosines.append(float(torch.cosine_similarity(mine.double(), exact.double(), dim=0)))
     shadow.kept["age"] += 1
@@ -72,7 +73,8 @@ def measure(run: Run) -> dict[int, list[float]]:
         )
         for every in EVERY
     }
-    for window in track(windows(plan.order, 0, plan.total_steps), total=plan.total_steps):
+    order, total = plan.schedule.order, plan.schedule.total_steps
+    for window in track(windows(order, 0, total), total=total):
         step(run, window)
         for shadow in shadows.values():
             follow(shadow, run, run.update, window)

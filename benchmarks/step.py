@@ -42,9 +42,10 @@ from provenance import write_result  # noqa: E402
 
 from drivekd.data.formats.readers import read  # noqa: E402
 from drivekd.distill import plan as plans  # noqa: E402
-from drivekd.distill import train  # noqa: E402
 from drivekd.distill.objective import batch_of  # noqa: E402
 from drivekd.distill.order import windows  # noqa: E402
+from drivekd.distill.run import prepare  # noqa: E402
+from drivekd.distill.step import step  # noqa: E402
 from drivekd.distill.teachers import teacher  # noqa: E402
 from drivekd.models.encode import encode  # noqa: E402
 from drivekd.models.tiny import tiny_vlm  # noqa: E402
@@ -183,7 +184,7 @@ def make_plan(arm: str, size: Size, sample: Path) -> plans.Plan:
     plans.fill_caches(plan)
     batch = batch_of(plan, [(0,)])
     if arm in CACHED:  # what the first visit costs is not the step's
-        plan.targets(batch, teacher.text_rows(batch))
+        plan.models.targets(batch, teacher.text_rows(batch))
     return plan
 
 
@@ -194,8 +195,8 @@ def make_steps(arm: str, size: Size, sample: Path) -> Iterable[Callable[[], None
         run: Any = naive.prepare(plan)
         take: Callable[..., None] = naive.step
     else:
-        run, take = train.prepare(plan), train.step
-    for window in windows(plan.order, 0, plan.total_steps):
+        run, take = prepare(plan), step
+    for window in windows(plan.schedule.order, 0, plan.schedule.total_steps):
         yield lambda window=window: take(run, window)  # type: ignore[misc]
 
 

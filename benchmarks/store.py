@@ -33,10 +33,11 @@ from provenance import write_result
 
 from drivekd.demo.run import arm_recipe
 from drivekd.distill import plan as plans
-from drivekd.distill import train
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
+from drivekd.distill.run import prepare
+from drivekd.distill.step import step
 from drivekd.distill.targets.store_format import packed_bytes
 from drivekd.distill.teachers import teacher
 from drivekd.recipe import Cache, Recipe
@@ -63,8 +64,8 @@ def sample_bytes() -> dict[str, int]:
 def sample_losses(plan: Plan) -> torch.Tensor:
     """Attention losses [K, S] of all samples of a plan."""
     found = []
-    for row in plan.order.rows:
-        with losses(plan, batch_of(plan, [row])) as each:
+    for row in plan.schedule.order.rows:
+        with losses(plan.models, batch_of(plan, [row])) as each:
             found.append(torch.stack(each.terms).detach())
     return torch.cat(found, dim=1)
 
@@ -73,13 +74,14 @@ def loss_errors(recipe: Recipe, **models: Any) -> dict[str, dict[str, dict[str, 
     """Type of numbers → capability → relative error of the samples' losses."""
     live = plans.build(recipe, **models)
     wanted, errors = sample_losses(live), {}
+    names = [term.capability for term in live.models.terms]
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory() as folder:
             found = sample_losses(plans.build(stored(recipe, folder, dtype), **models))
         error = (found - wanted).abs() / wanted
         errors[dtype] = {
             name: {"mean": float(f"{each.mean():.2g}"), "largest": float(f"{each.max():.2g}")}
-            for name, each in zip(live.capabilities, error, strict=True)
+            for name, each in zip(names, error, strict=True)
         }
     return errors
 
@@ -100,14 +102,14 @@ def make_steps(
     teachers = {name: steps.model(size.teacher, 1 + i) for i, name in enumerate(names)}
     recipe = stored(recipe, folder) if arm == "stored" else recipe
     plan = plans.build(recipe, steps.model(size.student, 0), teachers)
-    assert len(plan.teachers) == (0 if arm == "stored" else len(names))
+    assert len(plan.models.teachers) == (0 if arm == "stored" else len(names))
     plans.fill_caches(plan)
     if arm == "given":
         batch = batch_of(plan, [(0,)])
-        known = plan.targets(batch, teacher.text_rows(batch))
-        plan = replace(plan, teachers=(), targets=lambda *_: known)
-    run = train.prepare(plan)
-    return (partial(train.step, run, window) for window in windows(plan.order, 0, plan.total_steps))
+        known = plan.models.targets(batch, teacher.text_rows(batch))
+        plan = replace(plan, models=replace(plan.models, teachers=(), targets=lambda *_: known))
+    run, schedule = prepare(plan), plan.schedule
+    return (partial(step, run, w) for w in windows(schedule.order, 0, schedule.total_steps))
 
 
 def measure(size: steps.Size, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:

@@ -25,12 +25,16 @@ from torch import Tensor
 import runs
 from drivekd.distill import gradients
 from drivekd.distill import plan as plans
+from drivekd.distill import step as steps
 from drivekd.distill import train as training
 from drivekd.distill.objective import Losses
 from drivekd.distill.order import Window, windows
 from drivekd.distill.processes import parallel, sharding
 from drivekd.distill.processes.parallel import Ranks
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.saving import log
 from drivekd.distill.targets import store
+from drivekd.distill.teachers import bridges
 from drivekd.models.vlm import Vlm
 from drivekd.recipe import Recipe
 
@@ -63,14 +67,14 @@ WHOLE = ("adapters",)
 
 def run_of(
     data: Path, case: str, ranks: Ranks, teachers: Mapping[str, Vlm], **settings: Any
-) -> training.Run:
+) -> Run:
     """The run of a case, before its first step; alone it accumulates what the others share."""
     steps, changes = CASES[case]
     train = {"gradient_accumulation_steps": 1, **changes.get("train", {}), **settings}
     train["gradient_accumulation_steps"] *= SIZE // ranks.size
     train |= {"per_device_train_batch_size": 1, "max_steps": steps}
     recipe = runs.recipe(data, Path("unused"), **{**changes, "train": train})
-    return training.prepare(plans.build(recipe, runs.tiny_student(), teachers, ranks))
+    return prepare(plans.build(recipe, runs.tiny_student(), teachers, ranks))
 
 
 def stepped(
@@ -78,21 +82,21 @@ def stepped(
 ) -> dict[str, Any]:
     """What the steps of a case lead to: every update, the weights, the means of the log."""
     run, updates = run_of(data, case, ranks, teachers, **settings), []
-    for window in windows(run.plan.order, 0, run.plan.total_steps):
-        training.step(run, window)
-        updates.append(whole(run, gradients.views(run.update, run.plan.parameters)))
+    for window in windows(run.plan.schedule.order, 0, run.plan.schedule.total_steps):
+        steps.step(run, window)
+        updates.append(whole(run, gradients.views(run.update, run.plan.trained.parameters)))
     return {
         "updates": updates,
-        "weights": whole(run, run.plan.parameters),
-        "bridges": [p.detach() for p in training.bridges.parameters(run.plan.bridges).values()],
-        "means": training.log.means(run.totals),
+        "weights": whole(run, run.plan.trained.parameters),
+        "bridges": [p.detach() for p in bridges.parameters(run.plan.models.bridges).values()],
+        "means": log.means(run.totals),
         "dropout": torch.initial_seed(),
     }
 
 
-def whole(run: training.Run, pieces: Sequence[Tensor]) -> Tensor:
+def whole(run: Run, pieces: Sequence[Tensor]) -> Tensor:
     """One flat vector of what lies in pieces."""
-    shards = run.plan.shards
+    shards = run.plan.models.shards
     if shards is not None:
         pieces = [sharding.put_together(w, p) for w, p in zip(shards.weights, pieces, strict=True)]
     return torch.cat([piece.detach().flatten() for piece in pieces])
@@ -132,10 +136,10 @@ def stepped_from_store(data: Path, cache: Path, ranks: Ranks) -> dict[str, Any]:
         plan = plans.build(recipe, runs.tiny_student(), runs.tiny_teachers(), ranks)
     finally:
         store.write_shard, store.SHARD_BYTES = write, 256_000_000
-    run = training.prepare(plan)
-    for window in windows(plan.order, 0, plan.total_steps):
-        training.step(run, window)
-    return {"weights": whole(run, plan.parameters), "wrote": wrote}
+    run = prepare(plan)
+    for window in windows(plan.schedule.order, 0, plan.schedule.total_steps):
+        steps.step(run, window)
+    return {"weights": whole(run, plan.trained.parameters), "wrote": wrote}
 
 
 def in_store(ranks: Ranks, data: Path, cache: Path) -> dict[str, Any]:
@@ -190,23 +194,23 @@ def in_whole_runs(ranks: Ranks, data: Path, folder: Path) -> dict[str, str]:
 @contextmanager
 def no_number(ranks: Ranks, step: int) -> Iterator[None]:
     """In one step the cross-entropy of process 1 is no number."""
-    stepped, losses, now = training.step, training.losses, [0]
+    stepped, losses, now = training.step, steps.losses, [0]
 
-    def counted(run: training.Run, window: Window) -> None:
+    def counted(run: Run, window: Window) -> None:
         now[0] = window.step + 1
         stepped(run, window)
 
     @contextmanager
-    def faulty(plan: plans.Plan, batch: Any) -> Iterator[Losses]:
+    def faulty(models: plans.Models, batch: Any) -> Iterator[Losses]:
         factor = torch.nan if (ranks.rank, now[0]) == (1, step) else 1.0
-        with losses(plan, batch) as found:
+        with losses(models, batch) as found:
             yield replace(found, answers=factor * found.answers)
 
-    training.step, training.losses = counted, faulty
+    training.step, steps.losses = counted, faulty
     try:
         yield
     finally:
-        training.step, training.losses = stepped, losses
+        training.step, steps.losses = stepped, losses
 
 
 def _process(rank: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from drivekd.data.sample import Sample
+from drivekd.distill.order import Window, windows
 from drivekd.distill.plan import Plan
 from drivekd.models.tiny import build_tokenizer, tiny_vlm
 from drivekd.models.vlm import Vlm
@@ -147,9 +149,15 @@ def three_signals(loss: str = "mse", temperature: float = 2.0) -> dict[str, dict
     }
 
 
+def window(plan: Plan, batches: Sequence[Sequence[int]], step: int = 0) -> Window:
+    """A step's window with other batches, each sample in a row of its own."""
+    drawn = next(windows(plan.schedule.order, step, step + 1))
+    return replace(drawn, batches=tuple(map(alone, batches)))
+
+
 def rows(plan: Plan, indices: Sequence[int]) -> list[tuple[int, ...]]:
     """The rows of these samples of a run."""
-    kept = (tuple(index for index in row if index in indices) for row in plan.order.rows)
+    kept = (tuple(index for index in row if index in indices) for row in plan.schedule.order.rows)
     return [row for row in kept if row]
 
 

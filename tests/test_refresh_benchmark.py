@@ -12,7 +12,8 @@ from tests.scripts import script
 
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
-from drivekd.distill.train import Run, prepare, step
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_shadow_is_a_run_with_kept_coefficients(refresh: ModuleType, tmp_path:
     data = runs.write_data(tmp_path, scenes=4)
     exact, kept = ready(data, 1), ready(data, 2)
     shadow = refresh.Shadow(kept.plan)
-    for window in windows(exact.plan.order, 0, 2):
+    for window in windows(exact.plan.schedule.order, 0, 2):
         step(exact, window)
         refresh.follow(shadow, exact, exact.update, window)
         step(kept, window)

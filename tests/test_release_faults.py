@@ -21,12 +21,14 @@ from drivekd.data.formats.readers import read
 from drivekd.distill import objective
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
-from drivekd.distill.order import flat, projection_order, windows
+from drivekd.distill.order import projection_order, windows
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.distill.teachers import attention
-from drivekd.distill.train import Run, prepare, step, train
+from drivekd.distill.train import train
 from drivekd.method.signals import head_mean
 from drivekd.models import vlm as vlms
-from drivekd.models.batch import encode
+from drivekd.models.batch import encode, flat
 from drivekd.models.vlm import Vlm
 
 
@@ -93,9 +95,9 @@ def test_a_run_can_be_resumed(data: Path, tmp_path: Path) -> None:
 
 def test_training_with_cross_entropy_only_is_possible(data: Path) -> None:
     run = prepared(data, {}, capabilities={})
-    before = run.plan.parameters[0].clone()
-    step(run, next(windows(run.plan.order, 0, 1)))
-    assert not torch.equal(run.plan.parameters[0], before)
+    before = run.plan.trained.parameters[0].clone()
+    step(run, next(windows(run.plan.schedule.order, 0, 1)))
+    assert not torch.equal(run.plan.trained.parameters[0], before)
 
 
 @pytest.mark.parametrize("taught", [("perception",), ("perception", "planning")])
@@ -111,7 +113,7 @@ def test_one_or_two_teachers_train_something(
     )
     plain = prepared(data, {}, capabilities={})
     for each in (run, plain):
-        step(each, next(windows(each.plan.order, 0, 1)))
+        step(each, next(windows(each.plan.schedule.order, 0, 1)))
     assert all(run.totals[f"lambda/{name}"][0] > 0 for name in taught)
     direction = torch.nn.functional.cosine_similarity(run.update, plain.update, dim=0)
     assert direction < 0.99  # cross-entropy alone would move the same weights
@@ -136,7 +138,7 @@ def test_the_last_short_window_is_not_scaled_down(data: Path) -> None:
     """Three scenes in windows of two: the second step has one, and the mean of its five samples."""
     sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     run = prepared(data, {}, capabilities={}, train={**sizes, "max_grad_norm": None})
-    for window in windows(run.plan.order, 0, 2):
+    for window in windows(run.plan.schedule.order, 0, 2):
         step(run, window)
     assert len(run.unit.indices) == 5
     torch.testing.assert_close(run.update, run.unit.gradients[0] / 5)
@@ -149,7 +151,11 @@ def test_the_shuffle_of_the_projection_does_not_draw_from_the_datas_stream(
     assert sorted(projection_order(0, (3, 0), 3)) == [0, 1, 2]
     assert torch.equal(torch.get_rng_state(), state)
     orders = [
-        list(windows(prepared(data, teachers, combine={"combiner": combiner}).plan.order, 0, 5))
+        list(
+            windows(
+                prepared(data, teachers, combine={"combiner": combiner}).plan.schedule.order, 0, 5
+            )
+        )
         for combiner in ("agp", "sum")
     ]
     assert orders[0] == orders[1]
@@ -161,8 +167,8 @@ def test_the_attention_backend_is_forced(data: Path, teachers: dict[str, Vlm]) -
     student.model.set_attn_implementation("eager")
     plan = plans.build(runs.recipe(data, Path("unused")), student, teachers)
     assert student.model.config.get_text_config()._attn_implementation == attention.NAME
-    assert [list(term.matches) for term in plan.terms] == [[0], [0, 1], [1]]
-    with losses(plan, batch_of(plan, [(0,)])) as found:
+    assert [list(term.matches) for term in plan.models.terms] == [[0], [0, 1], [1]]
+    with losses(plan.models, batch_of(plan, [(0,)])) as found:
         assert bool((torch.stack(found.terms) > 0).all())
 
 
@@ -190,9 +196,9 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 def test_the_vision_tower_is_frozen(data: Path, teachers: dict[str, Vlm]) -> None:
     run = prepared(data, teachers)
-    weights = [p for part in vlms.vision_parts(run.plan.student) for p in part.parameters()]
+    weights = [p for part in vlms.vision_parts(run.plan.models.student) for p in part.parameters()]
     before = [weight.clone() for weight in weights]
-    step(run, next(windows(run.plan.order, 0, 1)))
+    step(run, next(windows(run.plan.schedule.order, 0, 1)))
     assert not any(weight.requires_grad for weight in weights)
     assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
 
@@ -203,7 +209,7 @@ def test_a_batch_holds_more_than_one_sample(data: Path, teachers: dict[str, Vlm]
     batch = batch_of(plan, runs.rows(plan, [0, 1, 4]))
     assert len(batch.input_ids) == 3
     assert not bool(batch.valid.all())
-    with losses(plan, batch) as found:
+    with losses(plan.models, batch) as found:
         assert [len(values) for values in (found.answers, *found.terms)] == [3] * 4
 
 
@@ -220,9 +226,9 @@ def test_no_layer_keeps_the_attention_of_every_head(
         kept.append(tuple(x.shape))
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), losses(plan, batch):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), losses(plan.models, batch):
         pass
-    heads = plan.student.model.config.get_text_config().num_attention_heads
+    heads = plan.models.student.model.config.get_text_config().num_attention_heads
     assert heads > 1
     assert kept
     assert not [shape for shape in kept if shape[-2:] == (n, n) and heads in shape[:-2]]
@@ -233,7 +239,7 @@ def test_a_batch_takes_one_backward_per_loss(
 ) -> None:
     """1 + K of them, and one flat gradient each; no copy of all of them for a stage."""
     run = prepared(data, teachers)
-    first, second = windows(run.plan.order, 0, 2)
+    first, second = windows(run.plan.schedule.order, 0, 2)
     step(run, first)  # which also makes the optimizer's state
     calls, grad = [], torch.autograd.grad
 
@@ -244,7 +250,7 @@ def test_a_batch_takes_one_backward_per_loss(
     monkeypatch.setattr(torch.autograd, "grad", counted)
     monkeypatch.setattr(Tensor, "backward", None)
     before = run.unit.gradients.data_ptr()
-    with Copies(run.plan.parameters) as copies:
+    with Copies(run.plan.trained.parameters) as copies:
         step(run, second)
     assert len(calls) == 4
     assert run.unit.gradients.data_ptr() == before
@@ -286,7 +292,7 @@ def test_a_sample_costs_few_device_synchronisations(data: Path, teachers: dict[s
     """The release: more than 10⁴."""
     run = prepared(data, teachers)
     plans.fill_caches(run.plan)
-    window = next(windows(run.plan.order, 0, 1))
+    window = next(windows(run.plan.schedule.order, 0, 1))
     with Synchronisations() as seen:
         step(run, window)
     assert 0 < seen.count < 30 * len(flat(window.batches))

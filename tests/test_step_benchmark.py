@@ -14,10 +14,10 @@ import torch
 from tests.scripts import script
 from torch import Tensor
 
-from drivekd.distill import train
 from drivekd.distill.objective import batch_of
 from drivekd.distill.order import windows
-from drivekd.distill.train import Run
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.method.combine.projection import agp_coefficients
 
 
@@ -32,18 +32,18 @@ def sample(bench: ModuleType, tmp_path: Path) -> Path:
 
 
 def ours(bench: ModuleType, arm: str, sample: Path, steps: int = 1) -> Run:
-    run = train.prepare(bench.make_plan(arm, bench.SIZES["XS"], sample))
-    for window in windows(run.plan.order, 0, steps):
-        train.step(run, window)
+    run = prepare(bench.make_plan(arm, bench.SIZES["XS"], sample))
+    for window in windows(run.plan.schedule.order, 0, steps):
+        step(run, window)
     return run
 
 
 def twin(bench: ModuleType, sample: Path, steps: int = 1) -> Tensor:
     """The naive twin's clipped update."""
     run = bench.naive.prepare(bench.make_plan("naive", bench.SIZES["XS"], sample))
-    for window in windows(run.plan.order, 0, steps):
+    for window in windows(run.plan.schedule.order, 0, steps):
         bench.naive.step(run, window)
-    return torch.cat([p.grad.flatten() for p in run.plan.parameters])
+    return torch.cat([p.grad.flatten() for p in run.plan.trained.parameters])
 
 
 def assert_same(one: Tensor, other: Tensor, error: float) -> None:
@@ -65,12 +65,12 @@ def test_the_naive_twin_frees_one_teachers_maps_before_the_next(bench, sample, m
     def watched(vlm, *rest):
         assert not [kept for kept in maps if kept() is not None], "another teacher's maps are held"
         logits, attention = plain(vlm, *rest)
-        if vlm is not run.plan.student:
+        if vlm is not run.plan.models.student:
             maps.extend(map(weakref.ref, attention))
         return logits, attention
 
     monkeypatch.setattr(bench.naive, "run_model", watched)
-    (window,) = windows(run.plan.order, 0, 1)
+    (window,) = windows(run.plan.schedule.order, 0, 1)
     bench.naive.step(run, window)
     assert len(maps) == 3 * bench.SIZES["XS"].teacher.layers
 
@@ -96,9 +96,10 @@ def test_stored_targets_give_the_live_update(bench, sample):
 
 def test_all_arms_train_the_same_parameters(bench, sample):
     plans = [bench.make_plan(arm, bench.SIZES["XS"], sample) for arm in ("sft", "exact_live")]
-    assert plans[0].names == plans[1].names
-    assert not any("embed" in name or "vision" in name for name in plans[0].names)
-    assert [len(plan.teachers) for plan in plans] == [0, 3]
+    names, others = (plan.trained.names for plan in plans)
+    assert names == others
+    assert not any("embed" in name or "vision" in name for name in names)
+    assert [len(plan.models.teachers) for plan in plans] == [0, 3]
 
 
 @pytest.mark.parametrize("name", ["S", "M"])

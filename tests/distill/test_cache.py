@@ -14,7 +14,7 @@ from tests import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.order import Order, windows
 from drivekd.distill.plan import Plan
-from drivekd.distill.targets.cache import TargetCache, cached, layout_of, target_bytes
+from drivekd.distill.targets.cache import Layout, TargetCache, cached, layout_of, target_bytes
 from drivekd.distill.teachers import teacher
 from drivekd.distill.teachers.teacher import Maps
 from drivekd.distill.train import train
@@ -38,20 +38,20 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def laid_out(plan: Plan, indices: Sequence[int], *, pack: bool = True) -> Batch:
     """These samples as a batch."""
-    encoded = [plan.encoded[i] for i in indices]
-    return collate(plan.student, encoded, rows_of(encoded, pack=pack))
+    encoded = [plan.schedule.encoded[i] for i in indices]
+    return collate(plan.models.student, encoded, rows_of(encoded, pack=pack))
 
 
 def maps(plan: Plan, batch: Batch, *, live: bool) -> dict[str, Maps]:
     """Targets with everything zero that no sample's loss reads."""
     rows = teacher.text_rows(batch)
-    targets = partial(teacher.targets, plan.teachers) if live else plan.targets
+    targets = partial(teacher.targets, plan.models.teachers) if live else plan.models.targets
     found = targets(batch, rows)
     pairs = torch.zeros_like(batch.attention_mask[:, 0])
     for row, members in zip(batch.row, batch.members, strict=True):
         pairs[row] |= members[:, None] & members
     kept = {}
-    for term in plan.terms:
+    for term in plan.models.terms:
         own = pairs if term.whole else pairs[:, rows]
         kept[term.capability] = {n: m * own for n, m in found[term.capability].maps.items()}
     return kept
@@ -61,7 +61,7 @@ def maps(plan: Plan, batch: Batch, *, live: bool) -> dict[str, Maps]:
 @pytest.mark.parametrize("indices", [(0, 1, 2, 3, 4), (3,), (7, 1, 13, 2, 0), tuple(range(15))])
 def test_kept_targets_are_live_ones(plan: Plan, indices: tuple[int, ...], pack: bool) -> None:
     batch = laid_out(plan, indices, pack=pack)
-    assert isinstance(plan.targets, TargetCache)
+    assert isinstance(plan.models.targets, TargetCache)
     torch.testing.assert_close(
         maps(plan, batch, live=False), maps(plan, batch, live=True), atol=2e-6, rtol=0
     )
@@ -75,7 +75,7 @@ def test_a_sample_gets_its_own_target_and_no_other(plan: Plan) -> None:
 
 
 def test_the_size_is_what_is_kept(plan: Plan) -> None:
-    kept = plan.targets
+    kept = plan.models.targets
     assert isinstance(kept, TargetCache)
     maps(plan, laid_out(plan, range(15)), live=False)
     parts = [part for of in kept.parts.values() for part in of.values()]
@@ -92,12 +92,12 @@ def test_teachers_never_run_more_often_than_without_a_cache(
 
     def live(batch: Batch, rows: torch.Tensor) -> dict[str, teacher.Trace]:
         asked.append(len(batch.samples))
-        return teacher.targets(plan.teachers, batch, rows)
+        return teacher.targets(plan.models.teachers, batch, rows)
 
-    rows = rows_of(plan.encoded, pack=pack)
+    rows = rows_of(plan.schedule.encoded, pack=pack)
     order = Order(rows, seed=3, rows_per_batch=2, batches_per_step=2, questions_per_row=at_once)
     batches = [batch for window in windows(order, 0, 12) for batch in window.batches]
-    kept = cached(live, layout_of(plan.student, plan.terms, plan.encoded), batches)
+    kept = cached(live, layout(plan), batches)
     for rows in batches:
         before = len(asked)
         kept(*with_rows(plan, rows))
@@ -106,19 +106,22 @@ def test_teachers_never_run_more_often_than_without_a_cache(
     assert len(asked) < len(batches) / 2
 
 
+def layout(plan: Plan) -> Layout:
+    """What a cache of its teachers' maps holds."""
+    return layout_of(plan.models.student, plan.models.terms, plan.schedule.encoded)
+
+
 def with_rows(plan: Plan, rows: Sequence[Row]) -> tuple[Batch, torch.Tensor]:
     """What targets are asked with."""
-    batch = collate(plan.student, plan.encoded, rows)
+    batch = collate(plan.models.student, plan.schedule.encoded, rows)
     return batch, teacher.text_rows(batch)
 
 
 def test_what_a_resumed_run_computes_again_is_the_same_bit_by_bit(plan: Plan) -> None:
-    order = Order(rows_of(plan.encoded), 3, 2, 1, questions_per_row=2)
+    order = Order(rows_of(plan.schedule.encoded), 3, 2, 1, questions_per_row=2)
     batches = [batch for window in windows(order, 0, 12) for batch in window.batches]
-    layout = layout_of(plan.student, plan.terms, plan.encoded)
-    whole, resumed = (
-        cached(partial(teacher.targets, plan.teachers), layout, batches) for _ in range(2)
-    )
+    live = partial(teacher.targets, plan.models.teachers)
+    whole, resumed = (cached(live, layout(plan), batches) for _ in range(2))
     for number, rows in enumerate(batches):
         known = whole(*with_rows(plan, rows))
         if number >= 5:
@@ -163,15 +166,20 @@ def test_targets_are_kept_where_that_saves_something(
         capabilities=capabilities,
     )
     made = plans.build(recipe, runs.tiny_student(), runs.tiny_teachers())
-    assert isinstance(made.targets, TargetCache) is kept
+    assert isinstance(made.models.targets, TargetCache) is kept
+
+
+def with_targets(plan: Plan, targets: teacher.Targets) -> Plan:
+    """A plan whose teachers' maps come from elsewhere."""
+    return replace(plan, models=replace(plan.models, targets=targets))
 
 
 def test_exchanged_targets_are_exchanged_from_kept_ones_too(plan: Plan) -> None:
     batch = laid_out(plan, range(5))
-    live = replace(plan, targets=partial(teacher.targets, plan.teachers))
+    live = partial(teacher.targets, plan.models.teachers)
     kept, wanted = (
-        maps(replace(p, targets=teacher.mismatching(p.targets, p.terms)), batch, live=False)
-        for p in (plan, live)
+        maps(with_targets(plan, teacher.mismatching(of, plan.models.terms)), batch, live=False)
+        for of in (plan.models.targets, live)
     )
     torch.testing.assert_close(kept, wanted, atol=2e-6, rtol=0)
     straight = maps(plan, batch, live=False)["planning"][1]

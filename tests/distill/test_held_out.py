@@ -13,11 +13,13 @@ import torch
 import runs
 from drivekd.distill import plan as plans
 from drivekd.distill import train as training
-from drivekd.distill.objective import held_out_loss
+from drivekd.distill.held_out import held_out_loss
+from drivekd.distill.objective import losses
 from drivekd.distill.run import prepare
 from drivekd.distill.saving import summary
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
+from drivekd.models.batch import collate, rows_of
 from drivekd.recipe import Recipe
 
 HELD_OUT = "eval/loss/ce"
@@ -84,9 +86,9 @@ def test_it_changes_no_bit_of_the_run(
 def test_nothing_is_dropped_while_it_is_taken(data: Path, other: Path, tmp_path: Path) -> None:
     plan = plans.build(recipe(data, other, tmp_path, trainable="everything"), runs.tiny_student())
     prepare(plan)
-    model, modes = plan.student.model, []
-    vision = vlms.vision_parts(plan.student)[0]
-    for part in (vision, vlms.language_model(plan.student)):
+    model, modes = plan.models.student.model, []
+    vision = vlms.vision_parts(plan.models.student)[0]
+    for part in (vision, vlms.language_model(plan.models.student)):
         part.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     held_out_loss(plan)
     assert len(modes) >= 2
@@ -95,10 +97,26 @@ def test_nothing_is_dropped_while_it_is_taken(data: Path, other: Path, tmp_path:
     assert vision.training
 
 
+def test_its_precision_is_that_of_training(data: Path, other: Path, tmp_path: Path) -> None:
+    found = {}
+    for bf16 in (True, False):
+        plan = plans.build(recipe(data, other, tmp_path, bf16=bf16), runs.tiny_student())
+        prepare(plan)
+        samples = plan.schedule.held_out
+        batch = collate(plan.models.student, samples, rows_of(samples))
+        assert len(batch.input_ids) == 1
+        with torch.no_grad(), losses(plan.models, batch) as compared:
+            trained = float(compared.answers.sum()) / len(samples)
+        found[bf16] = held_out_loss(plan)
+        assert found[bf16] == trained
+    assert found[True] == pytest.approx(found[False], rel=1e-2)
+    assert found[True] != found[False]
+
+
 def sequence(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """What the evaluations find, one after the other."""
     given = iter(losses)
-    monkeypatch.setattr(training, "held_out_loss", lambda plan: next(given))
+    monkeypatch.setattr(training.held_out, "held_out_loss", lambda plan: next(given))
 
 
 def test_the_best_checkpoint_becomes_the_final_model(

@@ -11,10 +11,13 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import train as training
-from drivekd.distill.objective import batch_of, held_out_loss
+from drivekd.distill.held_out import held_out_loss
+from drivekd.distill.objective import batch_of
 from drivekd.distill.order import windows
 from drivekd.distill.plan import Plan
+from drivekd.distill.run import Run, initial_state, prepare
+from drivekd.distill.saving import log
+from drivekd.distill.step import step
 from drivekd.distill.targets.cache import TargetCache
 from drivekd.distill.train import train
 from drivekd.models.batch import group, rows_of
@@ -38,7 +41,7 @@ def held_out(data: Path) -> list[str]:
 
 
 def lengths(plan: Plan) -> list[int]:
-    return [len(each.input_ids) for each in plan.encoded]
+    return [len(each.input_ids) for each in plan.schedule.encoded]
 
 
 # ---------------------------------------------------------------------------------- refused
@@ -56,7 +59,7 @@ def test_samples_that_are_too_long_are_named_with_their_lengths(data: Path, tmp_
     recipe = runs.recipe(data, tmp_path, capabilities={}, train={"max_steps": 1})
     plan = plans.build(recipe, runs.tiny_student())
     longest = max(lengths(plan))
-    ids = [e.sample.id for e in plan.encoded if len(e.input_ids) == longest]
+    ids = [e.sample.id for e in plan.schedule.encoded if len(e.input_ids) == longest]
     said = refusal(data, max_length=longest - 1)
     assert said.startswith(f"training samples {ids[0]} ({longest} tokens)")
     assert f"than the {longest - 1} of data.max_length; leave them out" in said
@@ -80,7 +83,7 @@ def test_by_default_a_model_says_how_long(data: Path) -> None:
     assert "than the 20 of max_position_embeddings of tiny:internvl; leave them out" in said
     assert "set data.max_length if it can take more" in said
     recipe = runs.recipe(data, Path("unused"), capabilities={}, data={"max_length": 500})
-    assert plans.build(recipe, student).encoded
+    assert plans.build(recipe, student).schedule.encoded
 
 
 def test_a_teacher_may_be_the_one_that_cannot(data: Path) -> None:
@@ -104,7 +107,7 @@ def test_samples_with_too_many_pictures_are_named(data: Path) -> None:
     assert said.startswith("training samples s0q0 (2 pictures), s0q1 (2 pictures)")
     assert "more pictures than data.max_images = 1; leave them out" in said
     recipe = runs.recipe(data, Path("unused"), capabilities={}, data={"max_images": 2})
-    assert plans.build(recipe, runs.tiny_student()).encoded
+    assert plans.build(recipe, runs.tiny_student()).schedule.encoded
 
 
 # -------------------------------------------------------------------------------------- cut
@@ -131,13 +134,13 @@ def test_rows_are_cut_into_equal_parts(
     assert [index for row in rows for index in row] == list(range(len(own)))
 
 
-def stepped(data: Path, teachers: dict[str, Vlm], batch: int, **limits: Any) -> training.Run:
+def stepped(data: Path, teachers: dict[str, Vlm], batch: int, **limits: Any) -> Run:
     """A step that sees all rows at once."""
     train = {"per_device_train_batch_size": batch, "max_steps": 1}
     recipe = runs.recipe(data, Path("unused"), train=train, data={**limits, "eval": held_out(data)})
-    run = training.prepare(plans.build(recipe, runs.tiny_student(), teachers))
-    for window in windows(run.plan.order, 0, 1):
-        training.step(run, window)
+    run = prepare(plans.build(recipe, runs.tiny_student(), teachers))
+    for window in windows(run.plan.schedule.order, 0, 1):
+        step(run, window)
     return run
 
 
@@ -145,43 +148,46 @@ def test_cut_rows_take_the_same_step(data: Path, teachers: dict[str, Vlm]) -> No
     whole = stepped(data, teachers, 3)
     longest = max(lengths(whole.plan))
     cut = stepped(data, teachers, 15, max_row_tokens=longest + 20)
-    assert [len(row) for row in whole.plan.order.rows] == [5, 5, 5]
-    counts = [len(row) for row in cut.plan.order.rows]
+    assert [len(row) for row in whole.plan.schedule.order.rows] == [5, 5, 5]
+    counts = [len(row) for row in cut.plan.schedule.order.rows]
     assert sum(counts) == 15
     assert 3 < len(counts) < 15
     plans_ = (whole.plan, cut.plan)
-    shapes = [batch_of(plan, plan.order.rows).input_ids.shape for plan in plans_]
+    shapes = [batch_of(plan, plan.schedule.order.rows).input_ids.shape for plan in plans_]
     assert shapes[0][0] == 3
     assert shapes[1][0] == len(counts)
     assert shapes[1][1] <= longest + 20 < shapes[0][1]
     error = (whole.update - cut.update).norm() / whole.update.norm()
     assert float(error) < 1e-5
-    means = [training.log.means(run.totals) for run in (whole, cut)]
+    means = [log.means(run.totals) for run in (whole, cut)]
     assert means[1] == pytest.approx(means[0], rel=1e-4, abs=1e-5)
     losses = [held_out_loss(run.plan) for run in (whole, cut)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert whole.plan.data != cut.plan.data  # so a checkpoint of one is not resumed by the other
+    data = [initial_state(run, "").data for run in (whole, cut)]
+    assert data[0] != data[1]  # so a checkpoint of one is not resumed by the other
 
 
 def test_kept_teachers_see_cut_rows(data: Path, teachers: dict[str, Vlm]) -> None:
     settings = {"train": {"max_steps": 99}, "data": {"max_row_tokens": 1}}
     recipe = runs.recipe(data, Path("unused"), **settings)
     plan = plans.build(recipe, runs.tiny_student(), teachers)
-    assert isinstance(plan.targets, TargetCache)
-    assert plan.order.rows == tuple((n,) for n in range(15))
-    assert {row for group in plan.targets.groups for row in group} == set(plan.order.rows)
+    assert isinstance(plan.models.targets, TargetCache)
+    assert plan.schedule.order.rows == tuple((n,) for n in range(15))
+    kept = {row for group in plan.models.targets.groups for row in group}
+    assert kept == set(plan.schedule.order.rows)
 
 
 def test_rows_that_are_drawn_from_are_cut_by_what_is_drawn(data: Path) -> None:
     plan = plans.build(runs.recipe(data, Path("unused"), capabilities={}), runs.tiny_student())
-    prefix = plan.encoded[0].prefix
+    prefix = plan.schedule.encoded[0].prefix
     own = sorted((length - prefix for length in lengths(plan)[:5]), reverse=True)
     limit = prefix + sum(own[:2])
-    first = [each for each in plan.encoded if each.images == plan.encoded[0].images]
+    encoded = plan.schedule.encoded
+    first = [each for each in encoded if each.images == encoded[0].images]
     for most, expected in ((limit, 1), (limit - 1, 2)):
         assert len(rows_of(first, max_tokens=most, at_once=2)) == expected
     assert len(rows_of(first, max_tokens=limit)) > 1
-    assert rows_of(plan.encoded, pack=False, max_tokens=1) == tuple((n,) for n in range(15))
+    assert rows_of(encoded, pack=False, max_tokens=1) == tuple((n,) for n in range(15))
 
 
 def test_a_run_with_cut_rows_ends(data: Path, teachers: dict[str, Vlm], tmp_path: Path) -> None:

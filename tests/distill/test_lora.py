@@ -18,7 +18,8 @@ from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
 from drivekd.distill.run import initial_state, prepare, save_final
 from drivekd.distill.saving import lora
-from drivekd.distill.train import step, train
+from drivekd.distill.step import step
+from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward
 from drivekd.models.vlm import Vlm
@@ -54,14 +55,14 @@ def test_adapters_move_the_base_stays_and_the_sum_is_a_plain_model(
     first = logits(student, data)
     run = prepare(plans.build(recipe(data, tmp_path, SMALL), student, teachers))
     layers = 3 * len(Lora().target_modules)
-    assert len(run.plan.names) == 2 * layers
-    assert all(name.startswith("model.language_model.layers.") for name in run.plan.names)
+    assert len(run.plan.trained.names) == 2 * layers
+    assert all(name.startswith("model.language_model.layers.") for name in run.plan.trained.names)
     torch.testing.assert_close(logits(student, data), first)  # at first they add zero
     start = {name: p.clone() for name, p in lora.parameters(student).items()}
-    for window in windows(run.plan.order, 0, 2):
+    for window in windows(run.plan.schedule.order, 0, 2):
         step(run, window)
     moved = {n for n, p in lora.parameters(student).items() if not torch.equal(p, start[n])}
-    assert moved == set(run.plan.names)
+    assert moved == set(run.plan.trained.names)
     now = student.model.state_dict()
     for name, value in before.items():
         module, _, leaf = name.rpartition(".")

@@ -15,7 +15,6 @@ from drivekd.data.sample import Message, Sample
 from drivekd.distill.order import (
     Order,
     Portion,
-    flat,
     padding,
     portions,
     projection_order,
@@ -23,7 +22,7 @@ from drivekd.distill.order import (
     stream,
     windows,
 )
-from drivekd.models.batch import group
+from drivekd.models.batch import flat, group
 
 
 def order(rows: int = 5, **changes: Any) -> Order:

@@ -55,17 +55,22 @@ def test_it_foretells_the_plan(folder: Path) -> None:
     found, plan = preview(asked), plans.build(asked)
     student, teacher = found.members
     assert (student.layers, student.depth, teacher.layers, teacher.depth) == (3, 3, 3, 4)
-    assert student.trained == sum(p.numel() for p in plan.parameters)
-    for member, vlm in zip(found.members, (plan.student, plan.teachers[0].vlm), strict=True):
+    assert student.trained == sum(p.numel() for p in plan.trained.parameters)
+    for member, vlm in zip(
+        found.members, (plan.models.student, plan.models.teachers[0].vlm), strict=True
+    ):
         assert member.parameters == sum(p.numel() for p in vlm.model.parameters())
         assert member.source == vlm.source
-    assert found.terms == plan.terms
+    assert found.terms == plan.models.terms
     assert found.steps is not None
-    assert (found.steps.samples, found.steps.rows) == (len(plan.encoded), len(plan.order.rows))
-    assert found.steps.per_epoch == plan.order.steps_per_epoch
-    assert found.steps.total == plan.total_steps == 3 * found.steps.per_epoch
+    assert (found.steps.samples, found.steps.rows) == (
+        len(plan.schedule.encoded),
+        len(plan.schedule.order.rows),
+    )
+    assert found.steps.per_epoch == plan.schedule.order.steps_per_epoch
+    assert found.steps.total == plan.schedule.total_steps == 3 * found.steps.per_epoch
     # Rows are estimated from characters; this vocabulary was made for these words.
-    longest = batch_of(plan, plan.order.rows[:1])
+    longest = batch_of(plan, plan.schedule.order.rows[:1])
     assert found.longest.visual == int(longest.is_image.sum())
     assert found.six_cameras.visual == 6 * 4
 
@@ -99,9 +104,9 @@ def test_two_weights_are_not_tied_whatever_the_file_says(
     said = json.loads(file.read_text()) | {"tie_word_embeddings": True}
     file.write_text(json.dumps(said))
     found, plan = preview(recipe(tmp_path)), plans.build(recipe(tmp_path))
-    student = plan.student.model
+    student = plan.models.student.model
     assert student.lm_head.weight is not student.get_input_embeddings().weight
-    assert found.members[0].trained == sum(p.numel() for p in plan.parameters)
+    assert found.members[0].trained == sum(p.numel() for p in plan.trained.parameters)
     assert found.members[0].parameters == sum(p.numel() for p in student.parameters())
 
 
@@ -141,7 +146,7 @@ def test_gradients_and_states_are_counted_exactly(folder: Path) -> None:
     asked = recipe(folder)
     found, plan = preview(asked), plans.build(asked)
     parts = {part.name.partition(",")[0]: part for part in found.parts}
-    trained = 4 * sum(p.numel() for p in plan.parameters)
+    trained = 4 * sum(p.numel() for p in plan.trained.parameters)
     assert parts["gradients: 4 losses and more"].alone == 6 * trained
     assert parts["AdamW's two moments"].alone == 2 * trained
     assert parts["AdamW's two moments"].sharded == 2 * trained / PROCESSES
@@ -210,7 +215,7 @@ def test_the_limit_of_visual_tokens_reaches_student_and_teachers(tmp_path: Path)
     for limit in (1, 4):
         asked = recipe(tmp_path, data={"max_image_tokens": limit})
         assert preview(asked).six_cameras.visual == 6 * limit
-        found += [plans.build(asked).encoded[0].grids]
+        found += [plans.build(asked).schedule.encoded[0].grids]
     assert found == [((1, 1), (1, 1)), ((2, 2), (2, 2))]
 
 

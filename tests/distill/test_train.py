@@ -17,8 +17,10 @@ import runs
 from drivekd.data.formats.readers import read
 from drivekd.distill import plan as plans
 from drivekd.distill.order import windows
+from drivekd.distill.run import prepare
+from drivekd.distill.step import clip, learning_rate, step
 from drivekd.distill.teachers import bridges
-from drivekd.distill.train import clip, learning_rate, prepare, step, train
+from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.batch import collate, encode, forward
 from drivekd.models.vlm import Vlm
@@ -120,8 +122,8 @@ def test_the_held_out_loss_is_logged_and_grey_pictures_are_grey(data: Path, tmp_
     encoded = [encode(student, sample) for sample in list(read(data))[::5]]
     batch = collate(student, encoded)
     plan = plans.build(recipe, student)
-    assert plan.features is not None
-    grey = forward(student, batch, plan.features)[:, :20]
+    assert plan.models.features is not None
+    grey = forward(student, batch, plan.models.features)[:, :20]
     assert not torch.equal(grey, forward(student, batch)[:, :20])
     torch.testing.assert_close(grey[0], grey[1])
 
@@ -366,7 +368,7 @@ def test_a_missing_map_stops_with_the_step(
     run = prepare(plans.build(runs.recipe(data, tmp_path), student, teachers))
     student.model.set_attn_implementation("sdpa")  # somebody switched the tap off
     with pytest.raises(ValueError, match=r"step 1, samples s.*layers"):
-        step(run, next(windows(run.plan.order, 0, 1)))
+        step(run, next(windows(run.plan.schedule.order, 0, 1)))
 
 
 # ---------------------------------------------------------------------------------- small parts

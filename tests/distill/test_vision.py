@@ -15,12 +15,13 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.objective import batch_of, held_out_loss, losses
+from drivekd.distill.held_out import held_out_loss
+from drivekd.distill.objective import autocast, batch_of, losses
 from drivekd.distill.plan import Plan
 from drivekd.distill.teachers import teacher, vision
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
-from drivekd.models.features import FeatureCache
+from drivekd.models.features import FeatureCache, image_features
 from drivekd.models.vlm import Vlm
 
 CPU = torch.device("cpu")
@@ -66,14 +67,14 @@ def build(
 
 def apart(plan: Plan, cache: Callable[[], FeatureCache | None]) -> Plan:
     """The same plan with features of its own for every model."""
-    teachers = tuple(replace(each, features=cache()) for each in plan.teachers)
-    return replace(plan, features=cache(), teachers=teachers)
+    teachers = tuple(replace(each, features=cache()) for each in plan.models.teachers)
+    return replace(plan, models=replace(plan.models, features=cache(), teachers=teachers))
 
 
 @contextmanager
 def counted(plan: Plan) -> Iterator[list[int]]:
     """How often the vision towers of student and teachers run inside, in this order."""
-    models = [plan.student, *(each.vlm for each in plan.teachers)]
+    models = [plan.models.student, *(each.vlm for each in plan.models.teachers)]
     counts = [0] * len(models)
 
     def count(number: int, *_: Any) -> None:
@@ -90,12 +91,31 @@ def counted(plan: Plan) -> Iterator[list[int]]:
 
 def tables(plan: Plan, batches: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """The losses of some batches, by live teachers."""
-    plan = replace(plan, targets=partial(teacher.targets, plan.teachers))
+    live = partial(teacher.targets, plan.models.teachers)
+    plan = replace(plan, models=replace(plan.models, targets=live))
     found = []
     for indices in batches:
-        with losses(plan, batch_of(plan, runs.rows(plan, indices))) as each:
+        with losses(plan.models, batch_of(plan, runs.rows(plan, indices))) as each:
             found.append(each.table())
     return found
+
+
+def test_kept_features_have_the_precision_of_training(data: Path) -> None:
+    plan = build(data, pair(), bf16=True)
+    plans.fill_caches(plan)
+    for vlm, cache in (
+        (plan.models.student, plan.models.features),
+        *((each.vlm, each.features) for each in plan.models.teachers),
+    ):
+        assert cache is not None
+        files = plan.schedule.encoded[0].images
+        with torch.no_grad(), autocast(plan.models):
+            live = image_features(vlm, files)
+        with torch.no_grad():
+            full = image_features(vlm, files)
+        kept = cache.features(vlm, files)
+        assert all(map(torch.equal, kept, live))
+        assert not any(map(torch.equal, kept, full))
 
 
 BATCHES = (range(5), range(5, 15))
@@ -148,7 +168,7 @@ def test_the_student_may_be_one_of_them(data: Path, tmp_path: Path) -> None:
     shared, alone = tables(plan, BATCHES), apart(plan, FeatureCache)
     plans.fill_caches(alone)
     assert all(map(torch.equal, shared, tables(alone, BATCHES)))
-    trains = build(data, teachers, seeing(teachers[A], 1), trainable="everything")
+    trains = build(data, teachers, seeing(teachers[A], 1), trainable="everything").models
     assert trains.features is None
     assert trains.teachers[0].features is trains.teachers[1].features is not None
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import runs
-from drivekd.distill import gradients
 from drivekd.distill import plan as plans
-from drivekd.distill.order import Window, projection_order, windows
-from drivekd.distill.train import Run, prepare, step
+from drivekd.distill.order import projection_order, windows
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.method.combine.grouped import agp_grouped_coefficients
 from drivekd.models.vlm import Vlm
 
@@ -28,7 +28,7 @@ def prepared(path: Path, teachers: dict[str, Vlm], /, **changes: Any) -> Run:
 
 
 def first_step(run: Run) -> Run:
-    step(run, next(windows(run.plan.order, 0, 1)))
+    step(run, next(windows(run.plan.schedule.order, 0, 1)))
     return run
 
 
@@ -44,7 +44,7 @@ def weighted(run: Run) -> Tensor:
         parts = torch.split(row, [slot.numel() for slot in slots])
         for part, there in zip(parts, reached, strict=True):
             part.mul_(float(there))
-    names = gradients.names(run.unit, run.plan)
+    names = run.plan.schedule.rows
     for row, name in zip(rows, names, strict=True):
         label = f"lambda/{name.removeprefix('teacher/')}"
         row.mul_(run.totals[label][0] if name.startswith("teacher/") else 1.0)
@@ -71,9 +71,9 @@ def test_grouped_step_is_its_definition(data: Path, teachers: dict[str, Vlm]) ->
 def test_grouped_with_what_a_unit_lacks(data: Path, teachers: dict[str, Vlm]) -> None:
     """Samples of two capabilities, all three teachers: one has no anchor of its own."""
     run = prepared(data, teachers, data={"pack": False}, combine={"combiner": "agp_grouped"})
-    owners = [each.sample.capability for each in run.plan.encoded]
+    owners = [each.sample.capability for each in run.plan.schedule.encoded]
     batch = tuple(i for i, owner in enumerate(owners) if owner != "perception")[:6]
-    step(run, Window(0, 0.0, (runs.alone(batch),)))
+    step(run, runs.window(run.plan, [batch]))
     assert not run.unit.reached[0].any()
     assert run.unit.reached[1:].any(axis=1).all()
     rows = weighted(run)[1:]

@@ -76,7 +76,7 @@ def test_teachers_run_once_on_questions_that_a_mixture_repeats(
     mixture = {"pack": False, "mixture": {**MIXTURE, "reasoning": 20}}
     recipe = runs.recipe(data, tmp_path, data=mixture, train={"num_train_epochs": 1})
     plan = plans.build(recipe, runs.tiny_student(), teachers)
-    assert isinstance(plan.targets, TargetCache)
+    assert isinstance(plan.models.targets, TargetCache)
 
 
 @pytest.mark.parametrize("trainable", ["language_model", "everything"])

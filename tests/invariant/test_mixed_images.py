@@ -11,9 +11,11 @@ import torch
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.order import flat, windows
+from drivekd.distill.order import windows
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.distill.targets.cache import TargetCache
-from drivekd.distill.train import Run, prepare, step
+from drivekd.models.batch import flat
 from drivekd.models.vlm import Vlm
 
 STEPS = 6
@@ -38,7 +40,7 @@ def stepped(path: Path, teachers: dict[str, Vlm], /, **changes: Any) -> tuple[Ru
     train = {"per_device_train_batch_size": 1, "max_steps": STEPS, **changes.pop("train", {})}
     recipe = runs.recipe(path, Path("unused"), train=train, **changes)
     run, had = prepare(plans.build(recipe, runs.tiny_student(), teachers)), []
-    for window in windows(run.plan.order, 0, STEPS):
+    for window in windows(run.plan.schedule.order, 0, STEPS):
         run.totals.clear()
         step(run, window)
         had.append({name for name in run.totals if name.startswith("loss/")})
@@ -50,8 +52,8 @@ def test_a_batch_without_images_has_no_text_to_vision_term(
 ) -> None:
     run, had = stepped(mixed, teachers)
     scenes = [
-        {run.plan.encoded[i].sample.scene for i in flat(window.batches)}
-        for window in windows(run.plan.order, 0, STEPS)
+        {run.plan.schedule.encoded[i].sample.scene for i in flat(window.batches)}
+        for window in windows(run.plan.schedule.order, 0, STEPS)
     ]
     assert {"scene1"} in scenes
     whole = {"loss/ce", "loss/attn/perception", "loss/attn/reasoning", "loss/attn/planning"}
@@ -64,10 +66,10 @@ def test_kept_targets_are_live_ones_here_too(mixed: Path, teachers: dict[str, Vl
     rows = {"per_device_train_batch_size": 7, "max_steps": STEPS}
     kept, _ = stepped(mixed, teachers, train=rows)
     live, _ = stepped(mixed, teachers, train={**rows, "cache_targets_gb": 0})
-    assert isinstance(kept.plan.targets, TargetCache)
-    assert not isinstance(live.plan.targets, TargetCache)
+    assert isinstance(kept.plan.models.targets, TargetCache)
+    assert not isinstance(live.plan.models.targets, TargetCache)
     assert float((kept.update - live.update).norm() / live.update.norm()) < 1e-3
-    for one, other in zip(kept.plan.parameters, live.plan.parameters, strict=True):
+    for one, other in zip(kept.plan.trained.parameters, live.plan.trained.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +78,9 @@ def test_packed_is_unpacked_here_too(mixed: Path, teachers: dict[str, Vlm]) -> N
     changes = {"data": {"pack": False}}
     rows = {"per_device_train_batch_size": 15, "max_steps": 1}
     apart, _ = stepped(mixed, teachers, train=rows, **changes)
-    assert len(packed.plan.order.rows) == 2 + 5
-    assert len(apart.plan.order.rows) == 15
-    for one, other in zip(packed.plan.parameters, apart.plan.parameters, strict=True):
+    assert len(packed.plan.schedule.order.rows) == 2 + 5
+    assert len(apart.plan.schedule.order.rows) == 15
+    for one, other in zip(
+        packed.plan.trained.parameters, apart.plan.trained.parameters, strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -15,11 +15,12 @@ from torch import Tensor
 import ranks
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill.order import flat, windows
+from drivekd.distill.order import windows
 from drivekd.distill.processes import parallel
 from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
+from drivekd.models.batch import flat
 from drivekd.recipe import to_yaml
 
 #: Relative error [L2] of updates and weights. Where both sides add the same two gradients it is 0;
@@ -82,12 +83,12 @@ def test_the_cases_are_what_they_should_be(data: Path) -> None:
     teachers = runs.tiny_teachers()
     plan = ranks.run_of(data, "absent", ALONE, teachers).plan
     owners = [
-        [plan.encoded[index].sample.capability for index in flat(window.batches)]
-        for window in windows(plan.order, 0, ranks.CASES["absent"][0])
+        [plan.schedule.encoded[index].sample.capability for index in flat(window.batches)]
+        for window in windows(plan.schedule.order, 0, ranks.CASES["absent"][0])
     ]
     assert sum(first != second for first, second in owners) > 1
     packed = ranks.run_of(data, "agp", ALONE, teachers).plan
-    assert [len(w.batches) for w in windows(packed.order, 0, 2)] == [2, 1]
+    assert [len(w.batches) for w in windows(packed.schedule.order, 0, 2)] == [2, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,11 +259,11 @@ def test_windows_are_shared_out_without_rest(data: Path) -> None:
     for size in (1, 2, 3):
         shares = [Ranks(rank, size) for rank in range(size)]
         plan = plans.build(recipe, runs.tiny_student(), teachers, shares[0])
-        assert plan.order.rows_per_step == 2 * size
-        assert plan.total_steps == -(-15 // (2 * size))
+        assert plan.schedule.order.rows_per_step == 2 * size
+        assert plan.schedule.total_steps == -(-15 // (2 * size))
         seen = [
             index
-            for window in windows(plan.order, 0, plan.order.steps_per_epoch)
+            for window in windows(plan.schedule.order, 0, plan.schedule.order.steps_per_epoch)
             for share in shares
             for index in flat(share.share(window.batches))
         ]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import update
-from drivekd.distill.order import Window, windows
-from drivekd.distill.train import Run, prepare, step, train
+from drivekd.distill.order import windows
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
+from drivekd.distill.train import train
 from drivekd.method.combine.refresh import aged, keep, kept_factors
 from drivekd.models.vlm import Vlm
 
@@ -30,7 +31,7 @@ def prepared(path: Path, teachers: dict[str, Vlm], /, **combine: Any) -> Run:
 
 def updates(run: Run, count: int) -> list[Tensor]:
     found = []
-    for window in windows(run.plan.order, 0, count):
+    for window in windows(run.plan.schedule.order, 0, count):
         step(run, window)
         found.append(run.update.clone())
     return found
@@ -40,21 +41,17 @@ def exactness(run: Run) -> list[float]:
     return run.totals["grad/exact"]
 
 
-def test_every_step_exact_is_no_refresh(
-    data: Path, teachers: dict[str, Vlm], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_step_exact_is_no_refresh(data: Path, teachers: dict[str, Vlm]) -> None:
     """R = 1, and R = 2 with a set of losses that changes at every step, bit for bit."""
     plain, one = (prepared(data, teachers, **c) for c in ({}, {"refresh": 1}))
     expected = updates(plain, 3)
     assert all(torch.equal(a, b) for a, b in zip(expected, updates(one, 3), strict=True))
     assert "grad/exact" not in one.totals
     two = prepared(data, teachers, refresh=2)
-    present, seen = update._present, list[int]()
-    monkeypatch.setattr(update, "_present", lambda *a: {**present(*a), f"{len(seen)}": True})
-    for window, wanted in zip(windows(two.plan.order, 0, 3), expected, strict=True):
-        seen.append(window.step)
+    for window, wanted in zip(windows(two.plan.schedule.order, 0, 3), expected, strict=True):
         step(two, window)
         assert torch.equal(two.update, wanted)
+        two.kept["members"] = ["another"]
     assert exactness(two) == [3.0, 3.0]
 
 
@@ -65,8 +62,10 @@ def test_between_exact_steps_the_kept_coefficients_are_used(
     run = prepared(data, teachers, refresh=4, combiner=combiner)
     twin = prepared(data, teachers, combiner=combiner)  # exact, brought to the same weights
     flags = []
-    for window in windows(run.plan.order, 0, 9):
-        for mine, theirs in zip(twin.plan.parameters, run.plan.parameters, strict=True):
+    for window in windows(run.plan.schedule.order, 0, 9):
+        for mine, theirs in zip(
+            twin.plan.trained.parameters, run.plan.trained.parameters, strict=True
+        ):
             mine.data.copy_(theirs.data)
         kept = dict(run.kept)
         before = exactness(run)[0] if "grad/exact" in run.totals else 0.0
@@ -83,7 +82,7 @@ def test_between_exact_steps_the_kept_coefficients_are_used(
         step(twin, window)  # for its separate gradients, which know nothing of the kept numbers
         twin.memory.clear()
         twin.memory.update(memory)
-        names = update.gradients.names(twin.unit, twin.plan)
+        names = twin.plan.schedule.rows
         factors = [kept["a"].get(n, 0.0) * kept["weights"].get(n, 0.0) for n in names]
         rows = twin.unit.gradients.double() * torch.from_numpy(twin.unit.reached.any(1))[:, None]
         expected = (torch.tensor(factors).double() @ rows).float() / len(twin.unit.indices)
@@ -105,14 +104,16 @@ def test_a_change_of_the_active_set_forces_an_exact_step(
     )
     run = prepare(plans.build(recipe, runs.tiny_student(), teachers))
     of = {
-        name: tuple(i for i, e in enumerate(run.plan.encoded) if e.sample.capability == name)[:2]
+        name: tuple(
+            i for i, e in enumerate(run.plan.schedule.encoded) if e.sample.capability == name
+        )[:2]
         for name in runs.CAPABILITIES
     }
     first, other = of["planning"], of["reasoning"]
     flags = []
     for number, batches in enumerate([[first], [first], [other], [other], [first, other]]):
         before = run.totals.get("grad/exact", [0.0])[0]
-        step(run, Window(number, 0.0, tuple(runs.alone(batch) for batch in batches)))
+        step(run, runs.window(run.plan, batches, number))
         flags.append(run.totals["grad/exact"][0] > before)
     assert flags == [True, False, True, False, True]
     assert run.kept["members"] == ["ce", "teacher/reasoning", "teacher/planning"]
@@ -122,7 +123,7 @@ def test_kept_coefficients_may_be_zero(data: Path, teachers: dict[str, Vlm]) -> 
     """As some of TorchJD's weights are: nothing is differentiated in vain, nothing fails."""
     run = prepared(data, teachers, refresh=3)
     updates(run, 1)
-    _, second, third = windows(run.plan.order, 0, 3)
+    _, second, third = windows(run.plan.schedule.order, 0, 3)
     run.kept["a"] = {**run.kept["a"], "ce": 0.0}
     step(run, second)
     assert run.update.norm() > 0
@@ -143,7 +144,9 @@ def test_what_is_kept_and_when() -> None:
 
 def test_the_data_order_does_not_depend_on_it(data: Path, teachers: dict[str, Vlm]) -> None:
     one, many = (prepared(data, teachers, refresh=r) for r in (1, 4))
-    assert list(windows(one.plan.order, 0, 9)) == list(windows(many.plan.order, 0, 9))
+    assert list(windows(one.plan.schedule.order, 0, 9)) == list(
+        windows(many.plan.schedule.order, 0, 9)
+    )
     updates(one, 1)
     updates(many, 1)
     assert one.totals["loss/ce"] == many.totals["loss/ce"]

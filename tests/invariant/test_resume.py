@@ -13,6 +13,7 @@ import torch
 import runs
 from drivekd.distill import train as training
 from drivekd.distill.order import Window
+from drivekd.distill.run import Run
 from drivekd.distill.train import train
 from drivekd.models.vlm import Vlm
 
@@ -80,7 +81,7 @@ def test_a_run_resumed_at_an_earlier_checkpoint_leaves_no_other_branch(
     final = train(recipe, student=runs.tiny_student())
     weights = (final / "model.safetensors").read_bytes()
 
-    def stopped(run: training.Run, window: Window) -> None:
+    def stopped(run: Run, window: Window) -> None:
         raise PulledPlugError
 
     with monkeypatch.context() as patch:

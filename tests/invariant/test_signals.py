@@ -15,8 +15,10 @@ import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.distill.teachers import bridges, teacher
-from drivekd.distill.train import Run, prepare, step, train
+from drivekd.distill.train import train
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
 
@@ -53,13 +55,13 @@ def prepared(path: Path, teachers: dict[str, Vlm], /, **changes: Any) -> Run:
 
 def stepped(path: Path, teachers: dict[str, Vlm], /, **changes: Any) -> Run:
     run = prepared(path, teachers, **changes)
-    step(run, next(windows(run.plan.order, 0, 1)))
+    step(run, next(windows(run.plan.schedule.order, 0, 1)))
     return run
 
 
 def learned(run: Run) -> Tensor:
     """The gradients of all learned maps, flat."""
-    found = [weight.grad for weight in bridges.parameters(run.plan.bridges).values()]
+    found = [weight.grad for weight in bridges.parameters(run.plan.models.bridges).values()]
     return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
 
@@ -128,10 +130,10 @@ def test_a_samples_loss_never_depends_on_its_batch(
     plan = prepared(data, teachers, capabilities={"perception": one}, mixing=hot).plan
     chosen = [0, 1, 3, 7, 12, 13, 19]
     with torch.no_grad():
-        with losses(plan, batch_of(plan, runs.rows(plan, chosen))) as found:
+        with losses(plan.models, batch_of(plan, runs.rows(plan, chosen))) as found:
             together = found.terms[0]
         for place, index in enumerate(chosen):
-            with losses(plan, batch_of(plan, [(index,)])) as found:
+            with losses(plan.models, batch_of(plan, [(index,)])) as found:
                 torch.testing.assert_close(found.terms[0][0], together[place], rtol=1e-5, atol=0)
     assert bool((together > 0).all())
 
@@ -141,7 +143,7 @@ def test_a_teacher_in_three_roles_runs_once(data: Path, teachers: dict[str, Vlm]
     same = {n: {**part, "teacher": "tiny:perception"} for n, part in runs.three_signals().items()}
     shared = stepped(data, teachers, capabilities=same)
     thrice = stepped(data, dict.fromkeys(teachers, one))
-    assert (len(shared.plan.teachers), len(thrice.plan.teachers)) == (1, 3)
+    assert (len(shared.plan.models.teachers), len(thrice.plan.models.teachers)) == (1, 3)
     assert_same(shared, thrice, 1e-6)
 
 
@@ -160,7 +162,7 @@ def test_who_moves(data: Path, teachers: dict[str, Vlm], family: str, tmp_path: 
         for name in before
         if name.startswith(("model.language_model.", "lm_head.")) and "embed_tokens" not in name
     }
-    start = bridges.parameters(prepared(data, teachers).plan.bridges)
+    start = bridges.parameters(prepared(data, teachers).plan.models.bridges)
     saved = load_file(tmp_path / "checkpoint-1" / "bridges.safetensors")
     assert start.keys() == saved.keys() == {"reasoning.layer1", "reasoning.layer2"}
     assert all(saved[name].shape == (48, 32) for name in saved)
@@ -212,11 +214,13 @@ def test_learned_maps_follow_the_mean_loss_of_their_own_term(
     torch.testing.assert_close(learned(usual), learned(other))
 
     run = prepared(data, teachers)
-    rows = next(windows(run.plan.order, 0, 1)).batches[0]
-    with losses(run.plan, batch_of(run.plan, rows)) as found:
+    rows = next(windows(run.plan.schedule.order, 0, 1)).batches[0]
+    with losses(run.plan.models, batch_of(run.plan, rows)) as found:
         term, shares = found.terms[1], found.carried[1]
         mean = (term * shares).sum() / shares.sum()
-        expected = torch.autograd.grad(mean, list(bridges.parameters(run.plan.bridges).values()))
+        expected = torch.autograd.grad(
+            mean, list(bridges.parameters(run.plan.models.bridges).values())
+        )
     torch.testing.assert_close(learned(usual), torch.cat([g.flatten() for g in expected]))
 
 
@@ -256,7 +260,7 @@ def test_a_teacher_runs_no_further_than_its_signal_needs(
         run = prepared(data, teachers, capabilities={"perception": use}, mixing=hot)
         plans.fill_caches(run.plan)
         ran.clear()
-        with losses(run.plan, batch_of(run.plan, runs.rows(run.plan, [0, 1]))):
+        with losses(run.plan.models, batch_of(run.plan, runs.rows(run.plan, [0, 1]))):
             pass
         assert ran == parts_run, signal
     for handle in handles:
@@ -265,7 +269,7 @@ def test_a_teacher_runs_no_further_than_its_signal_needs(
 
 def test_autocast_stays_near_float32(data: Path, teachers: dict[str, Vlm]) -> None:
     full, half = (stepped(data, teachers, train={"bf16": bf16}) for bf16 in (False, True))
-    assert all(weight.dtype == torch.float32 for weight in half.plan.parameters)
+    assert all(weight.dtype == torch.float32 for weight in half.plan.trained.parameters)
     for row in range(4):
         a, b = full.unit.gradients[row], half.unit.gradients[row]
         assert float((a - b).norm() / a.norm()) < 0.1, row

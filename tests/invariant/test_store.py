@@ -54,7 +54,7 @@ def built(given: Recipe, student: Vlm | None = None) -> Plan:
 
 def term_losses(plan: Plan, indices: range) -> torch.Tensor:
     """All losses of teachers [K, S] of these samples in one batch."""
-    with losses(plan, batch_of(plan, runs.rows(plan, indices))) as found:
+    with losses(plan.models, batch_of(plan, runs.rows(plan, indices))) as found:
         return torch.stack(found.terms).detach()
 
 
@@ -70,7 +70,7 @@ def test_stored_is_live(family: dict[str, Any], dtype: str, data: Path, tmp_path
         given = recipe(data, Path("o"), tmp_path, cache={"dtype": dtype}, data={"pack": pack})
         stored = plans.build(given, student, teachers)
         live = plans.build(recipe(data, Path("o"), None, data={"pack": pack}), student, teachers)
-        assert (len(stored.teachers), len(live.teachers)) == (0, 3)
+        assert (len(stored.models.teachers), len(live.models.teachers)) == (0, 3)
         found, wanted = (term_losses(plan, range(20)) for plan in (stored, live))
         error = ((found - wanted).abs() / wanted).max()
         assert error < ERROR[dtype]
@@ -341,10 +341,10 @@ def test_a_store_of_one_file_is_extended_by_another_with_the_same_ids(
         files.append(tmp_path / f"{first}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     one = built(recipe(files[0], Path("o"), tmp_path / "store"))
-    assert sum(asked) == len(one.encoded) == 10
+    assert sum(asked) == len(one.schedule.encoded) == 10
     both = {"train": [str(file) for file in files]}
     plan = built(recipe(files[0], Path("o"), tmp_path / "store", data=both))
-    assert sum(asked) == len(plan.encoded) == 20
+    assert sum(asked) == len(plan.schedule.encoded) == 20
     built(recipe(files[1], Path("o"), tmp_path / "store"))
     assert sum(asked) == 20
 
@@ -448,14 +448,12 @@ def test_more_samples_are_added(data: Path, tmp_path: Path, asked: list[int]) ->
     cut = {"max_samples": 13}
     first = built(recipe(data, Path("o"), tmp_path, data=cut))
     whole = built(recipe(data, Path("o"), tmp_path))
-    assert sum(asked) == len(whole.encoded) == 20
-    live = replace(
-        whole,
-        targets=partial(teacher.targets, tuple(built(recipe(data, Path("o"), None)).teachers)),
-    )
+    assert sum(asked) == len(whole.schedule.encoded) == 20
+    taught = partial(teacher.targets, built(recipe(data, Path("o"), None)).models.teachers)
+    live = replace(whole, models=replace(whole.models, targets=taught))
     error = term_losses(whole, range(20)) / term_losses(live, range(20)) - 1
     assert float(error.abs().max()) < ERROR["float16"]
-    assert len(first.encoded) == 13
+    assert len(first.schedule.encoded) == 13
 
 
 def test_one_writer_at_a_time(data: Path, tmp_path: Path) -> None:

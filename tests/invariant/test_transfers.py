@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import runs
 from drivekd.distill import plan as plans
-from drivekd.distill import train as training
+from drivekd.distill import step as steps
 from drivekd.distill.gradients import accumulate, stretches
 from drivekd.distill.objective import batch_of, losses
 from drivekd.distill.order import windows
-from drivekd.distill.train import Run, prepare, step
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.method.signals import head_mean
 
 #: Operators whose result the host waits for: a number, or a size that depends on numbers.
@@ -58,7 +59,7 @@ def counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     Left out: laying out batches, and looking at masks for the columns that rows attend to.
     """
-    first, second, third = windows(run.plan.order, 0, 3)
+    first, second, third = windows(run.plan.schedule.order, 0, 3)
     for window in (first, second):
         step(run, window)
 
@@ -74,7 +75,7 @@ def counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
             return run_uncounted
 
-        patch.setattr(training, "batch_of", uncounted(batch_of))
+        patch.setattr(steps, "batch_of", uncounted(batch_of))
         patch.setattr(head_mean, "_blocks", uncounted(head_mean._blocks))
         with count:
             step(run, third)
@@ -125,15 +126,16 @@ def test_the_layer_one_loss_does_no_work_above_it(
     work, written = [], []
     for layers in (3, 6):
         run = prepared(tmp_path / str(layers), layers)
-        indices = range(len(run.plan.encoded))
-        with losses(run.plan, batch_of(run.plan, runs.rows(run.plan, indices))) as found:
+        indices = range(len(run.plan.schedule.encoded))
+        with losses(run.plan.models, batch_of(run.plan, runs.rows(run.plan, indices))) as found:
             perception = found.sums()[1]
             assert perception is not None
             with monkeypatch.context() as patch, Count(patch) as count:
                 torch.autograd.grad(
-                    perception, run.plan.parameters, allow_unused=True, retain_graph=True
+                    perception, run.plan.trained.parameters, allow_unused=True, retain_graph=True
                 )
-            accumulate(run.unit, run.plan, found, indices, None)
+            possible = [True] * len(run.plan.schedule.rows)
+            accumulate(run.unit, run.plan.trained.parameters, found, indices, possible)
         work.append(count.seen)
         written.append(int(run.unit.reached[1].sum()))
         reached = [stretch for stretch in stretches(run.unit) if 1 in stretch.rows]
@@ -145,5 +147,5 @@ def test_the_layer_one_loss_does_no_work_above_it(
 
 def test_gradients_have_the_parameters_type(tmp_path: Path) -> None:
     run = prepared(tmp_path)
-    assert {p.dtype for p in run.plan.parameters} == {run.unit.gradients.dtype}
-    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in run.plan.parameters)
+    assert {p.dtype for p in run.plan.trained.parameters} == {run.unit.gradients.dtype}
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in run.plan.trained.parameters)

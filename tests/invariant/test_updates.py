@@ -12,7 +12,8 @@ from torch import Tensor
 import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.order import projection_order, windows
-from drivekd.distill.train import Run, prepare, step
+from drivekd.distill.run import Run, prepare
+from drivekd.distill.step import step
 from drivekd.method.combine.projection import COMBINERS
 from drivekd.models.vlm import Vlm
 
@@ -26,7 +27,7 @@ def stepped(path: Path, teachers: dict[str, Vlm], /, count: int = 1, **changes: 
     train = {"max_grad_norm": None, **changes.pop("train", {})}
     recipe = runs.recipe(path, Path("unused"), train=train, **changes)
     run = prepare(plans.build(recipe, runs.tiny_student(**options), teachers))
-    for window in windows(run.plan.order, 0, count):
+    for window in windows(run.plan.schedule.order, 0, count):
         step(run, window)
     return run
 
@@ -64,8 +65,8 @@ def test_packed_is_unpacked(data: Path, teachers: dict[str, Vlm]) -> None:
             data={"pack": False},
             train={"per_device_train_batch_size": 20},
         )
-        assert len(packed.plan.order.rows) == 4
-        assert len(apart.plan.order.rows) == 20
+        assert len(packed.plan.schedule.order.rows) == 4
+        assert len(apart.plan.schedule.order.rows) == 20
         assert_same(packed.update, apart.update)
 
 
@@ -111,9 +112,9 @@ def test_one_hot_mixing_is_a_single_teacher(data: Path, teachers: dict[str, Vlm]
             teachers,
         )
     )
-    for shares in run.plan.mixing.values():
+    for shares in run.plan.models.mixing.values():
         shares.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    step(run, next(windows(run.plan.order, 0, 1)))
+    step(run, next(windows(run.plan.schedule.order, 0, 1)))
     assert_same(alone.update, run.update, 1e-6)
     assert run.totals["grad/ce_multiplier"] == alone.totals["grad/ce_multiplier"]
 
@@ -124,7 +125,7 @@ def test_a_teacher_in_two_roles_runs_once(data: Path, teachers: dict[str, Vlm]) 
     same = {name: {**part, "teacher": "tiny:perception"} for name, part in caps.items()}
     shared = stepped(data, teachers, capabilities=same)
     thrice = stepped(data, dict.fromkeys(teachers, one))
-    assert (len(shared.plan.teachers), len(thrice.plan.teachers)) == (1, 3)
+    assert (len(shared.plan.models.teachers), len(thrice.plan.models.teachers)) == (1, 3)
     assert_same(shared.update, thrice.update, 1e-6)
 
 
@@ -154,19 +155,19 @@ def test_the_unit_does_not_change_plain_cross_entropy(data: Path) -> None:
 def test_a_short_last_window_counts_its_own_samples(data: Path, teachers: dict[str, Vlm]) -> None:
     """Three rows to a window leave one for the second: its update is that of this row alone."""
     run = stepped(data, teachers, train={"per_device_train_batch_size": 3, "learning_rate": 1e-30})
-    window = list(windows(run.plan.order, 0, 2))[1]
+    window = list(windows(run.plan.schedule.order, 0, 2))[1]
     run.memory.clear()
     step(run, window)
     short = run.update.clone()
     alone = stepped(data, teachers, count=0, train={"per_device_train_batch_size": 1})
-    first = next(windows(alone.plan.order, 0, 1))
-    step(alone, type(first)(window.step, window.epoch, window.batches))
+    step(alone, window)
     assert_same(alone.update, short, 1e-6)
 
 
 def weighted(run: Run) -> Tensor:
     """The mean gradients of a run's only step, times w_ce = 1 and the λ that it logged."""
-    scale = [1.0, *(run.totals[f"lambda/{name}"][0] for name in run.plan.capabilities)]
+    names = [term.capability for term in run.plan.models.terms]
+    scale = [1.0, *(run.totals[f"lambda/{name}"][0] for name in names)]
     means = run.unit.gradients.double() / len(run.unit.indices)
     return torch.tensor(scale, dtype=torch.float64)[:, None] * means
 
@@ -210,7 +211,7 @@ def test_fixed_weights_step(data: Path, teachers: dict[str, Vlm]) -> None:
 
 def test_autocast_stays_near_float32(data: Path, teachers: dict[str, Vlm]) -> None:
     full, half = (stepped(data, teachers, train={"bf16": bf16}) for bf16 in (False, True))
-    assert all(p.dtype == torch.float32 for p in half.plan.parameters)
+    assert all(p.dtype == torch.float32 for p in half.plan.trained.parameters)
     assert_same(full.unit.gradients[0], half.unit.gradients[0], 0.05)
 
 

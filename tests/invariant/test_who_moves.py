@@ -10,7 +10,8 @@ import torch
 import runs
 from drivekd.distill import plan as plans
 from drivekd.distill.objective import batch_of, losses
-from drivekd.distill.train import prepare, train
+from drivekd.distill.run import prepare
+from drivekd.distill.train import train
 from drivekd.models import tiny
 from drivekd.models import vlm as vlms
 from drivekd.models.vlm import Vlm
@@ -60,13 +61,13 @@ def test_the_layer_one_loss_reaches_the_first_norm_query_and_key_only(tmp_path: 
         runs.tiny_teachers(),
     )
     prepare(plan)
-    batch = batch_of(plan, runs.rows(plan, range(len(plan.encoded))))
-    with losses(plan, batch) as found:
+    batch = batch_of(plan, runs.rows(plan, range(len(plan.schedule.encoded))))
+    with losses(plan.models, batch) as found:
         perception = found.sums()[1]
         assert perception is not None
-        gradients = torch.autograd.grad(perception, plan.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(perception, plan.trained.parameters, allow_unused=True)
     # None, not zeros: nothing above was even visited.
-    reached = {n for n, g in zip(plan.names, gradients, strict=True) if g is not None}
+    reached = {n for n, g in zip(plan.trained.names, gradients, strict=True) if g is not None}
     layer = "model.language_model.layers.0."
     inside = {f"{layer}self_attn.{p}_proj.{w}" for p in "qk" for w in ("weight", "bias")}
     assert reached == inside | {f"{layer}input_layernorm.weight"}

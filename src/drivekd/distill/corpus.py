@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from drivekd.data.formats import hub
 from drivekd.data.formats.readers import read
 from drivekd.data.sample import Sample
@@ -276,6 +279,16 @@ def has_term(term: Term, encoded: Encoded) -> bool:
 def share(recipe: Recipe, term: Term, encoded: Encoded) -> float:
     """Π[c_b, t]."""
     return recipe.mixing[str(encoded.sample.capability)][term.capability]
+
+
+def carriers(
+    recipe: Recipe, terms: Sequence[Term], groups: Sequence[str], encoded: Sequence[Encoded]
+) -> NDArray[np.bool_]:
+    """Which rows of the Gram matrix each sample can have a gradient in, [N, rows]."""
+    owners = [str(each.sample.capability) for each in encoded]
+    anchors = [[owner == group for group in groups] or [True] for owner in owners]
+    taught = [[has_term(t, each) and share(recipe, t, each) > 0 for t in terms] for each in encoded]
+    return np.array([a + t for a, t in zip(anchors, taught, strict=True)], dtype=bool)
 
 
 def _refuse(

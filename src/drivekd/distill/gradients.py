@@ -18,11 +18,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drivekd.distill import corpus
 from drivekd.distill.objective import Losses
-from drivekd.distill.plan import Plan
 from drivekd.distill.processes import parallel, sharding
-from drivekd.distill.processes.parallel import Ranks
+from drivekd.distill.processes.parallel import ALONE, Ranks
+from drivekd.distill.processes.sharding import Shards
 from drivekd.method.combine import projection
 
 
@@ -52,11 +51,8 @@ class Unit:
         return [index for indices, _ in self.batches for index in indices]
 
 
-def new_unit(plan: Plan) -> Unit:
-    """Room for one gradient per row, made once per run."""
-    parameters = plan.parameters
-    groups = corpus.capabilities(plan.terms, plan.encoded) if _grouped(plan) else ()
-    rows = max(1, len(groups)) + len(plan.terms)
+def new_unit(parameters: Sequence[nn.Parameter], rows: int, groups: tuple[str, ...]) -> Unit:
+    """Make room for one gradient per row, once per run."""
     first = parameters[0]
     size = sum(parameter.numel() for parameter in parameters)
     gradients = torch.zeros(rows, size, device=first.device, dtype=first.dtype)
@@ -64,35 +60,10 @@ def new_unit(plan: Plan) -> Unit:
     return Unit(groups, gradients, slots, np.zeros((rows, len(parameters)), dtype=bool))
 
 
-def _grouped(plan: Plan) -> bool:
-    return plan.recipe.combine.combiner == "agp_grouped" and bool(plan.terms)
-
-
 def views(flat: Float[Tensor, " P"], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
     """A flat vector as one tensor per parameter, sharing its memory."""
     parts = torch.split(flat, [parameter.numel() for parameter in parameters])
     return tuple(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
-
-
-def names(unit: Unit, plan: Plan) -> tuple[str, ...]:
-    """One for each row; no capability's name can make two of them equal."""
-    anchors = tuple(f"ce/{name}" for name in unit.groups) or ("ce",)
-    return (*anchors, *(f"teacher/{name}" for name in plan.capabilities))
-
-
-def members(unit: Unit, plan: Plan, indices: Sequence[int]) -> tuple[bool, ...]:
-    """Which rows these samples can have a gradient in, by the data alone.
-
-    The host knows this beforehand: losses that cannot occur are not differentiated, and a step
-    with kept coefficients (refresh.py) sees whether they still fit.
-    """
-    encoded = [plan.encoded[index] for index in indices]
-    owners = {str(each.sample.capability) for each in encoded}
-    carried = (
-        any(corpus.has_term(t, each) and corpus.share(plan.recipe, t, each) > 0 for each in encoded)
-        for t in plan.terms
-    )
-    return (*(tuple(group in owners for group in unit.groups) or (True,)), *carried)
 
 
 def clear(unit: Unit) -> None:
@@ -103,38 +74,48 @@ def clear(unit: Unit) -> None:
 
 def accumulate(
     unit: Unit,
-    plan: Plan,
+    parameters: Sequence[nn.Parameter],
     losses: Losses,
     indices: Sequence[int],
-    factors: Sequence[float] | None,
-    beside: Sequence[int] = (),
+    possible: Sequence[bool],
+    factors: Sequence[float] | None = None,
+    shards: Shards | None = None,
 ) -> None:
     """Add the gradients of one batch: one backward pass per loss over one graph.
 
     Args:
         unit: receives them.
-        plan: names the parameters.
+        parameters: the trained ones, or this process's pieces of them.
         losses: of the batch; call this while their block is open.
         indices: the samples of the batch; none where it is another process's, see sharding.turns.
+        possible: the rows that these samples, or with pieces those of any process, can have a
+            gradient in: the others are not differentiated.
         factors: one per row: a single backward pass of the sum with these factors, into the first
             row; None: one pass per row.
-        beside: samples of other processes, whose losses are differentiated here too, as zeros.
+        shards: the student's.
     """
-    rows = members(unit, plan, [*indices, *beside])
-    sums = losses.sums(unit.groups, rows)
+    sums = losses.sums(unit.groups, possible)
     if not indices:
         sums = [None if total is None else 0.0 * total for total in sums]
     if factors is not None:
-        pairs = [(a, each) for a, each in zip(factors, sums, strict=True) if each is not None]
-        terms = [a * each for a, each in pairs if a] or [a * each for a, each in pairs]
+        pairs = [(a, total) for a, total in zip(factors, sums, strict=True) if total is not None]
+        terms = [a * total for a, total in pairs if a] or [a * total for a, total in pairs]
         sums = [torch.stack(terms).sum()]
     last = max(k for k, total in enumerate(sums) if total is not None)
     for k, total in enumerate(sums):
         if total is not None:
-            found = sharding.gradients(plan.shards, total, plan.parameters, last=k == last)
-            _add(unit, k, found)
+            _add(unit, k, _gradient(shards, total, parameters, last=k == last))
     if indices:
         unit.batches.append((tuple(indices), losses.table()))
+
+
+def _gradient(
+    shards: Shards | None, total: Tensor, parameters: Sequence[nn.Parameter], *, last: bool
+) -> Sequence[Tensor | None]:
+    """The gradient of one loss; None for parameters that it does not reach."""
+    if shards is None:
+        return torch.autograd.grad(total, parameters, retain_graph=not last, allow_unused=True)
+    return sharding.gradients(shards, total, last=last)
 
 
 def _add(unit: Unit, row: int, gradients: Sequence[Tensor | None]) -> None:
@@ -147,7 +128,9 @@ def _add(unit: Unit, row: int, gradients: Sequence[Tensor | None]) -> None:
             unit.reached[row, p] = True
 
 
-def exchange(unit: Unit, plan: Plan, batches: Sequence[Sequence[int]]) -> None:
+def exchange(
+    unit: Unit, terms: int, ranks: Ranks, shards: Shards | None, batches: Sequence[Sequence[int]]
+) -> None:
     """Make of this process's share of a unit the whole unit, the same in all processes [ours].
 
     Gradients are summed before anything is made of them: the inner product of sums is not the sum
@@ -156,22 +139,21 @@ def exchange(unit: Unit, plan: Plan, batches: Sequence[Sequence[int]]) -> None:
 
     Args:
         unit: holds this process's batches, and receives the sums and the losses of all.
-        plan: says which processes there are.
+        terms: how many there are.
+        ranks: the processes.
+        shards: the student's.
         batches: all batches of the unit, see `Window.batches`.
     """
-    ranks = plan.ranks
-    if ranks.size == 1:
-        return
     sizes = [len(batch) for batch in batches]
-    shape = (1 + 2 * len(plan.terms), sum(sizes))
+    shape = (1 + 2 * terms, sum(sizes))
     numbers = torch.zeros(shape, device=unit.gradients.device, dtype=torch.float64)
     tables = numbers.split(sizes, dim=1)
-    for table, (_, own) in zip(ranks.share(tables), unit.batches, strict=True):
-        table.copy_(own)
+    for table, (_, mine) in zip(ranks.share(tables), unit.batches, strict=True):
+        table.copy_(mine)
     counts = torch.from_numpy(unit.reached).to(numbers)
     parallel.sum_(ranks, [numbers, counts])
     reached = counts.cpu().numpy() > 0
-    if plan.shards is None:
+    if shards is None:
         _sum_rows(unit, ranks, reached)
     unit.reached[:] = reached
     unit.batches[:] = [(tuple(b), table) for b, table in zip(batches, tables, strict=True)]
@@ -229,7 +211,7 @@ class Reading:
     stretches: tuple[Stretch, ...]
 
 
-def read(unit: Unit, plan: Plan) -> Reading:
+def read(unit: Unit, ranks: Ranks = ALONE, shards: Shards | None = None) -> Reading:
     """Fetch Gram matrix and losses, the unit's only transfer from device to host [ours].
 
     Rows that do not reach a parameter are zero there and are not multiplied. All processes go by
@@ -241,10 +223,12 @@ def read(unit: Unit, plan: Plan) -> Reading:
         for each in cut
     ]
     tensors = [*parts, *(table for _, table in unit.batches)]
-    if plan.shards is not None:  # the inner product of pieces is a piece of the inner product
-        parallel.sum_(plan.ranks, parts)
+    if shards is not None:  # the inner product of pieces is a piece of the inner product
+        parallel.sum_(ranks, parts)
     joined = torch.cat([tensor.flatten() for tensor in tensors])
-    numbers = parallel.of_first(plan.ranks, joined).cpu().numpy()
+    if ranks.size > 1:
+        parallel.of_first(ranks, joined)
+    numbers = joined.cpu().numpy()
     cuts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     shaped = [cut.reshape(tensor.shape) for cut, tensor in zip(cuts, tensors, strict=True)]
     gram = np.zeros((len(unit.slots), len(unit.slots)))

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from drivekd.distill import corpus
-from drivekd.distill.plan import Plan
-from drivekd.distill.processes import parallel, sharding
-from drivekd.distill.saving import log
-from drivekd.distill.saving.log import Totals
+from drivekd.distill.plan import Models, Plan
+from drivekd.distill.processes import sharding
 from drivekd.distill.teachers import attention, bridges, states, teacher
 from drivekd.distill.teachers.teacher import Maps, Term, Trace
-from drivekd.distill.trained import training_mode
 from drivekd.method.signals.losses import packed_hidden_loss, packed_loss
 from drivekd.method.signals.token_kl import token_kl
 from drivekd.models import vlm as vlms
@@ -32,7 +25,6 @@ from drivekd.models.batch import (
     collate,
     forward,
 )
-from drivekd.recipe.data import listed
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,17 @@ class Losses:
 
 def batch_of(plan: Plan, rows: Sequence[Row]) -> Batch:
     """Lay out rows of training samples as tensors."""
-    return collate(plan.student, plan.encoded, rows)
+    return collate(plan.models.student, plan.schedule.encoded, rows)
+
+
+def autocast(models: Models) -> torch.autocast:
+    """The precision in which all models of a run compute."""
+    device = models.student.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=models.bf16)
 
 
 @contextmanager
-def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
+def losses(models: Models, batch: Batch) -> Iterator[Losses]:
     """Run student and teachers on a batch and compare them, per sample.
 
     Differentiate inside the block: with gradient checkpointing the layers run again, and their
@@ -94,55 +92,58 @@ def losses(plan: Plan, batch: Batch) -> Iterator[Losses]:
     Raises:
         ValueError: a map is missing.
     """
-    rows = teacher.text_rows(batch)
-    wanted = teacher.wanted(plan.terms, rows, of_teacher=False)
-    outputs = teacher.wanted_states(plan.terms, of_teacher=False)
-    layers, device = vlms.decoder_layers(plan.student), batch.input_ids.device.type
-    with attention.capture(layers, wanted) as maps, states.capture(layers, outputs) as behind:
+    rows, student = teacher.text_rows(batch), models.student
+    wanted = teacher.wanted(models.terms, rows, of_teacher=False)
+    outputs = teacher.wanted_states(models.terms, of_teacher=False)
+    layers = vlms.decoder_layers(student)
+    kept: Maps = {}
+    states_of = states.capture(layers, outputs) if outputs else nullcontext(kept)
+    with attention.capture(layers, wanted) as maps, states_of as behind:
 
         def compared() -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-            with torch.autocast(device, torch.bfloat16, enabled=plan.recipe.train.bf16):
-                goals = plan.targets(batch, rows)
-                hidden = forward(plan.student, batch, plan.features)
-                answers = answer_loss(plan.student, hidden, batch)
-            _check_captured(plan, wanted, maps)
-            mine = Trace(maps, behind, hidden, vlms.head_weight(plan.student))
-            return answers, *_term_losses(plan, batch, rows, mine, goals)
+            with autocast(models):
+                goals = models.targets(batch, rows)
+                hidden = forward(student, batch, models.features)
+                answers = answer_loss(student, hidden, batch)
+            _check_captured(student, wanted, maps)
+            mine = Trace(maps, behind, hidden, vlms.head_weight(student))
+            return answers, *_term_losses(models, batch, rows, mine, goals)
 
-        answers, terms, carried = sharding.through(plan.shards, compared)
-        yield Losses(answers, terms, carried, tuple(s.capability for s in batch.samples))
+        shards = models.shards
+        found = compared() if shards is None else sharding.through(shards, compared)
+        yield Losses(*found, tuple(s.capability for s in batch.samples))
 
 
-def _check_captured(plan: Plan, wanted: Mapping[int, Tensor | None], maps: Maps) -> None:
+def _check_captured(student: vlms.Vlm, wanted: Mapping[int, Tensor | None], maps: Maps) -> None:
     missing = sorted(wanted.keys() - maps.keys())
     if missing:
         raise ValueError(
-            f"no map of layers {[layer + 1 for layer in missing]} of {plan.student.source} was "
+            f"no map of layers {[layer + 1 for layer in missing]} of {student.source} was "
             f"captured; its attention was switched away from {attention.NAME} during training"
         )
 
 
 def _term_losses(
-    plan: Plan, batch: Batch, rows: Tensor, mine: Trace, goals: Mapping[str, Trace]
+    models: Models, batch: Batch, rows: Tensor, mine: Trace, goals: Mapping[str, Trace]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """L_{t,b}, K times [S], and Π[c_b,t] · present [K, S]."""
-    if not plan.terms:
+    if not models.terms:
         return (), torch.zeros(0, len(batch.samples), device=batch.input_ids.device)
-    pairs = [(term, goals[term.capability]) for term in plan.terms]
-    each = [_term_loss(plan, term, batch, rows, mine, goal) for term, goal in pairs]
-    shares = torch.stack([plan.mixing[sample.capability] for sample in batch.samples], dim=1)
+    pairs = [(term, goals[term.capability]) for term in models.terms]
+    each = [_term_loss(models, term, batch, rows, mine, goal) for term, goal in pairs]
+    shares = torch.stack([models.mixing[sample.capability] for sample in batch.samples], dim=1)
     present = torch.stack([present for _, present in each])
     return tuple(values for values, _ in each), shares * present
 
 
 def _term_loss(
-    plan: Plan, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
+    models: Models, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
 ) -> tuple[Tensor, Tensor]:
     """The mean over the term's student layers, and where all of them are present, both [S]."""
     if term.signal == "logits_kl":
         return _output_loss(term, batch, mine, goal)
     if term.signal == "hidden":
-        found = _hidden_losses(plan, term, batch, rows, mine, goal)
+        found = _hidden_losses(models, term, batch, rows, mine, goal)
     else:
         found = _attention_losses(term, batch, rows, mine, goal)
     values, present = zip(*found, strict=True)
@@ -169,11 +170,11 @@ def _attention_losses(
 
 
 def _hidden_losses(
-    plan: Plan, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
+    models: Models, term: Term, batch: Batch, rows: Tensor, mine: Trace, goal: Trace
 ) -> list[tuple[Tensor, Tensor]]:
     found = []
     for layer, target in goal.states.items():
-        bridge = plan.bridges.layers[term.capability][layer]
+        bridge = models.bridges.layers[term.capability][layer]
         found.append(
             packed_hidden_loss(
                 bridge(mine.states[layer].index_select(1, rows).float()),
@@ -208,87 +209,15 @@ def _output_loss(term: Term, batch: Batch, mine: Trace, goal: Trace) -> tuple[Te
     return sums / count.clamp(min=1), count > 0
 
 
-def learn(plan: Plan, found: Losses) -> None:
+def learn(models: Models, found: Losses) -> None:
     """Collect the gradients of the learned maps, each from the loss of its own term alone.
 
     Call it before the student's gradients are taken: those free the graph.
     """
-    if not plan.bridges.layers:
-        return
-    sums = dict(zip(plan.capabilities, found.sums()[1:], strict=True))
-    shares = dict(zip(plan.capabilities, found.carried.sum(1).tolist(), strict=True))
-    for name in plan.bridges.layers:
+    names = [term.capability for term in models.terms]
+    sums = dict(zip(names, found.sums()[1:], strict=True))
+    shares = dict(zip(names, found.carried.sum(1).tolist(), strict=True))
+    for name in models.bridges.layers:
         total = sums[name]
         if total is not None:
-            bridges.collect(plan.bridges, name, total, shares[name])
-
-
-def tally(totals: Totals, plan: Plan, table: NDArray[np.float64]) -> None:
-    """Count losses for the log: means over the samples that have the term and a share in it.
-
-    Args:
-        totals: receives them.
-        plan: names the capabilities.
-        table: `Losses.table` on the host.
-    """
-    log.add(totals, "loss/ce", float(table[0].mean()), table.shape[1])
-    K = len(plan.terms)
-    for term, values, carried in zip(plan.terms, table[1 : 1 + K], table[1 + K :], strict=True):
-        if (carried > 0).any():
-            mean = float(values[carried > 0].mean())
-            log.add(totals, f"loss/{_logged(term)}", mean, int((carried > 0).sum()))
-
-
-def _logged(term: Term) -> str:
-    kinds = {"hidden": "hidden", "logits_kl": "kl"}
-    return f"{kinds.get(term.signal, 'attn')}/{term.capability}"
-
-
-@torch.no_grad()
-def held_out_loss(plan: Plan) -> float:
-    """Mean cross-entropy over the evaluation samples; it draws no random number.
-
-    Raises:
-        RuntimeError: it is not a finite number.
-    """
-    rows = corpus.rows_of(plan.recipe, plan.held_out)
-    total = torch.zeros((), dtype=torch.float64, device=plan.student.device)
-    plan.student.model.train(False)
-    sharding.gather(plan.shards)
-    for row in plan.ranks.share(rows):
-        batch = collate(plan.student, plan.held_out, [row])
-        hidden = forward(plan.student, batch, plan.features)
-        total += answer_loss(plan.student, hidden, batch).sum()
-    sharding.let_go(plan.shards)
-    training_mode(plan.recipe, plan.student)
-    parallel.sum_(plan.ranks, [total])
-    mean = float(total) / len(plan.held_out)
-    if not math.isfinite(mean):
-        raise RuntimeError(
-            f"the loss on data.eval ({listed(plan.recipe.data.eval)}) is {mean}, not a finite "
-            "number; lower train.learning_rate or look at these samples"
-        )
-    return mean
-
-
-def check_finite(plan: Plan, indices: Sequence[int], table: NDArray[np.float64]) -> None:
-    """Refuse losses that are no numbers.
-
-    Args:
-        plan: names the capabilities and the samples.
-        indices: the samples of the batch.
-        table: its `Losses.table` on the host.
-
-    Raises:
-        RuntimeError: naming losses and samples.
-    """
-    losses, samples = np.nonzero(~np.isfinite(table[: 1 + len(plan.terms)]))
-    if not len(losses):
-        return
-    names = ("ce", *(_logged(term) for term in plan.terms))
-    bad = [names[k] for k in sorted(set(losses.tolist()))]
-    where = [plan.encoded[indices[s]].sample.id for s in sorted(set(samples.tolist()))]
-    raise RuntimeError(
-        f"the loss {', '.join(bad)} of samples {', '.join(where[:5])} is not a finite number; "
-        f"lower train.learning_rate or look at these samples"
-    )
+            bridges.collect(models.bridges, name, total, shares[name])

@@ -8,7 +8,7 @@ what the uninterrupted one would have drawn, and switching one thing never moves
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +114,8 @@ class Order:
         portions: of an epoch, by capability; none: every row is visited once.
         sizes: of each sample, tokens that it shares with its row and tokens of its own.
         by_length: rows of like length meet in a window.
+        ordered: how many things each projection takes in a random order.
+        by_batch: each batch is projected by itself.
     """
 
     rows: tuple[Row, ...]
@@ -125,6 +127,8 @@ class Order:
     portions: tuple[Portion, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     by_length: bool = False
+    ordered: int = 0
+    by_batch: bool = False
 
     @property
     def rows_per_step(self) -> int:
@@ -146,16 +150,15 @@ class Window:
         epoch: passes over the data completed once the step is done, as a fraction.
         batches: the rows of each forward pass of any process. Process r of n runs the batches r,
             r + n, r + 2n, …: so a short window leaves out as few processes as it can.
+        seeds: of dropout, one per process.
+        orders: of each unit (the window, or each batch) the random order for its projection.
     """
 
     step: int
     epoch: float
     batches: tuple[tuple[Row, ...], ...]
-
-
-def flat(batches: Iterable[Sequence[Row]]) -> list[int]:
-    """Indices of all samples of batches, row after row, as `collate` orders them."""
-    return [index for batch in batches for row in batch for index in row]
+    seeds: tuple[int, ...]
+    orders: tuple[tuple[int, ...], ...]
 
 
 def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
@@ -174,7 +177,14 @@ def windows(order: Order, start: int, stop: int) -> Iterator[Window]:
         place = step - epoch * order.steps_per_epoch
         window = visits[place * per_window : (place + 1) * per_window]
         batches = tuple(map(tuple, _cut(window, order.rows_per_batch)))
-        yield Window(step, epoch + (place + 1) / order.steps_per_epoch, batches)
+        units, ranks = range(len(batches) if order.by_batch else 1), range(order.processes)
+        yield Window(
+            step,
+            epoch + (place + 1) / order.steps_per_epoch,
+            batches,
+            tuple(int(stream(order.seed, "dropout", step, r).integers(2**63)) for r in ranks),
+            tuple(projection_order(order.seed, (step, unit), order.ordered) for unit in units),
+        )
 
 
 def _cut(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
@@ -257,9 +267,9 @@ def _questions(order: Order, epoch: int, place: int) -> Row:
     return tuple(row[i] for i in sorted(drawn))
 
 
-def projection_order(seed: int, unit: tuple[int, int], count: int) -> list[int]:
-    """A random order of `count` things for one unit (optimizer step, batch within it).
+def projection_order(seed: int, unit: tuple[int, int], count: int) -> tuple[int, ...]:
+    """Draw a random order of `count` things for one unit (optimizer step, batch within it).
 
     [paper] A stream of its own, so that switching a combiner does not move the data order.
     """
-    return [int(i) for i in stream(seed, "projection", *unit).permutation(count)]
+    return tuple(stream(seed, "projection", *unit).permutation(count).tolist())

@@ -22,8 +22,8 @@ def happened(error: Exception) -> bool:
 def of_a_batch(plan: Plan, batches: Sequence[Sequence[Row]]) -> str:
     """What the batch was that did not fit, and what makes batches smaller."""
     settings = plan.recipe.train
-    rows = max(map(len, batches))
-    tokens = max(length(plan.order, row) for batch in batches for row in batch)
+    rows, order = max(map(len, batches)), plan.schedule.order
+    tokens = max(length(order, row) for batch in batches for row in batch)
     return (
         f"out of memory with {rows} {'row' if rows == 1 else 'rows'} of up to {tokens} tokens; "
         f"checkpoints are untouched. Lower train.per_device_train_batch_size "

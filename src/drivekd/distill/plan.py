@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drivekd.distill import corpus
-from drivekd.distill.order import Order, flat, padding, windows
+from drivekd.distill.order import Order, windows
 from drivekd.distill.processes import sharding
 from drivekd.distill.processes.parallel import ALONE, Ranks
 from drivekd.distill.processes.sharding import Shards
@@ -20,23 +21,22 @@ from drivekd.distill.teachers import agreement, attention, bridges, teacher
 from drivekd.distill.teachers.bridges import Bridges
 from drivekd.distill.teachers.teacher import Teacher, Term
 from drivekd.distill.trained import load_student, trained
-from drivekd.files.progress import tell, track
-from drivekd.files.writing import write_json
+from drivekd.files.identity import identities
+from drivekd.files.progress import track
 from drivekd.method.combine import torchjd
 from drivekd.models import offload
 from drivekd.models import vlm as vlms
 from drivekd.models.ahead import ahead, unseen
-from drivekd.models.batch import Encoded
+from drivekd.models.batch import Encoded, flat
 from drivekd.models.features import FeatureCache
-from drivekd.recipe import Capability, Recipe, to_yaml
+from drivekd.recipe import Capability, Recipe
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run, ready to start.
+class Models:
+    """Who takes part and what is compared.
 
     Attributes:
-        recipe: what was asked for.
         student: the model that is trained, in place.
         features: its cache of visual features; None where its vision tower is trained or caching
             is off.
@@ -45,51 +45,75 @@ class Plan:
         targets: where the teachers' maps come from: the store, live teachers, or a cache in front
             of them.
         terms: one per capability, in the recipe's order: the columns of Π.
-        bridges: learned maps between the widths of student and teachers, for `hidden` signals.
         mixing: Π, a row of K shares [K] per capability of a sample.
-        names: of the trained parameters.
-        parameters: the trained parameters, tied ones once; or this process's pieces of them.
-        encoded: the training samples.
-        held_out: the evaluation samples.
-        order: of the training samples.
-        total_steps: optimizer steps of the whole run.
-        ranks: the processes that train together.
+        bridges: learned maps between the widths of student and teachers, for `hidden` signals.
+        bf16: whether all of them compute under autocast to bfloat16.
         shards: the student in pieces; None where every process has all of it.
     """
 
-    recipe: Recipe
     student: vlms.Vlm
     features: FeatureCache | None
     teachers: tuple[Teacher, ...]
     stored: Stored | None
     targets: teacher.Targets
     terms: tuple[Term, ...]
-    bridges: Bridges
     mixing: Mapping[str | None, Tensor]
+    bridges: Bridges
+    bf16: bool
+    shards: Shards | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, and by which processes.
+
+    Attributes:
+        names: of the trained parameters.
+        parameters: tied ones once; or this process's pieces of them.
+        ranks: the processes that train together.
+    """
+
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a run sees, in which order, and which losses each sample can carry.
+
+    Attributes:
+        encoded: the training samples.
+        held_out: the evaluation samples.
+        order: of the training samples.
+        total_steps: optimizer steps of the whole run.
+        groups: capabilities whose cross-entropy has a row of its own; () = one row for all.
+        rows: names of the rows of the Gram matrix: the cross-entropy's, then one per teacher; no
+            capability's name can make two of them equal.
+        carriers: whether each sample can have a gradient in each row, by the data alone [N, rows].
+            So losses that cannot occur are not differentiated, and kept coefficients are known not
+            to fit.
+        ordered: what a projection takes in a random order: capabilities, with None the anchor.
+    """
+
     encoded: Sequence[Encoded]
     held_out: Sequence[Encoded]
     order: Order
     total_steps: int
-    ranks: Ranks
-    shards: Shards | None
+    groups: tuple[str, ...]
+    rows: tuple[str, ...]
+    carriers: NDArray[np.bool_]
+    ordered: tuple[str | None, ...]
 
-    @property
-    def capabilities(self) -> tuple[str, ...]:
-        """Names of the teachers' columns."""
-        return tuple(term.capability for term in self.terms)
 
-    @property
-    def replicated(self) -> tuple[Tensor, ...]:
-        """What is trained and equal in all processes."""
-        learned = bridges.parameters(self.bridges).values()
-        return (*learned, *(self.parameters if self.shards is None else ()))
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to start: what was asked for, and what was decided by it."""
 
-    @property
-    def data(self) -> dict[str, str]:
-        """Digests of what the training samples say and show, and of how they share rows."""
-        return corpus.digests(self.encoded, self.order.rows)
+    recipe: Recipe
+    models: Models
+    trained: Trained
+    schedule: Schedule
 
 
 def build(
@@ -122,31 +146,58 @@ def build(
     names, parameters = trained(recipe, student)
     in_pieces = recipe.train.fsdp and ranks.size > 1
     shards = sharding.shard(student, names, ranks) if in_pieces else None
-    laid, sizes = corpus.rows_of(recipe, encoded), corpus.sizes(recipe, encoded)
-    order = corpus.order_of(recipe, laid, ranks.size, samples, sizes)
-    total_steps = steps_of(recipe, order)
-    again = total_steps > order.steps_per_epoch or bool(order.portions)
+    schedule = _schedule(recipe, taught.terms, encoded, held_out, ranks)
+    order, total_steps = schedule.order, schedule.total_steps
     shown = windows(order, 0, total_steps)
     batches = (batch for window in shown for batch in ranks.share(window.batches))
     parts = (recipe, taught.teachers, taught.terms, student, encoded, taught.stored)
-    return Plan(
-        recipe=recipe,
-        student=student,
-        features=taught.features,
-        teachers=taught.teachers,
-        stored=taught.stored,
-        targets=keeping.targets(*parts, again=again, batches=batches),
-        terms=taught.terms,
-        bridges=_bridges(recipe, student, taught.teachers),
-        mixing=_mixing(recipe, taught.terms, student.device),
-        names=names,
-        parameters=parameters if shards is None else shards.pieces,
-        encoded=encoded,
-        held_out=held_out,
-        order=order,
-        total_steps=total_steps,
-        ranks=ranks,
-        shards=shards,
+    again = total_steps > order.steps_per_epoch or bool(order.portions)
+    models = Models(
+        student,
+        taught.features,
+        taught.teachers,
+        taught.stored,
+        keeping.targets(*parts, again=again, batches=batches),
+        taught.terms,
+        _mixing(recipe, taught.terms, student.device),
+        _bridges(recipe, student, taught.teachers),
+        recipe.train.bf16,
+        shards,
+    )
+    held = parameters if shards is None else shards.pieces
+    return Plan(recipe, models, Trained(names, held, ranks), schedule)
+
+
+def _schedule(
+    recipe: Recipe,
+    terms: Sequence[Term],
+    encoded: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+    ranks: Ranks,
+) -> Schedule:
+    combiner, names = recipe.combine.combiner, tuple(term.capability for term in terms)
+    groups = corpus.capabilities(terms, encoded) if combiner == "agp_grouped" and terms else ()
+    anchored = combiner == "pcgrad" or combiner.startswith(torchjd.PREFIX)
+    ordered = (*([None] if anchored else ()), *dict.fromkeys((*names, *groups)))
+    order = corpus.order_of(
+        recipe,
+        corpus.rows_of(recipe, encoded),
+        ranks.size,
+        [each.sample for each in encoded],
+        corpus.sizes(recipe, encoded),
+    )
+    by_batch = recipe.combine.granularity == "micro_batch"
+    order = replace(order, ordered=len(ordered), by_batch=by_batch)
+    rows = tuple(f"ce/{name}" for name in groups) or ("ce",)
+    return Schedule(
+        encoded,
+        held_out,
+        order,
+        steps_of(recipe, order),
+        groups,
+        (*rows, *(f"teacher/{name}" for name in names)),
+        corpus.carriers(recipe, terms, groups, encoded),
+        ordered,
     )
 
 
@@ -295,45 +346,33 @@ def fill_caches(plan: Plan) -> None:
     """Compute the visual features of this process's share, in an order that resuming keeps.
 
     A cache filled on the way would see other groups of pictures after resuming, and rounding
-    depends on what is computed together.
+    depends on what is computed together. The precision is that of training.
     """
+    models, schedule = plan.models, plan.schedule
     seen = {
         index
-        for window in windows(plan.order, 0, plan.total_steps)
-        for index in flat(plan.ranks.share(window.batches))
+        for window in windows(schedule.order, 0, schedule.total_steps)
+        for index in flat(plan.trained.ranks.share(window.batches))
     }
-    pictures = list(dict.fromkeys(plan.encoded[index].images for index in sorted(seen)))
-    held_out = list(dict.fromkeys(each.images for each in plan.held_out))
+    pictures = list(dict.fromkeys(schedule.encoded[index].images for index in sorted(seen)))
+    held_out = list(dict.fromkeys(each.images for each in schedule.held_out))
     done: set[int] = set()
-    student = Teacher(plan.student, (), plan.features)
-    for each in (student, *plan.teachers):
+    student = Teacher(models.student, (), models.features)
+    for each in (student, *models.teachers):
         cache, images = each.features, pictures + held_out * (each is student)
         if cache is None or cache.latest or id(cache) in done:
             continue
         done.add(id(cache))  # models that see alike have one cache
+        cache.pictures.update(identities(path for files in images for path in files))
         workers = plan.recipe.train.dataloader_num_workers if cache.image_mode == "real" else 0
         label, news = f"visual features of {each.vlm.source}", unseen(each.vlm)
         with (
             offload.visiting(each.vlm.model, each.device),
             ahead(images, news, workers) as coming,
+            torch.autocast(student.vlm.device.type, torch.bfloat16, enabled=models.bf16),
         ):
             for files in track(coming, total=len(images), label=label):
                 cache.features(each.vlm, files)
-
-
-def trains_embeddings(plan: Plan) -> bool:
-    """Whether the input embeddings are trained: on request, or because the head is tied to them."""
-    return bool(plan.student.model.get_input_embeddings().weight.requires_grad)
-
-
-def _seeing_alike(plan: Plan) -> list[list[str]]:
-    """Names of models of which one runs its vision tower for all, group by group."""
-    groups: dict[int, list[str]] = {}
-    users = [(plan.student, plan.features), *((each.vlm, each.features) for each in plan.teachers)]
-    for vlm, cache in users:
-        if cache is not None and cache.alike:
-            groups.setdefault(id(cache), []).append(vlm.source)
-    return list(groups.values())
 
 
 def steps_of(recipe: Recipe, order: Order) -> int:
@@ -341,32 +380,3 @@ def steps_of(recipe: Recipe, order: Order) -> int:
     if recipe.train.max_steps >= 0:
         return recipe.train.max_steps
     return max(1, round(recipe.train.num_train_epochs * order.steps_per_epoch))
-
-
-def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
-    trained = [p.numel() for p in plan.student.model.parameters() if p.requires_grad]
-    padded = padding(plan.order)
-    if plan.order.by_length:
-        mixed = padding(replace(plan.order, by_length=False))
-        tell(
-            f"batches of rows of like length: {100 * padded:.1f} % of their positions are padding, "
-            f"{100 * mixed:.1f} % without train.group_by_length"
-        )
-    about = {
-        "student": plan.student.source,
-        "teachers": teachers,
-        "trained_parameters": sum(trained),
-        "embeddings_trained": trains_embeddings(plan),
-        "samples": len(plan.encoded),
-        "rows": len(plan.order.rows),
-        "processes": plan.ranks.size,
-        "rows_per_step": plan.order.rows_per_step,
-        "steps_per_epoch": plan.order.steps_per_epoch,
-        "total_steps": plan.total_steps,
-        "padding": padded,
-        "see_alike": _seeing_alike(plan),
-        "layers": {term.capability: dict(term.matches) for term in plan.terms},
-    }
-    write_json(folder / "run.json", about)
-    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")

@@ -17,12 +17,14 @@ def steps(plan: Plan, windows: Iterable[Window]) -> AbstractContextManager[Itera
 
     Those of models that keep what they saw are not made here: they are read before the first step.
     """
-    users = [(plan.student, plan.features), *((each.vlm, each.features) for each in plan.teachers)]
+    models = plan.models
+    users = [(models.student, models.features), *((t.vlm, t.features) for t in models.teachers)]
     readers = [vlm for vlm, cache in users if cache is None or cache.latest]
 
     def wanted(window: Window) -> Iterator[tuple[Vlm, Path]]:
-        for batch in plan.ranks.share(window.batches):
+        for batch in plan.trained.ranks.share(window.batches):
             for first, *_ in batch:
-                yield from ((vlm, path) for path in plan.encoded[first].images for vlm in readers)
+                images = plan.schedule.encoded[first].images
+                yield from ((vlm, path) for path in images for vlm in readers)
 
     return ahead(windows, wanted, plan.recipe.train.dataloader_num_workers if readers else 0)

@@ -15,17 +15,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drivekd.distill import update
+from drivekd.distill import corpus
 from drivekd.distill.gradients import Unit, new_unit, views
-from drivekd.distill.plan import Plan
+from drivekd.distill.order import padding
+from drivekd.distill.plan import Models, Plan
 from drivekd.distill.processes import parallel, sharding
 from drivekd.distill.saving import card, checkpoint, log, lora
 from drivekd.distill.saving.log import Totals
 from drivekd.distill.saving.trainer_state import FINAL, State, place_of, read_state
 from drivekd.distill.teachers import bridges, teacher
 from drivekd.distill.trained import training_mode
+from drivekd.files.progress import tell
+from drivekd.files.writing import write_json
+from drivekd.method.combine import weighting
+from drivekd.method.combine.projection import SOLVERS, Solver
+from drivekd.method.combine.torchjd import PREFIX, torchjd_solver
 from drivekd.models import vlm as vlms
-from drivekd.recipe import Recipe
+from drivekd.recipe import Recipe, to_yaml
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a recipe chose: how λ is set, how gradients are combined.
+
+    Attributes:
+        weigh: sets λ.
+        solver: combines; not used where cross-entropy has a row per capability.
+    """
+
+    weigh: weighting.Weigh
+    solver: Solver
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class Run:
 
     plan: Plan
     optimizer: torch.optim.Optimizer
-    method: update.Method
+    method: Method
     unit: Unit
     update: Float[Tensor, " P"]
     memory: dict[str, Mapping[str, float]] = field(default_factory=dict)
@@ -69,19 +88,20 @@ def settings(recipe: Recipe) -> Iterator[None]:
 def prepare(plan: Plan) -> Run:
     """Optimizer, weighting and buffers of a run; training modes of the student's parts."""
     settings = plan.recipe.train
-    training_mode(plan.recipe, plan.student)
+    training_mode(plan.recipe, plan.models.student)
     if settings.gradient_checkpointing:
         # transformers 5.23 renames the method and warns about the old name.
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        model = plan.student.model
+        model = plan.models.student.model
         enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
         enable({"use_reentrant": False})
+    parameters, learned = plan.trained.parameters, bridges.parameters(plan.models.bridges)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in plan.parameters if p.ndim > 1]},
-        {"params": [p for p in plan.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if plan.bridges.layers:
-        groups.append({"params": list(bridges.parameters(plan.bridges).values())})
+    if learned:
+        groups.append({"params": list(learned.values())})
     optimizer = torch.optim.AdamW(
         groups,
         lr=settings.learning_rate,
@@ -89,28 +109,94 @@ def prepare(plan: Plan) -> Run:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    unit = new_unit(plan)
+    unit = new_unit(parameters, len(plan.schedule.rows), plan.schedule.groups)
     flat = torch.zeros_like(unit.gradients[0])
-    for parameter, view in zip(plan.parameters, views(flat, plan.parameters), strict=True):
+    for parameter, view in zip(parameters, views(flat, parameters), strict=True):
         parameter.grad = view
-    return Run(plan, optimizer, update.method_of(plan.recipe, unit.groups), unit, flat)
+    return Run(plan, optimizer, method_of(plan.recipe), unit, flat)
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Make the weighting and the combiner that a recipe asks for.
+
+    Raises:
+        ValueError: it needs a package that is not installed, or names no weighting of it.
+    """
+    name, part = recipe.combine.combiner, recipe.weighting
+    if name == "agp_grouped":  # without teachers nobody has an anchor to tell apart
+        solver = SOLVERS["sum"]
+    else:
+        solver = torchjd_solver(name) if name.startswith(PREFIX) else SOLVERS[name]
+    if part.mode == "fixed":
+        return Method(weighting.fixed(part.fixed, w_ce=part.w_ce), solver)
+    rho = {name: capability.rho for name, capability in recipe.capabilities.items()}
+    return Method(weighting.grad_norm(rho, w_ce=part.w_ce, decay=part.decay, cap=part.cap), solver)
 
 
 def initial_state(run: Run, start: str) -> State:
-    plan = run.plan
-    who = {id(each): teacher.identity(each.vlm) for each in plan.teachers}
-    live = {t.capability: who[id(each)] for each in plan.teachers for t in each.terms}
+    """What a run is before its first step; `start`: sha256 of the student's weights."""
+    plan, models = run.plan, run.plan.models
+    who = {id(each): teacher.identity(each.vlm) for each in models.teachers}
+    live = {t.capability: who[id(each)] for each in models.teachers for t in each.terms}
+    total, order = plan.schedule.total_steps, plan.schedule.order
     return State(
         step=0,
-        total_steps=plan.total_steps,
+        total_steps=total,
         recipe=plan.recipe.model_dump(mode="json"),
-        teachers=plan.stored.who if plan.stored else live,
-        data=plan.data,
+        teachers=models.stored.who if models.stored else live,
+        data=corpus.digests(plan.schedule.encoded, plan.schedule.order.rows),
         start=start,
-        trained=[*plan.names, *bridges.parameters(plan.bridges)],
-        processes=plan.ranks.size,
-        num_train_epochs=ceil(plan.total_steps / plan.order.steps_per_epoch),
+        trained=[*plan.trained.names, *bridges.parameters(models.bridges)],
+        processes=plan.trained.ranks.size,
+        num_train_epochs=ceil(total / order.steps_per_epoch),
     )
+
+
+def describe(plan: Plan, teachers: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Write `run.json`: what is trained, on what, by whom; and `recipe.yaml`."""
+    models, order = plan.models, plan.schedule.order
+    model = models.student.model
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    padded = padding(order)
+    if order.by_length:
+        mixed = padding(replace(order, by_length=False))
+        tell(
+            f"batches of rows of like length: {100 * padded:.1f} % of their positions are padding, "
+            f"{100 * mixed:.1f} % without train.group_by_length"
+        )
+    about = {
+        "student": models.student.source,
+        "teachers": teachers,
+        "trained_parameters": sum(trained),
+        "embeddings_trained": bool(model.get_input_embeddings().weight.requires_grad),
+        "samples": len(plan.schedule.encoded),
+        "rows": len(order.rows),
+        "processes": plan.trained.ranks.size,
+        "rows_per_step": order.rows_per_step,
+        "steps_per_epoch": order.steps_per_epoch,
+        "total_steps": plan.schedule.total_steps,
+        "padding": padded,
+        "see_alike": _seeing_alike(models),
+        "layers": {term.capability: dict(term.matches) for term in models.terms},
+    }
+    write_json(folder / "run.json", about)
+    (folder / "recipe.yaml").write_text(to_yaml(plan.recipe), encoding="utf-8")
+
+
+def _seeing_alike(models: Models) -> list[list[str]]:
+    """Names of models of which one runs its vision tower for all, group by group."""
+    groups: dict[int, list[str]] = {}
+    users = [(models.student, models.features), *((t.vlm, t.features) for t in models.teachers)]
+    for vlm, cache in users:
+        if cache is not None and cache.alike:
+            groups.setdefault(id(cache), []).append(vlm.source)
+    return list(groups.values())
+
+
+def replicated(plan: Plan) -> tuple[Tensor, ...]:
+    """What is trained and equal in all processes."""
+    learned = bridges.parameters(plan.models.bridges).values()
+    return (*learned, *(plan.trained.parameters if plan.models.shards is None else ()))
 
 
 def restore(found: Path, student: vlms.Vlm, recipe: Recipe) -> None:
@@ -141,15 +227,15 @@ def resume(run: Run, now: State, found: Path) -> State:
     if found.name != FINAL:
         _check_best(run, saved, found)
         if run.plan.recipe.train.trainable == "lora":
-            lora.read(run.plan.student, found / lora.FOLDER)
-        checkpoint.read_bridges(found, bridges.parameters(run.plan.bridges))
+            lora.read(run.plan.models.student, found / lora.FOLDER)
+        checkpoint.read_bridges(found, bridges.parameters(run.plan.models.bridges))
         try:
             read = checkpoint.read_optimizer(found)
         except (RuntimeError, EOFError, UnpicklingError) as error:
             raise ValueError(
                 f"{found / 'optimizer.pt'} is damaged or cut off; resume an earlier checkpoint"
             ) from error
-        state = sharding.pieces_of_state(run.plan.shards, run.optimizer, read)
+        state = sharding.pieces_of_state(run.plan.models.shards, run.optimizer, read)
         run.optimizer.load_state_dict(state)
         run.memory.update(saved.weighting)
         run.kept.update(saved.kept)
@@ -180,16 +266,16 @@ def _check_best(run: Run, saved: State, found: Path) -> None:
 def save(run: Run, state: State, folder: Path) -> None:
     """A checkpoint of what all processes have."""
     plan, totals = run.plan, log.fetched(run.totals)
-    parallel.agree(plan.ranks, f"the student after step {state.step}", *plan.replicated)
+    parallel.agree(plan.trained.ranks, f"the student after step {state.step}", *replicated(plan))
     weights = _weights(plan)
-    optimizer = sharding.optimizer_state(plan.shards, run.optimizer)
-    if plan.ranks.first:
+    optimizer = sharding.optimizer_state(plan.models.shards, run.optimizer)
+    if plan.trained.ranks.first:
         checkpoint.save(
             folder,
-            vlm=plan.student,
+            vlm=plan.models.student,
             weights=weights,
             optimizer=optimizer,
-            bridges=bridges.parameters(plan.bridges),
+            bridges=bridges.parameters(plan.models.bridges),
             state=replace(state, weighting=run.memory, kept=run.kept, totals=totals),
             keep=plan.recipe.train.save_total_limit,
             card=_card(plan, state, folder / f"checkpoint-{state.step}"),
@@ -200,33 +286,33 @@ def save_final(run: Run, state: State, folder: Path) -> None:
     """The finished model, which may be an earlier checkpoint; all processes must call this."""
     plan, described = run.plan, _card(run.plan, state, folder / FINAL)
     if state.best_global_step not in (None, state.step):
-        if plan.ranks.first:
+        if plan.trained.ranks.first:
             checkpoint.save_best(folder, state=state, card=described)
         return
     weights = _weights(plan)
-    if plan.ranks.first:
+    if plan.trained.ranks.first:
         checkpoint.save_final(
-            folder, vlm=plan.student, weights=weights, state=state, card=described
+            folder, vlm=plan.models.student, weights=weights, state=state, card=described
         )
 
 
 def _weights(plan: Plan) -> dict[str, Tensor] | None:
     """The weights to be written, where the student does not hold them as they are."""
     if plan.recipe.train.trainable == "lora":
-        return lora.merged(plan.student)
-    return sharding.state_dict(plan.shards, plan.student)
+        return lora.merged(plan.models.student)
+    return sharding.state_dict(plan.models.shards, plan.models.student)
 
 
 def _card(plan: Plan, state: State, folder: Path) -> str:
-    counts = Counter(each.sample.capability or "none" for each in plan.encoded)
-    return card.text(state, folder, counts, len(plan.held_out))
+    counts = Counter(each.sample.capability or "none" for each in plan.schedule.encoded)
+    return card.text(state, folder, counts, len(plan.schedule.held_out))
 
 
 def leave(plan: Plan, final: Path) -> None:
     """Leave the student as the plain model in `final`, in evaluation mode."""
-    recipe, student = plan.recipe, plan.student
+    recipe, student = plan.recipe, plan.models.student
     if recipe.train.trainable == "lora":
         lora.fold(student)
-    if recipe.train.load_best_model_at_end and plan.shards is None:
+    if recipe.train.load_best_model_at_end and plan.models.shards is None:
         restore(final, student, recipe)
     student.model.train(False)

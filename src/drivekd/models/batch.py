@@ -8,7 +8,7 @@ positions it would have alone. Logits equal those of single samples.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "collate",
     "embed",
     "encode",
+    "flat",
     "forward",
     "group",
     "prefix_positions",
@@ -44,6 +45,11 @@ __all__ = [
 
 Row = tuple[int, ...]
 """Indices of the samples that share a row of a batch."""
+
+
+def flat(batches: Iterable[Sequence[Row]]) -> list[int]:
+    """Indices of all samples of batches, row after row, as `collate` orders them."""
+    return [index for batch in batches for row in batch for index in row]
 
 
 @dataclass(frozen=True, slots=True)

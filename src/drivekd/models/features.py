@@ -90,6 +90,7 @@ class FeatureCache:
             first runs its tower, until the weights of one change.
         latest: keep only the pictures that were last asked for, and make them all at once, as
             without a cache: no memory for more, but models that are alike run one tower.
+        pictures: identities of files that are not looked at again, as those of a run.
     """
 
     image_mode: ImageMode = "real"
@@ -97,6 +98,7 @@ class FeatureCache:
     chunk: int = 24
     alike: bool = False
     latest: bool = False
+    pictures: dict[Path, str] = field(default_factory=dict, repr=False)
     _store: WeakKeyDictionary[PreTrainedModel, _Tokens] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
@@ -142,11 +144,12 @@ class FeatureCache:
         return tokens.of
 
     def _key(self, vlm: Vlm, path: Path) -> Hashable:
-        # All pictures of one colour and one token grid are the same picture.
-        key: Hashable = token_grid(vlm, path)
-        if self.image_mode not in PLAIN:
+        key: Hashable = None
+        if self.image_mode in PLAIN:  # all of one colour and one token grid are the same picture
+            key = token_grid(vlm, path)
+        else:
             shown = [path, *([] if self.other is None else [self.other.get(path, path)])]
-            key = (key, *map(identity, shown))
+            key = tuple(self.pictures.get(each) or identity(each) for each in shown)
         # Made while a pass computes in half precision they are others than outside of it.
         half = self.latest and torch.is_autocast_enabled(vlm.device.type)
         return (key, half)

@@ -83,28 +83,26 @@ def shard(student: vlms.Vlm, names: Sequence[str], ranks: Ranks) -> Shards:
     return Shards(whole, parts, weights, pieces, ranks)
 
 
-def through(shards: Shards | None, compute: Callable[[], T]) -> T:
+def through(shards: Shards, compute: Callable[[], T]) -> T:
     """Run a computation that uses the student's weights; its losses are among its results."""
-    result: T = compute() if shards is None else shards.whole(compute)
+    result: T = shards.whole(compute)
     return result
 
 
-def gradients(
-    shards: Shards | None, total: Tensor, parameters: Sequence[nn.Parameter], *, last: bool
-) -> Sequence[Tensor | None]:
-    """The gradient of one loss; None for parameters that it does not reach.
+def gradients(shards: Shards, total: Tensor, *, last: bool) -> Sequence[Tensor | None]:
+    """This process's piece of the gradient of one loss, summed over all processes.
 
-    In pieces, this process's piece of the sum over all processes, which must all call this for the
-    same losses: `torch.autograd.grad` does not know pieces, so each loss is a backward pass.
+    They must all call this for the same losses: `torch.autograd.grad` does not know pieces, so each
+    loss is a backward pass.
 
     Args:
         shards: the student's.
         total: the loss.
-        parameters: the trained ones, or their pieces.
         last: whether the graph may be freed.
+
+    Returns:
+        One per trained weight; None for those that the loss does not reach.
     """
-    if shards is None:
-        return torch.autograd.grad(total, parameters, retain_graph=not last, allow_unused=True)
     total.backward(retain_graph=not last)
     found = [None if each.grad is None else _piece(each.grad) for each in shards.weights]
     for each in shards.weights:

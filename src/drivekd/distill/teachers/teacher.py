@@ -240,7 +240,8 @@ def targets(teachers: Sequence[Teacher], batch: Batch, rows: Tensor) -> dict[str
     """
     found: dict[str, Trace] = {}
     for teacher in teachers:
-        with visiting(teacher.vlm.model, teacher.device):
+        away = teacher.device is not None
+        with visiting(teacher.vlm.model, teacher.device) if away else nullcontext():
             trace = _trace(teacher, batch, rows)
         found |= {each.capability: _target(each, trace, rows) for each in teacher.terms}
     return found
@@ -283,7 +284,9 @@ def _trace(teacher: Teacher, batch: Batch, rows: Tensor) -> Trace:
     last, whole = max([(n, False) for n in asked] + [(n, True) for n in outputs], default=(0, True))
     end = nullcontext() if to_the_end else attention.stop_after(layers, last, whole=whole)
     hidden: Tensor | None = None
-    with attention.capture(layers, asked) as maps, states.capture(layers, outputs) as found, end:
+    kept: Maps = {}
+    states_of = states.capture(layers, outputs) if outputs else nullcontext(kept)
+    with attention.capture(layers, asked) as maps, states_of as found, end:
         hidden = forward(teacher.vlm, batch, teacher.features)
     # Detached: of a teacher that leaves the device its head stays until it has been applied.
     head = vlms.head_weight(teacher.vlm).detach() if to_the_end else None

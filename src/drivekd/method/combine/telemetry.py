@@ -51,7 +51,7 @@ def telemetry(
         if lengths[i] > 0 and lengths[j] > 0
     }
     values["grad/ce_multiplier"] = float(a[:A].mean())
-    if A > 1:
+    if tuple(anchors) != ("ce",):
         values |= {f"grad/ce_multiplier/{n}": float(v) for n, v in zip(anchors, a, strict=False)}
     if pooled[0, 0] > 0:
         values["grad/update_dot_ce"] = float(a @ G[:, :A].sum(axis=1) / pooled[0, 0])

@@ -41,6 +41,10 @@ def test_the_error_of_scenes_alike_is_that_of_their_means() -> None:
     assert (found.n, found.scenes) == (48, 12)
 
 
+def test_all_right_is_a_hundred_in_any_mix() -> None:
+    assert estimate([100.0] * 9, names(9), list("aaabbbbcc")).mean == 100.0
+
+
 def test_groups_weigh_alike_or_as_asked_and_only_ratios_count() -> None:
     values, scenes = uneven(20, 6)
     groups = ["a" if i % 3 else "b" for i in range(len(values))]

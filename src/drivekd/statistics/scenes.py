@@ -196,11 +196,13 @@ def _arranged(
     names = np.asarray([""] * n if groups is None else groups)
     _, first, group = np.unique(names, return_index=True, return_inverse=True)
     share = np.ones(len(first)) if shares is None else np.asarray(shares, np.float64)[first]
-    share, size = share / share.sum(), np.bincount(group)
+    size = np.bincount(group)
     middle = np.bincount(group, table.mean(axis=0)) / size
     least = min(len(np.unique(scene[group == k])) for k in range(len(first)))
-    weights, residuals = (share / size)[group], table - middle[group]
-    return _Data(table, weights, float(share @ middle), residuals, scene, len(columns), least)
+    weights, residuals = (share / share.sum() / size)[group], table - middle[group]
+    return _Data(
+        table, weights, float(share @ middle / share.sum()), residuals, scene, len(columns), least
+    )
 
 
 def _variance(data: _Data) -> float:
